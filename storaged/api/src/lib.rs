@@ -1,0 +1,138 @@
+//! storaged's interface: one JSON [`Request`] a line in, one [`Reply`] a line
+//! out, over a Unix socket that serves root and storaged's own uid alone.
+//!
+//! Every request states what shall be (level-triggered) and may be repeated.
+//! What it states is durable before the reply: a restarted storaged carries on
+//! from its own table with nobody alive above it.
+
+mod client;
+
+pub use client::{Client, ClientError};
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A volume's name: EC2's `vol-…` for persistent volumes, `i-…-ephemeral0` for
+/// instance store. `[a-z0-9-]`, 1 to 64 bytes; it becomes a file name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VolumeName(pub String);
+
+/// How a volume keeps its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeKind {
+    /// Survives detach, restart and stop.
+    Persistent,
+    /// Instance store: XTS-AES-256 under a key that lives in memory only, in
+    /// storaged and in the inflight region that the VMM holds for it, so that it
+    /// outlives a restart of storaged and dies with both (host crash, stop).
+    Ephemeral,
+}
+
+/// What a caller may ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case")]
+pub enum Request {
+    /// The volume shall exist with this size, kind and first content. Existing
+    /// with the same values: done; with others: refused.
+    PutVolume {
+        /// Its name.
+        volume: VolumeName,
+        /// Its size, a multiple of 4,096, at most 16 TiB.
+        size_bytes: u64,
+        /// How it keeps its bytes.
+        kind: VolumeKind,
+        /// First content: a file name in storaged's images folder. Zeros otherwise.
+        #[serde(default)]
+        image: Option<String>,
+    },
+    /// The volume shall be served to the VMM that listens on `socket`, now and
+    /// after every restart of either side, until detached.
+    Attach {
+        /// Its name.
+        volume: VolumeName,
+        /// Where the VMM listens.
+        socket: PathBuf,
+        /// Serve it with `VIRTIO_BLK_F_RO`.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// The volume shall be served to nobody. Answers once no request is in flight.
+    Detach {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// The volume shall not exist: detached, key destroyed, bytes gone.
+    DeleteVolume {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// Answers [`Reply::Volumes`].
+    List,
+}
+
+/// What storaged answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// It is so, durably.
+    Ok,
+    /// Refused; nothing changed.
+    Error {
+        /// What kind of refusal.
+        code: ErrorCode,
+        /// One sentence.
+        message: String,
+    },
+    /// To [`Request::List`], by name.
+    Volumes {
+        /// Every volume.
+        volumes: Vec<VolumeStatus>,
+    },
+}
+
+/// Kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is not of this shape or a value is out of bounds.
+    Invalid,
+    /// No volume or image of that name.
+    NotFound,
+    /// The volume exists with other values, or is attached elsewhere.
+    Conflict,
+    /// Out of room.
+    Full,
+    /// An ephemeral volume's key is gone (both holders died); only delete helps.
+    KeyLost,
+    /// The system refused.
+    Io,
+}
+
+/// One volume as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub volume: VolumeName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// How it keeps its bytes.
+    pub kind: VolumeKind,
+    /// The image it began as.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// The socket it shall be served on.
+    #[serde(default)]
+    pub attached: Option<PathBuf>,
+    /// A VMM is connected now.
+    pub connected: bool,
+    /// Requests completed since this storaged started, by kind.
+    pub reads: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Requests that ended in an error status.
+    pub errors: u64,
+}

@@ -1,0 +1,28 @@
+//! The exit record: one JSON object that the VMM writes last.
+//!
+//! A run directory with an empty record belongs to a VMM that runs or was killed.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a VMM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The cause.
+    pub reason: ExitReason,
+    /// One sentence for a person.
+    pub message: String,
+}
+
+/// The cause of a VMM's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off (ACPI S5).
+    GuestShutdown,
+    /// The guest asked for a reset (ACPI, i8042, triple fault): start it again.
+    GuestReset,
+    /// [`crate::control::Request::Stop`] or SIGTERM.
+    Stopped,
+    /// The VMM could not start or go on.
+    Error,
+}

@@ -1,0 +1,286 @@
+//! The VMM's interface: what a caller hands to `ocs-vmm` and what it gets back.
+//!
+//! ```text
+//!  caller ── spec (JSON, file or descriptor) ──▶ ocs-vmm
+//!  caller ◀─▶ control socket (one JSON object a line) ◀─▶ ocs-vmm     [control]
+//!  caller ◀── console ring (mapped file) ──────── serial port        [console]
+//!  caller ◀── exit record (written last) ──────── ocs-vmm            [exit]
+//! ```
+//!
+//! Everything a running VMM needs arrives open: a [`Source`] is a path when a
+//! person starts the VMM by hand and a descriptor number when `ocs-node` does.
+//! Start reading at [`Spec`].
+
+pub mod console;
+pub mod control;
+pub mod exit;
+
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+/// The version of [`Spec`] that this crate reads and writes.
+pub const SPEC_VERSION: u32 = 1;
+
+/// A file or socket, by path or as an inherited descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Opened by the VMM before it drops anything it could still open with.
+    Path(PathBuf),
+    /// Already open; the number as inherited across `execve`.
+    Fd(RawFd),
+}
+
+/// One instance, whole: what `ocs-vmm --spec FILE` or `--spec-fd N` reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// [`SPEC_VERSION`]; another number is refused by name.
+    pub version: u32,
+    /// Shown in logs and reports, at most 64 bytes.
+    pub id: String,
+    /// 1–64.
+    pub vcpus: u8,
+    /// Guest memory in MiB, 16 or more. One sealed memfd, backed lazily.
+    pub memory_mib: u64,
+    /// What the guest starts from.
+    pub boot: Boot,
+    /// The first serial port.
+    pub serial: Serial,
+    /// Network interfaces, in PCI order.
+    #[serde(default)]
+    pub net: Vec<Net>,
+    /// Block devices, in PCI order behind the network interfaces.
+    #[serde(default)]
+    pub block: Vec<Block>,
+    /// A listening `SOCK_STREAM` Unix socket for [`control`]; a path is bound by the VMM.
+    #[serde(default)]
+    pub control: Option<Source>,
+    /// Where the [`exit`] record goes, opened for writing at start.
+    #[serde(default)]
+    pub exit_record: Option<Source>,
+}
+
+/// Kernel, optional initrd, command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// ELF with a PVH note (Xen PVH boot ABI), or a Linux bzImage (64-bit boot protocol).
+    pub kernel: Source,
+    /// Placed high in low memory.
+    #[serde(default)]
+    pub initrd: Option<Source>,
+    /// At most 2,047 bytes.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// The serial port's output: a [`console`] ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// The ring file; the VMM creates or continues it.
+    pub ring: Source,
+    /// Bytes of output kept, 4 KiB to 1 MiB. EC2 keeps 64 KiB.
+    pub capacity_bytes: u32,
+}
+
+/// A virtio-net device on a tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// Names the interface in logs and metrics.
+    pub id: String,
+    /// A descriptor of a non-blocking tap opened `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`
+    /// (header size 12), or by path the *name* of a tap to open, for use by hand.
+    pub tap: Source,
+    /// `02:00:00:00:00:01` form.
+    pub mac: String,
+    /// Offered to the guest by `VIRTIO_NET_F_MTU`.
+    pub mtu: u16,
+}
+
+/// A virtio-blk device served by a vhost-user backend that connects to us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Block {
+    /// `VIRTIO_BLK_T_GET_ID` serial, at most 20 bytes; EC2 shows the volume id without dash.
+    pub id: String,
+    /// A *listening* Unix socket. The backend connects, again after each of its restarts.
+    pub listener: Source,
+    /// Peers of another uid (`SO_PEERCRED`) are refused.
+    pub backend_uid: u32,
+}
+
+/// Why a spec is refused; the message names the field.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Not JSON of this shape.
+    #[error("the spec is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field holds a value that the VMM does not serve.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The field's path, such as `net[0].mac`.
+        field: String,
+        /// What is wrong with it, with the value.
+        problem: String,
+    },
+}
+
+impl Spec {
+    /// Parses and checks a spec.
+    pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
+        let spec: Self = serde_json::from_slice(json)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Checks every bound that the field docs state.
+    pub fn check(&self) -> Result<(), SpecError> {
+        fn must(
+            ok: bool,
+            field: impl Into<String>,
+            problem: impl Into<String>,
+        ) -> Result<(), SpecError> {
+            if ok {
+                Ok(())
+            } else {
+                Err(SpecError::Field {
+                    field: field.into(),
+                    problem: problem.into(),
+                })
+            }
+        }
+        must(
+            self.version == SPEC_VERSION,
+            "version",
+            format!(
+                "this VMM reads version {SPEC_VERSION}, not {}",
+                self.version
+            ),
+        )?;
+        must(
+            !self.id.is_empty() && self.id.len() <= 64,
+            "id",
+            "must have 1 to 64 bytes",
+        )?;
+        must(
+            (1..=64).contains(&self.vcpus),
+            "vcpus",
+            format!("{} is not in 1..=64", self.vcpus),
+        )?;
+        must(
+            (16..=16 << 20).contains(&self.memory_mib),
+            "memory_mib",
+            format!("{} is not in 16..=16777216", self.memory_mib),
+        )?;
+        must(
+            self.boot.cmdline.len() <= 2047,
+            "boot.cmdline",
+            "is longer than 2047 bytes",
+        )?;
+        must(
+            (4096..=1 << 20).contains(&self.serial.capacity_bytes),
+            "serial.capacity_bytes",
+            format!("{} is not in 4096..=1048576", self.serial.capacity_bytes),
+        )?;
+        must(
+            self.net.len() + self.block.len() <= 28,
+            "block",
+            "more than 28 devices in all",
+        )?;
+        for (i, net) in self.net.iter().enumerate() {
+            must(
+                parse_mac(&net.mac).is_some_and(|m| m[0] & 1 == 0),
+                format!("net[{i}].mac"),
+                format!("{:?} is not a unicast MAC address", net.mac),
+            )?;
+            must(
+                (576..=9216).contains(&net.mtu),
+                format!("net[{i}].mtu"),
+                format!("{} is not in 576..=9216", net.mtu),
+            )?;
+        }
+        for (i, block) in self.block.iter().enumerate() {
+            must(
+                !block.id.is_empty() && block.id.len() <= 20 && block.id.is_ascii(),
+                format!("block[{i}].id"),
+                format!("{:?} is not 1 to 20 ASCII bytes", block.id),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads `02:00:00:00:00:01`.
+#[must_use]
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0u8; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> serde_json::Value {
+        serde_json::json!({
+            "version": 1, "id": "i-1", "vcpus": 1, "memory_mib": 64,
+            "boot": {"kernel": {"path": "probe.elf"}},
+            "serial": {"ring": {"fd": 7}, "capacity_bytes": 65536},
+            "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500}],
+            "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0}],
+        })
+    }
+
+    #[test]
+    fn a_good_spec_survives_a_round_trip() {
+        let spec = Spec::parse(good().to_string().as_bytes()).unwrap();
+        assert_eq!(spec.serial.ring, Source::Fd(7));
+        let again = Spec::parse(&serde_json::to_vec(&spec).unwrap()).unwrap();
+        assert_eq!(spec, again);
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        for (pointer, value, named) in [
+            ("/version", serde_json::json!(2), "version"),
+            ("/vcpus", serde_json::json!(65), "vcpus"),
+            ("/memory_mib", serde_json::json!(1), "memory_mib"),
+            (
+                "/net/0/mac",
+                serde_json::json!("03:00:00:00:00:01"),
+                "net[0].mac",
+            ),
+            ("/net/0/mtu", serde_json::json!(100), "net[0].mtu"),
+            ("/block/0/id", serde_json::json!(""), "block[0].id"),
+            (
+                "/serial/capacity_bytes",
+                serde_json::json!(1),
+                "serial.capacity_bytes",
+            ),
+        ] {
+            let mut json = good();
+            *json.pointer_mut(pointer).unwrap() = value;
+            let error = Spec::parse(json.to_string().as_bytes())
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(named), "{pointer}: {error}");
+        }
+        let mut json = good();
+        json["surprise"] = serde_json::json!(1);
+        assert!(
+            Spec::parse(json.to_string().as_bytes())
+                .unwrap_err()
+                .to_string()
+                .contains("surprise")
+        );
+    }
+}
