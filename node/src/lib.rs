@@ -1,1 +1,3 @@
-//! To be written.
+//! The host agent's library: the node's reconcilers and the responder.
+
+pub mod responder;

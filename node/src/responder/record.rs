@@ -1,0 +1,335 @@
+//! What one ENI may be told: a JSON file that the node writes and the responder reads.
+//!
+//! `DIR/run/responder/SERVICE-ADDRESS.json`, replaced whole by rename, mode 0640.
+//! The responder has no other knowledge: a request whose peer has no record is
+//! not answered.
+
+use ipnet::Ipv4Net;
+use ocs_node_api as api;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+/// The version of [`Record`] that this crate reads and writes.
+pub const RECORD_VERSION: u32 = 1;
+/// A longer file is refused: 16 KiB of user data, 50 tags and room.
+const MAX_FILE_BYTES: u64 = 256 * 1024;
+
+/// One ENI and its instance, as the metadata service and DHCP tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// The instance.
+    pub instance: Instance,
+    /// Every ENI of the instance, by device index.
+    pub interfaces: Vec<Interface>,
+    /// Which of `interfaces` this record's service address stands for.
+    pub interface: usize,
+}
+
+/// The instance, in [`api::Metadata`]'s words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// `i-…`
+    pub id: String,
+    /// Owner's twelve digits.
+    pub account_id: String,
+    /// `ami-…`
+    pub ami_id: String,
+    /// Such as `t3.micro`.
+    pub instance_type: String,
+    /// Such as `us-east-1`.
+    pub region: String,
+    /// Such as `us-east-1a`.
+    pub availability_zone: String,
+    /// Such as `use1-az1`.
+    pub availability_zone_id: String,
+    /// `r-…`
+    pub reservation_id: String,
+    /// Place in its reservation, from 0.
+    pub ami_launch_index: u32,
+    /// Private DNS name.
+    pub hostname: String,
+    /// If there is one.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Decoded.
+    #[serde(with = "base64_text")]
+    pub user_data: Vec<u8>,
+    /// Names, not ids.
+    pub security_group_names: Vec<String>,
+    /// `vpc-…`
+    pub vpc_id: String,
+    /// `subnet-…`
+    pub subnet_id: String,
+    /// Empty: no key pair.
+    pub key_name: String,
+    /// OpenSSH form.
+    pub public_key: String,
+    /// Off: every request is refused with 403.
+    pub http_endpoint_enabled: bool,
+    /// On: a request without a token is refused with 401.
+    pub http_tokens_required: bool,
+    /// IP TTL of the answer to a token's PUT.
+    pub http_put_response_hop_limit: u8,
+    /// Whether `tags/instance/` is there.
+    pub instance_metadata_tags: bool,
+    /// The instance's tags.
+    pub tags: BTreeMap<String, String>,
+    /// `pendingTime`, Unix seconds.
+    pub launch_time_s: i64,
+    /// Virtual name to device, such as `ami` → `sda1`.
+    pub block_device_mapping: BTreeMap<String, String>,
+}
+
+/// One ENI, in [`api::NetworkInterface`]'s words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// `eni-…`
+    pub id: String,
+    /// `02:00:00:00:00:01` form.
+    pub mac: String,
+    /// Its only address.
+    pub private_ip: Ipv4Addr,
+    /// The subnet; its first address is the router.
+    pub subnet_cidr: Ipv4Net,
+    /// The VPC's primary block; its base + 2 is the resolver.
+    pub vpc_cidr: Ipv4Net,
+    /// `sg-…`
+    pub security_groups: Vec<String>,
+    /// DHCP option 26.
+    pub mtu: u16,
+    /// `ec2.internal`, or `REGION.compute.internal`.
+    pub domain_name: String,
+}
+
+/// Why a record cannot be made, written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A desired object holds a value that cannot be told.
+    #[error("{field} of {id}: {value:?} is not valid")]
+    Field {
+        /// The instance or ENI.
+        id: String,
+        /// The field's name in `node.proto`.
+        field: &'static str,
+        /// What it held.
+        value: String,
+    },
+    /// The file is not a record.
+    #[error("{path} is not a record: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The file is of another version, too long, or names an interface it does not hold.
+    #[error("{path} is not a record of version {RECORD_VERSION}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Record {
+    /// The record of the instance's ENI number `interface`, from desired state.
+    pub fn from_desired(desired: &api::Instance, interface: usize) -> Result<Self, RecordError> {
+        let bad = |field, value: &str| RecordError::Field {
+            id: desired.id.clone(),
+            field,
+            value: value.to_owned(),
+        };
+        let metadata = desired
+            .metadata
+            .clone()
+            .ok_or_else(|| bad("metadata", ""))?;
+        let interfaces = desired
+            .network_interfaces
+            .iter()
+            .map(Interface::from_desired)
+            .collect::<Result<Vec<_>, _>>()?;
+        if interface >= interfaces.len() {
+            return Err(bad("network_interfaces", &interface.to_string()));
+        }
+        let public_ip = match metadata.public_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| bad("public_ip", text))?),
+        };
+        let hops = metadata.http_put_response_hop_limit;
+        let instance = Instance {
+            id: desired.id.clone(),
+            account_id: metadata.account_id,
+            ami_id: metadata.ami_id,
+            instance_type: metadata.instance_type,
+            region: metadata.region,
+            availability_zone: metadata.availability_zone,
+            availability_zone_id: metadata.availability_zone_id,
+            reservation_id: metadata.reservation_id,
+            ami_launch_index: metadata.ami_launch_index,
+            hostname: metadata.hostname,
+            public_ip,
+            user_data: metadata.user_data,
+            security_group_names: metadata.security_group_names,
+            vpc_id: metadata.vpc_id,
+            subnet_id: metadata.subnet_id,
+            key_name: metadata.key_name,
+            public_key: metadata.public_key,
+            http_endpoint_enabled: metadata.http_endpoint_enabled,
+            http_tokens_required: metadata.http_tokens_required,
+            http_put_response_hop_limit: u8::try_from(hops)
+                .ok()
+                .filter(|hops| *hops > 0)
+                .ok_or_else(|| bad("http_put_response_hop_limit", &hops.to_string()))?,
+            instance_metadata_tags: metadata.instance_metadata_tags,
+            tags: metadata.tags.into_iter().collect(),
+            launch_time_s: metadata.launch_time_s,
+            block_device_mapping: metadata.block_device_mapping.into_iter().collect(),
+        };
+        Ok(Self {
+            version: RECORD_VERSION,
+            instance,
+            interfaces,
+            interface,
+        })
+    }
+
+    /// The ENI that this record's service address stands for.
+    ///
+    /// `None` is impossible for a record that [`Record::read`] or
+    /// [`Record::from_desired`] returned.
+    #[must_use]
+    pub fn own_interface(&self) -> Option<&Interface> {
+        self.interfaces.get(self.interface)
+    }
+
+    /// Where the record of `service_address` lies in `folder`.
+    #[must_use]
+    pub fn path(folder: &Path, service_address: Ipv4Addr) -> PathBuf {
+        folder.join(format!("{service_address}.json"))
+    }
+
+    /// Replaces the record of `service_address` in `folder`, readable by `gid`.
+    pub fn write(
+        &self,
+        folder: &Path,
+        service_address: Ipv4Addr,
+        gid: u32,
+    ) -> Result<(), RecordError> {
+        let path = Self::path(folder, service_address);
+        let part = folder.join(format!(".{service_address}.part"));
+        let write = || {
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o640)
+                .open(&part)?;
+            fchown(&file, None, Some(gid))?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            drop(file);
+            std::fs::rename(&part, &path)
+        };
+        write().map_err(|source| RecordError::Io {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Removes the record of `service_address`; none there is fine.
+    pub fn remove(folder: &Path, service_address: Ipv4Addr) -> Result<(), RecordError> {
+        let path = Self::path(folder, service_address);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(RecordError::Io { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The record of `service_address`, or `None` where there is none.
+    pub fn read(folder: &Path, service_address: Ipv4Addr) -> Result<Option<Self>, RecordError> {
+        let path = Self::path(folder, service_address);
+        let mut bytes = Vec::new();
+        let read = File::open(&path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+        match read {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Io { path, source }),
+            Ok(length) if length as u64 > MAX_FILE_BYTES => {
+                return Err(RecordError::Shape { path });
+            }
+            Ok(_) => {}
+        }
+        match serde_json::from_slice::<Self>(&bytes) {
+            Err(source) => Err(RecordError::Json { path, source }),
+            Ok(record)
+                if record.version == RECORD_VERSION && record.own_interface().is_some() =>
+            {
+                Ok(Some(record))
+            }
+            Ok(_) => Err(RecordError::Shape { path }),
+        }
+    }
+}
+
+impl Interface {
+    fn from_desired(desired: &api::NetworkInterface) -> Result<Self, RecordError> {
+        let bad = |field, value: &str| RecordError::Field {
+            id: desired.id.clone(),
+            field,
+            value: value.to_owned(),
+        };
+        ocs_vmm_spec::parse_mac(&desired.mac).ok_or_else(|| bad("mac", &desired.mac))?;
+        Ok(Self {
+            id: desired.id.clone(),
+            mac: desired.mac.to_lowercase(),
+            private_ip: desired
+                .private_ip
+                .parse()
+                .map_err(|_| bad("private_ip", &desired.private_ip))?,
+            subnet_cidr: desired
+                .subnet_cidr
+                .parse()
+                .map_err(|_| bad("subnet_cidr", &desired.subnet_cidr))?,
+            vpc_cidr: desired
+                .vpc_cidr
+                .parse()
+                .map_err(|_| bad("vpc_cidr", &desired.vpc_cidr))?,
+            security_groups: desired.security_groups.clone(),
+            mtu: u16::try_from(desired.mtu)
+                .ok()
+                .filter(|mtu| *mtu >= 576)
+                .ok_or_else(|| bad("mtu", &desired.mtu.to_string()))?,
+            domain_name: desired.domain_name.clone(),
+        })
+    }
+}
+
+/// Bytes as base64 text in JSON.
+mod base64_text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map_err(D::Error::custom)
+    }
+}
