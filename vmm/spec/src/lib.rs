@@ -60,6 +60,9 @@ pub struct Spec {
     /// Where the [`exit`] record goes, opened for writing at start.
     #[serde(default)]
     pub exit_record: Option<Source>,
+    /// `/dev/kvm`, open for reading and writing; none: opened by that path.
+    #[serde(default)]
+    pub kvm: Option<Source>,
 }
 
 /// Kernel, optional initrd, command line.
