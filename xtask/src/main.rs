@@ -1,2 +1,75 @@
-//! To be written.
-fn main() {}
+//! `cargo xtask`: everything a developer or CI runs, each in one command.
+//!
+//! ```text
+//!  build ── guest (probe.elf) ─┐
+//!        └─ BPF (.bpf.o) ──────┴─▶ target/artifacts ─▶ host binaries embed them
+//!  test ─── gates · unit · kernel · system · lab · fuzz      one table of counts
+//!  demo ─── `ocs up` + aws CLI ─▶ table of checks with evidence
+//!  lab ──── QEMU host with AMD-V, restored from a snapshot ─▶ stock Linux guests
+//! ```
+//! What a command needs and the machine lacks, [`setup`] installs, saying so.
+
+mod bench;
+mod build;
+mod gates;
+mod licences;
+mod places;
+mod setup;
+mod sh;
+mod test;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Developer commands of Open Cloud System"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the probe guest, the BPF programs and the host binaries
+    Build {
+        /// Optimised, as it is measured and deployed
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build the BPF programs alone
+    BuildEbpf,
+    /// Build the probe guest alone
+    BuildGuest,
+    /// Run every kind of test, as CI does
+    Test(test::Options),
+    /// Compare with a named peer in one run
+    Bench {
+        /// boot, net, block, qos or api
+        area: String,
+        /// End within a minute
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Formatting, lints, documentation, licences
+    Ci,
+    /// Install what the commands need, or print how
+    Setup,
+    /// Generate the EC2 tables from AWS's published service model
+    GenEc2,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Build { release } => build::all(build::Profile::of(release)).map(drop),
+        Command::BuildEbpf => build::ebpf(),
+        Command::BuildGuest => build::guest(),
+        Command::Test(options) => test::run(&options),
+        Command::Bench { area, quick } => bench::run(&area, quick),
+        Command::Ci => gates::all(),
+        Command::Setup => setup::everything(),
+        Command::GenEc2 => build::generate_ec2(),
+    }
+}

@@ -1,0 +1,23 @@
+//! `cargo xtask bench AREA`: runs `ocs-benches` on a release build.
+
+use crate::build::{self, Profile};
+use crate::setup::{self, Need};
+use crate::{places, sh};
+use anyhow::Result;
+use std::process::Command;
+
+/// Builds, then measures one area; the table goes to the terminal, the figures to
+/// `target/bench/AREA.json`.
+pub fn run(area: &str, quick: bool) -> Result<()> {
+    setup::ensure(&[Need::NetworkTools, Need::Lab, Need::Clients])?;
+    let binaries = build::all(Profile::Release)?;
+    sh::step("build the benches", || {
+        sh::run(sh::cargo().args(["build", "--locked", "--release", "--package", "ocs-benches"]))
+    })?;
+    let mut bench = Command::new(binaries.join("ocs-benches"));
+    bench.arg(area).current_dir(places::root());
+    if quick {
+        bench.arg("--quick");
+    }
+    sh::run(&mut bench)
+}

@@ -1,0 +1,111 @@
+//! `cargo xtask build`: guest and BPF first, then the host binaries that embed them.
+
+use crate::setup::{self, Need};
+use crate::toolchain::Compiler;
+use crate::{places, sh};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How the host binaries are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `target/debug`.
+    Debug,
+    /// `target/release`.
+    Release,
+}
+
+impl Profile {
+    /// As the `--release` flag says.
+    pub fn of(release: bool) -> Self {
+        if release { Self::Release } else { Self::Debug }
+    }
+
+    /// Where this profile's binaries are.
+    pub fn folder(self) -> PathBuf {
+        places::target().join(match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+        })
+    }
+}
+
+/// The host crates whose binaries make an installation.
+const HOST_CRATES: &[&str] = &["ocs", "ocs-control", "ocs-node", "ocs-storaged", "ocs-vmm"];
+
+/// Everything. Yields the folder that holds the binaries.
+pub fn all(profile: Profile) -> Result<PathBuf> {
+    guest()?;
+    ebpf()?;
+    host(profile)?;
+    Ok(profile.folder())
+}
+
+/// The probe guest.
+pub fn guest() -> Result<()> {
+    setup::ensure(&[Need::CoreSources])?;
+    sh::step("build the probe guest", || {
+        let built = Compiler::get()?.build(
+            &places::root().join("guest"),
+            "x86_64-unknown-none",
+            "core,alloc",
+            "",
+        )?;
+        keep(&built.join("ocs-probe"), "ocs-probe.elf")
+    })
+}
+
+/// The BPF programs.
+pub fn ebpf() -> Result<()> {
+    setup::ensure(&[Need::CoreSources, Need::BpfLinker])?;
+    sh::step("build the BPF programs", || {
+        let built = Compiler::get()?.build(
+            &places::root().join("dataplane-ebpf"),
+            "bpfel-unknown-none",
+            "core",
+            "-Clink-arg=--btf -Cdebuginfo=2",
+        )?;
+        keep(&built.join("ocs-dataplane-ebpf"), "ocs-dataplane.bpf.o")
+    })
+}
+
+/// `ocs` and the parts that it supervises.
+fn host(profile: Profile) -> Result<()> {
+    sh::step("build the host binaries", || {
+        let mut cargo = sh::cargo();
+        cargo.args(["build", "--locked", "--bins"]);
+        for name in HOST_CRATES {
+            cargo.args(["--package", name]);
+        }
+        if profile == Profile::Release {
+            cargo.arg("--release");
+        }
+        sh::run(&mut cargo)
+    })
+}
+
+/// The EC2 tables, from AWS's published service model in botocore.
+pub fn generate_ec2() -> Result<()> {
+    setup::ensure(&[Need::Clients])?;
+    sh::step("generate the EC2 tables", || {
+        sh::run(
+            std::process::Command::new(setup::python())
+                .arg(places::root().join("control/tools/generate_ec2.py"))
+                .current_dir(places::root()),
+        )
+    })
+}
+
+/// Copies what was built to where consumers embed it from, unless it is the same
+/// (its time would make them build again).
+fn keep(built: &Path, name: &str) -> Result<()> {
+    let folder = places::artifacts();
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    let path = folder.join(name);
+    if fs::read(&path).is_ok_and(|held| held == bytes) {
+        return Ok(());
+    }
+    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
