@@ -12,6 +12,7 @@
 mod bench;
 mod build;
 mod gates;
+mod lab;
 mod licences;
 mod places;
 mod setup;
@@ -20,6 +21,7 @@ mod test;
 mod toolchain;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(
@@ -45,6 +47,11 @@ enum Command {
     BuildGuest,
     /// Run every kind of test, as CI does
     Test(test::Options),
+    /// Open the emulated host, or run a command in it
+    Lab {
+        #[command(subcommand)]
+        action: Option<lab::Action>,
+    },
     /// Compare with a named peer in one run
     Bench {
         /// boot, net, block, qos or api
@@ -61,15 +68,17 @@ enum Command {
     GenEc2,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Build { release } => build::all(build::Profile::of(release)).map(drop),
         Command::BuildEbpf => build::ebpf(),
         Command::BuildGuest => build::guest(),
         Command::Test(options) => test::run(&options),
+        Command::Lab { action } => return lab::run(action).map(ExitCode::from),
         Command::Bench { area, quick } => bench::run(&area, quick),
         Command::Ci => gates::all(),
         Command::Setup => setup::everything(),
         Command::GenEc2 => build::generate_ec2(),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! Where things are: the checkout, what is built, what is kept between checkouts.
 
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// The checkout.
@@ -22,4 +23,17 @@ pub fn artifacts() -> PathBuf {
 /// The Python environment with the clients that tests drive.
 pub fn venv() -> PathBuf {
     root().join("target/venv")
+}
+
+/// What is costly to make and the same for every checkout: `$OCS_CACHE`, else `~/.cache/ocs`.
+pub fn cache() -> Result<PathBuf> {
+    let path = match std::env::var_os("OCS_CACHE") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither OCS_CACHE nor HOME is set")?)
+                .join(".cache/ocs")
+        }
+    };
+    std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    Ok(path)
 }

@@ -74,6 +74,11 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// The folder that the command was given in.
+pub fn folder() -> Result<std::path::PathBuf> {
+    std::env::current_dir().context("the current folder is gone")
+}
+
 /// `cargo`, in the checkout, as the toolchain that runs us.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,0 +1,15 @@
+#!/bin/busybox sh
+# Initial RAM disk of the lab's stock guest, as a distribution's: drivers in, root on.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/order
+until [ -b /dev/vda ]; do sleep 0.1; done
+echo "stock: root $(cat /sys/block/vda/serial 2>/dev/null) $(busybox fdisk -l /dev/vda 2>/dev/null | head -1)"
+mount -t ext4 /dev/vda /new || poweroff -f
+umount /proc
+mount --move /dev /new/dev
+exec switch_root /new /sbin/init

@@ -1,0 +1,77 @@
+//! The stock guest: Debian's cloud kernel as Debian ships it, an initial RAM disk with
+//! its drivers, an ext4 root with busybox and three scripts.
+
+use super::kernels::{Flavour, Kernel};
+use super::tree::Tree;
+use crate::sh;
+use anyhow::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The drivers that the cloud kernel has as modules; PCI, ext4 and the rest are built in.
+const MODULES: &[&str] = &["virtio_blk", "virtio_net"];
+
+/// The guest's command line.
+pub const CMDLINE: &str = "console=ttyS0 root=/dev/vda rw panic=-1";
+
+/// The files of one image.
+pub struct StockGuest {
+    /// The kernel package, for the record.
+    pub package: String,
+    /// Uncompressed, as `ocs-vmm` boots it through its PVH entry.
+    pub vmlinux: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: PathBuf,
+    /// The root volume's first content.
+    pub root: PathBuf,
+}
+
+impl StockGuest {
+    /// Makes initrd and root in `folder`.
+    pub fn build(folder: &Path) -> Result<Self> {
+        let kernel = Kernel::get(Flavour::Cloud)?;
+        let initrd = Tree::new(&["dev", "proc", "sys", "new"])?;
+        initrd.modules(&kernel, MODULES)?;
+        initrd.script("init", include_str!("l2-initrd.sh"))?;
+        let guest = Self {
+            vmlinux: kernel.vmlinux(),
+            initrd: folder.join("initrd"),
+            root: folder.join("root.ext4"),
+            package: kernel.package,
+        };
+        fs::write(&guest.initrd, initrd.archive()?)?;
+
+        let root = Tree::new(&["dev", "proc", "sys", "sbin", "tmp", "etc"])?;
+        root.script("sbin/init", include_str!("l2-init.sh"))?;
+        root.script("bin/dhcp-script", include_str!("l2-dhcp.sh"))?;
+        fs::write(root.path().join("etc/hosts"), "127.0.0.1 localhost\n")?;
+        sh::run(
+            Command::new(root.path().join("bin/busybox"))
+                .args(["--install", "-s"])
+                .arg(root.path().join("bin")),
+        )?;
+        relink(&root.path().join("bin"))?;
+        sh::output(
+            Command::new("mke2fs")
+                .args(["-q", "-t", "ext4", "-F", "-L", "root", "-d"])
+                .arg(root.path())
+                .arg(&guest.root)
+                .arg("96M")
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"),
+        )?;
+        Ok(guest)
+    }
+}
+
+/// `--install` links to where busybox lies now; in the image it lies beside its links.
+fn relink(bin: &Path) -> Result<()> {
+    for entry in fs::read_dir(bin)? {
+        let path = entry?.path();
+        if path.is_symlink() {
+            fs::remove_file(&path)?;
+            std::os::unix::fs::symlink("busybox", &path)?;
+        }
+    }
+    Ok(())
+}
