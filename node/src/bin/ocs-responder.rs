@@ -1,1 +1,55 @@
-fn main() {}
+//! `ocs-responder`: DHCP and instance metadata for the guests of one host.
+
+use anyhow::ensure;
+use clap::Parser;
+use ocs_node::responder::{Config, run};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// Answers DHCP and instance metadata requests of this host's guests.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The state folder of `ocs up`.
+    #[arg(long)]
+    state: PathBuf,
+    /// The network namespace to serve in (default: STATE/run/netns/svc).
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// The interface that guests are behind.
+    #[arg(long, default_value = "svc1")]
+    interface: String,
+    /// Whom to become once the sockets are bound.
+    #[arg(long)]
+    uid: u32,
+    /// The group to become.
+    #[arg(long)]
+    gid: u32,
+}
+
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    let arguments = Arguments::parse();
+    ensure!(
+        arguments.uid != 0,
+        "--uid: the responder does not run as root"
+    );
+    let run_folder = arguments.state.join("run");
+    let netns = arguments
+        .netns
+        .unwrap_or_else(|| run_folder.join("netns/svc"));
+    run(&Config {
+        records: run_folder.join("responder"),
+        token_key: run_folder.join("token.key"),
+        netns: Some(netns),
+        interface: arguments.interface,
+        identity: Some((arguments.uid, arguments.gid)),
+    })?;
+    Ok(())
+}

@@ -11,4 +11,128 @@
 //! process above it: what it may tell is in the records, and the key of its
 //! tokens is on disk.
 
+mod dhcp;
+mod imds;
+mod limits;
+mod place;
 pub mod record;
+mod serve;
+#[cfg(test)]
+mod testing;
+mod token;
+mod tree;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often the responder looks whether its namespace is still the right one.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where the responder works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The records' folder.
+    pub records: PathBuf,
+    /// The tokens' key, made where there is none.
+    pub token_key: PathBuf,
+    /// The namespace to serve in, waited for; the caller's own where there is none.
+    pub netns: Option<PathBuf>,
+    /// The interface that guests are behind.
+    pub interface: String,
+    /// Whom to become once the sockets are bound, uid and gid.
+    pub identity: Option<(u32, u32)>,
+}
+
+/// Why the responder ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The key cannot be read or made.
+    #[error("token key {path}: {source}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Namespace or sockets.
+    #[error("entering {netns:?} to serve on {interface}: {source}")]
+    Enter {
+        /// The namespace.
+        netns: Option<PathBuf>,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Root could not be given up.
+    #[error("becoming uid {uid}, gid {gid}: {source}")]
+    Identity {
+        /// The uid.
+        uid: u32,
+        /// The gid.
+        gid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system refused what every process may do.
+    #[error("starting to serve: {0}")]
+    Runtime(#[from] io::Error),
+    /// The namespace or the interface was replaced: to be started again.
+    #[error("{interface} is not where guests are any more")]
+    Replaced {
+        /// The interface.
+        interface: String,
+    },
+}
+
+/// Serves until SIGTERM or SIGINT; an error means that it should be started again.
+///
+/// Call it from a process with one thread: namespace and identity are a thread's.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let key = token::TokenKey::load_or_create(&config.token_key).map_err(|source| Error::Key {
+        path: config.token_key.clone(),
+        source,
+    })?;
+    let place = place::enter(config).map_err(|source| Error::Enter {
+        netns: config.netns.clone(),
+        interface: config.interface.clone(),
+        source,
+    })?;
+    if let Some((uid, gid)) = config.identity {
+        place::drop_privileges(uid, gid).map_err(|source| Error::Identity { uid, gid, source })?;
+    }
+    let service = Arc::new(serve::Service {
+        records: config.records.clone(),
+        key,
+        limits: Arc::default(),
+    });
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(serve_in(place, service))
+}
+
+async fn serve_in(place: place::Place, service: Arc<serve::Service>) -> Result<(), Error> {
+    let dhcp = UdpSocket::from_std(place.dhcp.try_clone()?)?;
+    let imds = TcpListener::from_std(place.imds.try_clone()?)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(interface = place.interface(), "serving");
+    let gone = async {
+        while !place.is_gone() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        never = serve::dhcp(&service, &dhcp) => match never {},
+        never = serve::imds(Arc::clone(&service), &imds) => match never {},
+        () = gone => Err(Error::Replaced { interface: place.interface().to_owned() }),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}

@@ -275,9 +275,7 @@ impl Record {
         }
         match serde_json::from_slice::<Self>(&bytes) {
             Err(source) => Err(RecordError::Json { path, source }),
-            Ok(record)
-                if record.version == RECORD_VERSION && record.own_interface().is_some() =>
-            {
+            Ok(record) if record.version == RECORD_VERSION && record.own_interface().is_some() => {
                 Ok(Some(record))
             }
             Ok(_) => Err(RecordError::Shape { path }),

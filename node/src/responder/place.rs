@@ -1,0 +1,139 @@
+//! Where and as whom the responder runs: it enters its namespace, binds, and
+//! gives up everything that made that possible.
+
+use super::Config;
+use super::dhcp::SERVER;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
+use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::thread::{
+    LinkNameSpaceType, move_into_link_name_space, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const RETRY: Duration = Duration::from_millis(200);
+/// Two descriptors a connection, and room.
+const MAX_OPEN_FILES: u64 = 2 * super::limits::CONNECTIONS as u64 + 256;
+
+/// The bound sockets, and how to tell that their place is gone.
+pub struct Place {
+    /// UDP, [`SERVER`]:67.
+    pub dhcp: UdpSocket,
+    /// TCP, [`SERVER`]:80.
+    pub imds: TcpListener,
+    netns: Option<PathBuf>,
+    netns_inode: u64,
+    interface: String,
+    index: u32,
+}
+
+/// Waits until namespace, interface and address are there, then binds.
+///
+/// Moves the calling thread: call it before any other thread is started.
+pub fn enter(config: &Config) -> io::Result<Place> {
+    let mut waiting = String::new();
+    loop {
+        match try_enter(config) {
+            Ok(place) => return Ok(place),
+            Err(error) if is_not_yet(&error) => {
+                let text = error.to_string();
+                if text != waiting {
+                    tracing::info!(netns = ?config.netns, interface = config.interface, error = text, "waiting");
+                    waiting = text;
+                }
+                std::thread::sleep(RETRY);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Absent, not a namespace yet (the file before its mount), or without its address.
+fn is_not_yet(error: &io::Error) -> bool {
+    [
+        Errno::NOENT,
+        Errno::INVAL,
+        Errno::NODEV,
+        Errno::ADDRNOTAVAIL,
+    ]
+    .contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+fn try_enter(config: &Config) -> io::Result<Place> {
+    if let Some(netns) = &config.netns {
+        let file = open(netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+    }
+    let netns_inode = inode(Path::new("/proc/self/ns/net"))?;
+    let dhcp = UdpSocket::bind((SERVER, 67))?;
+    let imds = TcpListener::bind((SERVER, 80))?;
+    let index = name_to_index(&dhcp, &config.interface)?;
+    dhcp.set_nonblocking(true)?;
+    imds.set_nonblocking(true)?;
+    Ok(Place {
+        dhcp,
+        imds,
+        netns: config.netns.clone(),
+        netns_inode,
+        interface: config.interface.clone(),
+        index,
+    })
+}
+
+/// Gives up root for good: no identity, no capability, no way back through `execve`.
+///
+/// Like [`enter`] for the calling thread and those it starts later.
+pub fn drop_privileges(uid: u32, gid: u32) -> io::Result<()> {
+    let files = Some(MAX_OPEN_FILES);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files,
+            maximum: files,
+        },
+    )?;
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    // From root to another uid the kernel empties the permitted, effective and
+    // ambient capability sets (capabilities(7)).
+    set_thread_res_uid(uid, uid, uid)?;
+    set_no_new_privs(true)?;
+    Ok(())
+}
+
+impl Place {
+    /// The interface that guests are behind.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Whether another namespace or interface has taken the place of ours, so
+    /// that nobody asks here any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        if name_to_index(&self.dhcp, &self.interface) != Ok(self.index) {
+            return true;
+        }
+        match self.netns.as_deref().map(inode) {
+            Some(Ok(now)) => now != self.netns_inode,
+            Some(Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            None => false,
+        }
+    }
+}
+
+fn inode(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(path)?.st_ino())
+}

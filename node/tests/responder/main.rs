@@ -1,0 +1,212 @@
+//! The real `ocs-responder` in a real namespace, asked by several service addresses.
+//!
+//! ```text
+//!  netns ocs-g-PID: svc0 169.254.1.1, .2, .3 ═══ veth ═══ svc1 169.254.169.254 :netns ocs-s-PID
+//! ```
+
+mod bed;
+
+use bed::{Bed, Http};
+use dhcproto::v4::{DhcpOption, Message, MessageType};
+use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+const A: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const B: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 3);
+const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+
+fn discover(mac: [u8; 6]) -> Vec<u8> {
+    let none = Ipv4Addr::UNSPECIFIED;
+    let mut message = Message::new_with_id(1, none, none, none, none, &mac);
+    let kind = DhcpOption::MessageType(MessageType::Discover);
+    message.opts_mut().insert(kind);
+    let mut bytes = Vec::new();
+    message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+    bytes
+}
+
+fn token_header(token: &str) -> String {
+    format!("X-aws-ec2-metadata-token: {token}")
+}
+
+#[test]
+fn two_enis_with_one_private_address_are_told_apart() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    bed.put(B, "i-b", |_| {});
+    let _responder = bed.start();
+
+    for (peer, expected) in [(A, Some("i-a")), (B, Some("i-b")), (STRANGER, None)] {
+        let offer = bed.datagram(peer, &discover([2, 0, 0, 0, 0, 0x2a]));
+        let address =
+            offer.map(|bytes| Message::decode(&mut Decoder::new(&bytes)).unwrap().yiaddr());
+        assert_eq!(
+            address,
+            expected.map(|_| Ipv4Addr::new(172, 31, 16, 5)),
+            "{peer}"
+        );
+
+        let http = bed.http(peer);
+        let Some(expected) = expected else {
+            assert!(http.ask("PUT", "/latest/api/token", &[TTL]).is_none());
+            continue;
+        };
+        let token = http.ask("PUT", "/latest/api/token", &[TTL]).unwrap();
+        assert_eq!(token.status, 200);
+        let token = token_header(&token.body);
+        let id = http.ask("GET", "/latest/meta-data/instance-id", &[&token]);
+        assert_eq!(id.unwrap().body, expected);
+        let other = bed.http(if peer == A { B } else { A });
+        let stolen = other.ask("GET", "/latest/meta-data/instance-id", &[&token]);
+        assert_eq!(stolen.unwrap().status, 401);
+    }
+}
+
+#[test]
+fn tokens_survive_the_responder_and_records_are_read_afresh() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    let responder = bed.start();
+    let token = bed.http(A).ask("PUT", "/latest/api/token", &[TTL]).unwrap();
+    let token = token_header(&token.body);
+    drop(responder);
+    let _responder = bed.start();
+    let ask = |headers: &[&str]| bed.http(A).ask("GET", "/latest/meta-data/mac", headers);
+    assert_eq!(ask(&[&token]).unwrap().status, 200);
+    assert_eq!(ask(&[]).unwrap().status, 401);
+    bed.put(A, "i-a", |record| {
+        record.instance.http_tokens_required = false
+    });
+    assert_eq!(ask(&[]).unwrap().status, 200);
+    bed.remove(A);
+    assert!(ask(&[&token]).is_none());
+}
+
+#[test]
+fn a_token_s_answer_goes_no_further_than_the_hop_limit() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |record| {
+        record.instance.http_tokens_required = false
+    });
+    bed.put(B, "i-b", |record| {
+        record.instance.http_put_response_hop_limit = 2
+    });
+    let _responder = bed.start();
+    // A socket that takes no packet of fewer than two hops stands for a guest's router.
+    let near = bed.http(A).min_ttl(2);
+    assert_eq!(
+        near.ask("GET", "/latest/meta-data/mac", &[])
+            .unwrap()
+            .status,
+        200
+    );
+    let put = near
+        .patience(Duration::from_millis(500))
+        .ask("PUT", "/latest/api/token", &[TTL]);
+    assert!(put.is_none());
+    let far = bed.http(B).min_ttl(2);
+    assert_eq!(
+        far.ask("PUT", "/latest/api/token", &[TTL]).unwrap().status,
+        200
+    );
+}
+
+#[test]
+fn one_eni_s_idle_connections_cost_the_others_nothing() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    bed.put(B, "i-b", |_| {});
+    let _responder = bed.start();
+    let held: Vec<_> = (0..32).map(|_| bed.connect(A)).collect();
+    bed.until("the 33rd connection is refused", || {
+        bed.http(A)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .is_none()
+    });
+    assert_eq!(
+        bed.http(B)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .unwrap()
+            .status,
+        200
+    );
+    drop(held);
+    bed.until("the first ENI is served again", || {
+        bed.http(A)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .is_some()
+    });
+}
+
+#[test]
+fn hostile_requests_end_their_connection_only() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    let _responder = bed.start();
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000));
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1000));
+    for request in [
+        long.as_str(),
+        &many,
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "\r\n\r\n\r\n",
+    ] {
+        let answer = Http::raw(bed.connect(A), request);
+        assert!(
+            answer.is_none_or(|answer| answer.status >= 400),
+            "{request:.40?}"
+        );
+    }
+    assert_eq!(
+        bed.http(A)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .unwrap()
+            .status,
+        200
+    );
+}
+
+#[test]
+fn it_has_no_privilege_and_leaves_when_its_interface_does() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    let mut responder = bed.start();
+    assert!(
+        bed.http(A)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .is_some()
+    );
+    let status = std::fs::read_to_string(format!("/proc/{}/status", responder.id())).unwrap();
+    for line in [
+        "Uid:\t64002\t64002\t64002\t64002",
+        "Gid:\t64002\t64002\t64002\t64002",
+        "Groups:\t ",
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(
+            status.lines().any(|l| l == line),
+            "no {line:?} in\n{status}"
+        );
+    }
+    bed.cut();
+    assert!(!responder.wait().success());
+}
+
+#[test]
+fn it_waits_for_its_namespace_and_its_address() {
+    let bed = Bed::without_address();
+    bed.put(A, "i-a", |_| {});
+    let _responder = bed.spawn();
+    bed.add_address();
+    bed.until("it serves", || {
+        bed.http(A)
+            .ask("PUT", "/latest/api/token", &[TTL])
+            .is_some()
+    });
+}
