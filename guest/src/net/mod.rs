@@ -1,0 +1,180 @@
+//! The network: one virtio-net device under smoltcp.
+//!
+//! ```text
+//!  tasks ── tcp, udp, icmp (async) ──▶ SocketSet ──▶ Interface ──▶ device
+//!           dhcp gives address and route ─────────────────┘
+//! ```
+
+pub mod device;
+pub mod dhcp;
+pub mod http;
+pub mod tcp;
+
+use crate::{clock, executor};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use device::NetDevice;
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::AnySocket;
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+
+/// All sockets of all orders together.
+const MAX_SOCKETS: usize = 160;
+/// How soon to look again when the device holds every send buffer.
+const FULL_RETRY_US: u64 = 500;
+const FIRST_EPHEMERAL_PORT: u16 = 49152;
+
+struct Inner {
+    interface: Interface,
+    device: NetDevice,
+    sockets: SocketSet<'static>,
+    count: usize,
+}
+
+/// The interface and its sockets.
+pub struct Net {
+    inner: RefCell<Inner>,
+    next_port: Cell<u16>,
+}
+
+fn now() -> Instant {
+    Instant::from_micros(i64::try_from(clock::now_us()).unwrap_or(i64::MAX))
+}
+
+impl Net {
+    /// Starts the interface, without an address.
+    pub fn new(mut device: NetDevice) -> Rc<Self> {
+        let mut config = Config::new(EthernetAddress(device.mac()).into());
+        let seed = clock::entropy();
+        config.random_seed = seed;
+        let interface = Interface::new(config, &mut device, now());
+        let offset = (seed >> 32) as u16 % (u16::MAX - FIRST_EPHEMERAL_PORT);
+        let net = Rc::new(Self {
+            inner: RefCell::new(Inner {
+                interface,
+                device,
+                sockets: SocketSet::new(Vec::new()),
+                count: 0,
+            }),
+            next_port: Cell::new(FIRST_EPHEMERAL_PORT + offset),
+        });
+        let driven = net.clone();
+        executor::add_driver(move || driven.poll());
+        net
+    }
+
+    /// Moves packets; true if a socket may have changed.
+    fn poll(&self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        let Inner {
+            interface,
+            device,
+            sockets,
+            ..
+        } = &mut *inner;
+        let now = now();
+        let result = interface.poll(now, device, sockets);
+        if let Some(at) = interface.poll_at(now, sockets) {
+            let at_us = u64::try_from(at.total_micros()).unwrap_or(0);
+            let now_us = clock::now_us();
+            let held_up = at_us <= now_us && device.is_full();
+            executor::wake_at(if held_up {
+                now_us + FULL_RETRY_US
+            } else {
+                at_us
+            });
+        }
+        result == PollResult::SocketStateChanged
+    }
+
+    /// Adds a socket, unless there are too many.
+    pub fn add<T: AnySocket<'static>>(self: &Rc<Self>, socket: T) -> Option<Handle> {
+        let mut inner = self.inner.borrow_mut();
+        if inner.count >= MAX_SOCKETS {
+            return None;
+        }
+        inner.count += 1;
+        Some(Handle {
+            socket: inner.sockets.add(socket),
+            net: self.clone(),
+        })
+    }
+
+    /// A port that no other socket of this machine has used lately.
+    pub fn ephemeral_port(&self) -> u16 {
+        let port = self.next_port.get();
+        self.next_port
+            .set(port.checked_add(1).unwrap_or(FIRST_EPHEMERAL_PORT));
+        port
+    }
+
+    /// Sets or takes away address and default route.
+    fn configure(&self, address: Option<(Ipv4Cidr, Option<Ipv4Address>)>) {
+        let mut inner = self.inner.borrow_mut();
+        inner.interface.update_ip_addrs(|list| {
+            list.clear();
+            if let Some((cidr, _)) = address {
+                // The list has room for one and is empty.
+                let _ = list.push(IpCidr::Ipv4(cidr));
+            }
+        });
+        let routes = inner.interface.routes_mut();
+        routes.remove_default_ipv4_route();
+        if let Some((_, Some(router))) = address {
+            // The table has room for two and holds no other.
+            let _ = routes.add_default_ipv4_route(router);
+        }
+    }
+}
+
+/// A socket of the set; dropping it removes the socket.
+pub struct Handle {
+    net: Rc<Net>,
+    socket: SocketHandle,
+}
+
+impl Handle {
+    /// Works on the socket and lets the loop send what that produced.
+    pub fn with<T: AnySocket<'static>, R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        let mut inner = self.net.inner.borrow_mut();
+        f(inner.sockets.get_mut::<T>(self.socket))
+    }
+
+    /// The same with what connecting and ICMP need of the interface.
+    pub fn with_context<T: AnySocket<'static>, R>(
+        &self,
+        f: impl FnOnce(&mut T, &mut smoltcp::iface::Context) -> R,
+    ) -> R {
+        let mut inner = self.net.inner.borrow_mut();
+        let Inner {
+            interface, sockets, ..
+        } = &mut *inner;
+        f(sockets.get_mut::<T>(self.socket), interface.context())
+    }
+
+    /// The network that the socket belongs to.
+    pub fn net(&self) -> &Rc<Net> {
+        &self.net
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut inner = self.net.inner.borrow_mut();
+        inner.sockets.remove(self.socket);
+        inner.count -= 1;
+    }
+}
+
+/// Zeroed memory for a socket's ring that lives as long as the socket.
+pub fn ring(len: usize) -> Vec<u8> {
+    alloc::vec![0; len]
+}
+
+/// A buffer for the rest of the program's life.
+pub fn leaked(len: usize) -> &'static mut [u8] {
+    Box::leak(ring(len).into_boxed_slice())
+}

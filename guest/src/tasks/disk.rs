@@ -1,0 +1,146 @@
+//! `disk`: fill, verify, loop; the orders of one disk run one after another.
+
+use super::{Board, Done};
+use crate::clock;
+use crate::console::say;
+use crate::virtio::disk::{CHUNK_BYTES, DEPTH, Disk, DiskError};
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::fmt;
+use ocs_probe_logic::order::DiskWork;
+use ocs_probe_logic::pattern;
+
+/// Why a pass over a disk ended early.
+enum PassError {
+    Disk(DiskError),
+    Mismatch(u64),
+}
+
+impl From<DiskError> for PassError {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl fmt::Display for PassError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(error) => write!(f, "error={error}"),
+            Self::Mismatch(at) => write!(f, "MISMATCH at={at}"),
+        }
+    }
+}
+
+/// Runs one disk's orders in sequence.
+pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
+    let Some(disk) = board.disks.get(usize::from(index)) else {
+        say!("disk: {index} error=no-such-disk");
+        for (_, done) in work {
+            done.set(true);
+        }
+        return;
+    };
+    for (work, done) in work {
+        let start_us = clock::now_us();
+        let result = match work {
+            DiskWork::Fill { size_bytes, seed } => fill(disk, size_bytes, seed).await.map(|()| {
+                let us = clock::now_us() - start_us;
+                say!("disk: {index} fill bytes={size_bytes} us={us}");
+            }),
+            DiskWork::Verify { size_bytes, seed } => {
+                verify(disk, size_bytes, seed).await.map(|()| {
+                    let us = clock::now_us() - start_us;
+                    say!("disk: {index} verify bytes={size_bytes} ok us={us}");
+                })
+            }
+            DiskWork::Loop { size_bytes } => {
+                rounds(disk, index, size_bytes, board.report_us).await;
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            let kind = match work {
+                DiskWork::Fill { .. } => "fill",
+                DiskWork::Verify { .. } => "verify",
+                DiskWork::Loop { .. } => "loop",
+            };
+            say!("disk: {index} {kind} {error}");
+        }
+        done.set(true);
+    }
+}
+
+/// The pieces of a pass: offset and length.
+fn pieces(size_bytes: u64) -> impl Iterator<Item = (u64, usize)> {
+    (0..size_bytes).step_by(CHUNK_BYTES).map(move |at| {
+        let len = usize::try_from(size_bytes - at).map_or(CHUNK_BYTES, |n| n.min(CHUNK_BYTES));
+        (at, len)
+    })
+}
+
+async fn fill(disk: &Disk, size_bytes: u64, seed: u64) -> Result<(), PassError> {
+    let mut in_flight = VecDeque::with_capacity(DEPTH);
+    for (at, len) in pieces(size_bytes) {
+        if in_flight.len() == DEPTH
+            && let Some(oldest) = in_flight.pop_front()
+        {
+            disk.finish(oldest, |_| ()).await?;
+        }
+        let make = |bytes: &mut [u8]| pattern::fill(bytes, seed, at);
+        in_flight.push_back(disk.start_write(at, len, make).await?);
+    }
+    for slot in in_flight {
+        disk.finish(slot, |_| ()).await?;
+    }
+    Ok(disk.flush().await?)
+}
+
+async fn verify(disk: &Disk, size_bytes: u64, seed: u64) -> Result<(), PassError> {
+    let mut in_flight = VecDeque::with_capacity(DEPTH);
+    let mut ahead = pieces(size_bytes);
+    loop {
+        while in_flight.len() < DEPTH {
+            let Some((at, len)) = ahead.next() else {
+                break;
+            };
+            in_flight.push_back((disk.start_read(at, len).await?, at));
+        }
+        let Some((slot, at)) = in_flight.pop_front() else {
+            return Ok(());
+        };
+        let compare = |bytes: &[u8]| pattern::first_mismatch(bytes, seed, at);
+        if let Some(at) = disk.finish(slot, compare).await? {
+            return Err(PassError::Mismatch(at));
+        }
+    }
+}
+
+/// Fills with a new seed and verifies, for ever; reports totals.
+async fn rounds(disk: &Disk, index: u8, size_bytes: u64, report_us: u64) {
+    let mut rounds = 0u64;
+    let mut errors = 0u64;
+    let mut report_at_us = 0;
+    loop {
+        let seed = clock::entropy();
+        let result = match fill(disk, size_bytes, seed).await {
+            Ok(()) => verify(disk, size_bytes, seed).await,
+            error => error,
+        };
+        let failed = result.is_err();
+        if let Err(error) = result {
+            errors += 1;
+            say!("disk: {index} loop {error}");
+        }
+        rounds += 1;
+        let now_us = clock::now_us();
+        if now_us >= report_at_us {
+            report_at_us = now_us + report_us;
+            say!("disk: {index} loop rounds={rounds} errors={errors}");
+        }
+        if failed {
+            // A disk that fails at once must not spin.
+            crate::executor::sleep_until(now_us + report_us).await;
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Clients that try again and again: `connect`, `udp`, `ping`.
+
+use super::attempts::Attempts;
+use crate::console::say;
+use crate::executor;
+use crate::net::tcp::Stream;
+use crate::net::{Handle, Net, ring};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec;
+use core::cell::RefCell;
+use core::net::{Ipv4Addr, SocketAddrV4};
+use ocs_probe_logic::fold::Outcome;
+use ocs_probe_logic::pattern;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::{icmp, udp};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint};
+
+const CONNECT_BUFFER_BYTES: usize = 256;
+const DATAGRAM_BYTES: usize = 64;
+const DATAGRAMS: usize = 8;
+const PING_BYTES: usize = 32;
+/// More than may be in flight.
+const ANSWERS: usize = 16;
+
+/// `connect`: a new connection each time, closed at once.
+pub async fn connect(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
+    Attempts::new(format!("connect: {to}"), every_ms, report_us)
+        .run(move |_| {
+            let net = net.clone();
+            async move {
+                match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
+                    Ok(stream) => {
+                        executor::spawn(async move { stream.close().await });
+                        Outcome::Ok
+                    }
+                    Err(outcome) => outcome,
+                }
+            }
+        })
+        .await;
+}
+
+/// `udp`: a numbered datagram, whose echo is compared.
+pub async fn udp(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
+    let remote = IpEndpoint::new((*to.ip()).into(), to.port());
+    Attempts::new(format!("udp: {to}"), every_ms, report_us)
+        .run(move |number| {
+            let net = net.clone();
+            async move {
+                match udp_socket(&net) {
+                    Some(socket) => udp_echo(&socket, remote, number).await,
+                    None => Outcome::Unsent,
+                }
+            }
+        })
+        .await;
+}
+
+/// Each datagram has a socket and so a port of its own: as flow tracking sees it, a new
+/// flow each time.
+fn udp_socket(net: &Rc<Net>) -> Option<Handle> {
+    let packets = || {
+        udp::PacketBuffer::new(
+            vec![udp::PacketMetadata::EMPTY; DATAGRAMS],
+            ring(DATAGRAMS * DATAGRAM_BYTES),
+        )
+    };
+    let socket = net.add(udp::Socket::new(packets(), packets()))?;
+    let port = net.ephemeral_port();
+    socket
+        .with(|s: &mut udp::Socket| s.bind(port))
+        .ok()
+        .map(|()| socket)
+}
+
+async fn udp_echo(socket: &Handle, remote: IpEndpoint, number: u16) -> Outcome {
+    let mut sent = [0; DATAGRAM_BYTES];
+    pattern::fill(&mut sent, number.into(), 0);
+    if socket
+        .with(|s: &mut udp::Socket| s.send_slice(&sent, remote))
+        .is_err()
+    {
+        return Outcome::Unsent;
+    }
+    executor::wait(|| {
+        socket.with(|s: &mut udp::Socket| {
+            let (data, meta) = s.recv().ok()?;
+            (meta.endpoint == remote).then_some(if data == sent {
+                Outcome::Ok
+            } else {
+                Outcome::Mismatch
+            })
+        })
+    })
+    .await
+}
+
+/// `ping`: ICMP echo requests of one identifier, numbered.
+pub async fn ping(net: Rc<Net>, to: Ipv4Addr, every_ms: u32, report_us: u64) {
+    let ident = net.ephemeral_port();
+    let packets = || {
+        icmp::PacketBuffer::new(
+            vec![icmp::PacketMetadata::EMPTY; DATAGRAMS],
+            ring(DATAGRAMS * DATAGRAM_BYTES),
+        )
+    };
+    let Some(socket) = net.add(icmp::Socket::new(packets(), packets())) else {
+        say!("ping: {to} error=no-socket");
+        return;
+    };
+    let bound = socket.with(|s: &mut icmp::Socket| s.bind(icmp::Endpoint::Ident(ident)));
+    if bound.is_err() {
+        say!("ping: {to} error=bind");
+        return;
+    }
+    let shared = Rc::new(Pinger {
+        socket,
+        ident,
+        to,
+        answered: RefCell::new(VecDeque::with_capacity(ANSWERS)),
+    });
+    Attempts::new(format!("ping: {to}"), every_ms, report_us)
+        .run(move |number| {
+            let pinger = shared.clone();
+            async move { pinger.once(number).await }
+        })
+        .await;
+}
+
+struct Pinger {
+    socket: Handle,
+    ident: u16,
+    to: Ipv4Addr,
+    /// The last sequence numbers that were answered.
+    answered: RefCell<VecDeque<u16>>,
+}
+
+impl Pinger {
+    async fn once(&self, seq_no: u16) -> Outcome {
+        let mut data = [0; PING_BYTES];
+        pattern::fill(&mut data, seq_no.into(), 0);
+        let request = Icmpv4Repr::EchoRequest {
+            ident: self.ident,
+            seq_no,
+            data: &data,
+        };
+        let sent = self.socket.with(|s: &mut icmp::Socket| {
+            let bytes = s
+                .send(request.buffer_len(), IpAddress::Ipv4(self.to))
+                .ok()?;
+            request.emit(
+                &mut Icmpv4Packet::new_unchecked(bytes),
+                &ChecksumCapabilities::default(),
+            );
+            Some(())
+        });
+        if sent.is_none() {
+            return Outcome::Unsent;
+        }
+        executor::wait(|| {
+            self.collect();
+            let answered = self.answered.borrow().contains(&seq_no);
+            answered.then_some(Outcome::Ok)
+        })
+        .await
+    }
+
+    /// Notes which requests the replies answer, for all that wait.
+    fn collect(&self) {
+        let mut answered = self.answered.borrow_mut();
+        self.socket.with(|s: &mut icmp::Socket| {
+            while let Ok((bytes, from)) = s.recv() {
+                let reply = Icmpv4Packet::new_checked(bytes).and_then(|packet| {
+                    Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default())
+                });
+                if let Ok(Icmpv4Repr::EchoReply { ident, seq_no, .. }) = reply
+                    && ident == self.ident
+                    && from == IpAddress::Ipv4(self.to)
+                {
+                    if answered.len() == ANSWERS {
+                        answered.pop_front();
+                    }
+                    answered.push_back(seq_no);
+                    executor::wake_at(0);
+                }
+            }
+        });
+    }
+}

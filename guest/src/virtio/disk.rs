@@ -1,0 +1,315 @@
+//! virtio-blk on a `virtio_drivers` queue, asynchronous throughout: a request that
+//! nobody answers, because its backend is restarting, holds up nobody else.
+//!
+//! Buffers belong to the disk, never to a task, so a dropped task leaves nothing that
+//! the device could still write to.
+
+use super::transport::PciTransport;
+use crate::executor;
+use crate::hal::Hal;
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use virtio_drivers::Error;
+use virtio_drivers::device::common::Feature;
+use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::Transport;
+use zerocopy::{Immutable, IntoBytes};
+
+/// Bytes that one request moves at most.
+pub const CHUNK_BYTES: usize = 64 << 10;
+/// Requests in flight at most; each has a buffer of [`CHUNK_BYTES`] once it is used.
+pub const DEPTH: usize = 4;
+const SECTOR_BYTES: u64 = 512;
+const QUEUE_SIZE: usize = 16;
+const ID_BYTES: usize = 20;
+
+/// Feature bits (virtio 1.3 §5.2.3).
+const READ_ONLY: u64 = 1 << 5;
+const FLUSH: u64 = 1 << 9;
+/// What [`PciTransport::new`] should accept.
+pub const FEATURES: u64 = READ_ONLY | FLUSH;
+
+/// `struct virtio_blk_req` up to its data (§5.2.6).
+#[repr(C)]
+#[derive(IntoBytes, Immutable, Default)]
+struct Header {
+    kind: u32,
+    reserved: u32,
+    sector: u64,
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read = 0,
+    Write = 1,
+    Flush = 4,
+    GetId = 8,
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// Status 1 of the device.
+    Io,
+    /// Status 2.
+    Unsupported,
+    /// Any other status.
+    Status(u8),
+    /// The queue refused it.
+    Queue(Error),
+    /// It lies outside of the disk.
+    OutOfRange,
+    /// A write to a disk that is read-only.
+    ReadOnly,
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io => f.write_str("io"),
+            Self::Unsupported => f.write_str("unsupported"),
+            Self::Status(status) => write!(f, "status-{status}"),
+            Self::Queue(error) => write!(f, "queue ({error})"),
+            Self::OutOfRange => f.write_str("out-of-range"),
+            Self::ReadOnly => f.write_str("read-only"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    InFlight(u16),
+    Done,
+}
+
+struct Slot {
+    state: SlotState,
+    kind: Kind,
+    header: Box<Header>,
+    status: Box<[u8; 1]>,
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+/// A block device.
+pub struct Disk {
+    /// Capacity.
+    pub size_bytes: u64,
+    /// Whether the device refuses writes.
+    pub read_only: bool,
+    can_flush: bool,
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    transport: PciTransport,
+    queue: VirtQueue<Hal, QUEUE_SIZE>,
+    slots: [Slot; DEPTH],
+}
+
+impl Disk {
+    /// Brings the device up.
+    pub fn new(mut transport: PciTransport) -> Result<Self, Error> {
+        transport.begin_init(Feature::VERSION_1);
+        let sectors = transport.read_consistent(|| transport.read_config_space::<u64>(0))?;
+        let queue = VirtQueue::new(&mut transport, 0, false, false)?;
+        transport.finish_init();
+        Ok(Self {
+            size_bytes: sectors.saturating_mul(SECTOR_BYTES),
+            read_only: transport.has(READ_ONLY),
+            can_flush: transport.has(FLUSH),
+            inner: RefCell::new(Inner {
+                transport,
+                queue,
+                slots: core::array::from_fn(|_| Slot {
+                    state: SlotState::Free,
+                    kind: Kind::Flush,
+                    header: Box::default(),
+                    status: Box::new([0]),
+                    buffer: Vec::new(),
+                    len: 0,
+                }),
+            }),
+        })
+    }
+
+    /// Takes in what the device has done; true if tasks may see a change.
+    pub fn poll(&self) -> bool {
+        self.inner.borrow_mut().poll()
+    }
+
+    /// The serial (`VIRTIO_BLK_T_GET_ID`), printable part.
+    pub async fn id(&self) -> Result<String, DiskError> {
+        let slot = self.start(Kind::GetId, 0, ID_BYTES, |_| {}).await?;
+        self.finish(slot, |bytes| {
+            bytes
+                .iter()
+                .take_while(|b| **b != 0)
+                .filter(|b| b.is_ascii_graphic())
+                .map(|b| char::from(*b))
+                .collect()
+        })
+        .await
+    }
+
+    /// Makes what was written durable.
+    pub async fn flush(&self) -> Result<(), DiskError> {
+        if !self.can_flush {
+            return Ok(());
+        }
+        let slot = self.start(Kind::Flush, 0, 0, |_| {}).await?;
+        self.finish(slot, |_| ()).await
+    }
+
+    /// Starts writing `len` bytes that `fill` makes.
+    pub async fn start_write(
+        &self,
+        offset_bytes: u64,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<usize, DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        self.check(offset_bytes, len)?;
+        self.start(Kind::Write, offset_bytes, len, fill).await
+    }
+
+    /// Starts reading `len` bytes.
+    pub async fn start_read(&self, offset_bytes: u64, len: usize) -> Result<usize, DiskError> {
+        self.check(offset_bytes, len)?;
+        self.start(Kind::Read, offset_bytes, len, |_| {}).await
+    }
+
+    /// Waits for a started request and looks at its bytes.
+    pub async fn finish<T>(
+        &self,
+        slot: usize,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, DiskError> {
+        executor::wait(|| (self.inner.borrow().slots[slot].state == SlotState::Done).then_some(()))
+            .await;
+        let mut inner = self.inner.borrow_mut();
+        let slot = &mut inner.slots[slot];
+        slot.state = SlotState::Free;
+        match slot.status[0] {
+            0 => Ok(look(&slot.buffer[..slot.len])),
+            1 => Err(DiskError::Io),
+            2 => Err(DiskError::Unsupported),
+            other => Err(DiskError::Status(other)),
+        }
+    }
+
+    fn check(&self, offset_bytes: u64, len: usize) -> Result<(), DiskError> {
+        let inside = offset_bytes
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= self.size_bytes);
+        let whole = len > 0
+            && len <= CHUNK_BYTES
+            && offset_bytes.is_multiple_of(SECTOR_BYTES)
+            && (len as u64).is_multiple_of(SECTOR_BYTES);
+        if inside && whole {
+            Ok(())
+        } else {
+            Err(DiskError::OutOfRange)
+        }
+    }
+
+    async fn start(
+        &self,
+        kind: Kind,
+        offset_bytes: u64,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<usize, DiskError> {
+        let index = executor::wait(|| {
+            let inner = self.inner.borrow();
+            inner.slots.iter().position(|s| s.state == SlotState::Free)
+        })
+        .await;
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        let slot = &mut inner.slots[index];
+        if slot.buffer.len() < len {
+            let whole = if len > ID_BYTES { CHUNK_BYTES } else { len };
+            slot.buffer = vec![0; whole];
+        }
+        slot.kind = kind;
+        slot.len = len;
+        slot.status[0] = 0xff;
+        *slot.header = Header {
+            kind: kind as u32,
+            reserved: 0,
+            sector: offset_bytes / SECTOR_BYTES,
+        };
+        fill(&mut slot.buffer[..len]);
+        let token = slot
+            .with_buffers(|inputs, outputs| {
+                // SAFETY: the buffers are on the heap, owned by this slot, which nobody
+                // touches while it is in flight, and the disk is never dropped.
+                unsafe { inner.queue.add(inputs, outputs) }
+            })
+            .map_err(DiskError::Queue)?;
+        slot.state = SlotState::InFlight(token);
+        if inner.queue.should_notify() {
+            inner.transport.notify(0);
+        }
+        Ok(index)
+    }
+}
+
+impl Slot {
+    /// The request as the queue wants it: header, data, status.
+    fn with_buffers<T>(
+        &mut self,
+        f: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> T,
+    ) -> T {
+        let header = self.header.as_bytes();
+        let data = &mut self.buffer[..self.len];
+        let status = &mut self.status[..];
+        match self.kind {
+            Kind::Write => f(&[header, data], &mut [status]),
+            Kind::Read | Kind::GetId => f(&[header], &mut [data, status]),
+            Kind::Flush => f(&[header], &mut [status]),
+        }
+    }
+}
+
+impl Inner {
+    fn poll(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(token) = self.queue.peek_used() {
+            let in_flight = SlotState::InFlight(token);
+            let Some(slot) = self.slots.iter_mut().find(|s| s.state == in_flight) else {
+                panic!("disk: the device completed request {token}, which is not in flight");
+            };
+            let queue = &mut self.queue;
+            // SAFETY: these are the buffers that were added for this token.
+            let popped = slot
+                .with_buffers(|inputs, outputs| unsafe { queue.pop_used(token, inputs, outputs) });
+            if popped.is_err() {
+                break;
+            }
+            slot.state = SlotState::Done;
+            moved = true;
+        }
+        moved
+    }
+}
+
+impl Drop for Disk {
+    /// Stops the device before its rings and buffers are given back.
+    fn drop(&mut self) {
+        use virtio_drivers::transport::DeviceStatus;
+        self.inner
+            .get_mut()
+            .transport
+            .set_status(DeviceStatus::empty());
+    }
+}
