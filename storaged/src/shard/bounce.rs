@@ -1,0 +1,87 @@
+//! Windows of memory through which encrypted volumes pass their bytes.
+
+use std::io;
+
+/// Bytes of one window.
+pub const WINDOW_BYTES: usize = 64 * 1024;
+/// Windows of a device; a request that finds none waits for its turn.
+pub const WINDOWS: u16 = 32;
+
+/// One device's windows: page-aligned, touched only as far as they are used.
+pub struct Bounce {
+    base: *mut u8,
+    free: Vec<u16>,
+}
+
+impl Bounce {
+    const BYTES: usize = WINDOW_BYTES * WINDOWS as usize;
+
+    /// No windows, for devices without encryption.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            base: std::ptr::null_mut(),
+            free: Vec::new(),
+        }
+    }
+
+    /// All windows, free.
+    pub fn new() -> io::Result<Self> {
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+        // SAFETY: a fresh anonymous mapping aliases nothing, and the advice touches
+        // that mapping alone.
+        let base = unsafe {
+            let base = mmap_anonymous(
+                std::ptr::null_mut(),
+                Self::BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?;
+            madvise(base, Self::BYTES, Advice::LinuxDontDump)?;
+            base
+        };
+        Ok(Self {
+            base: base.cast(),
+            free: (0..WINDOWS).collect(),
+        })
+    }
+
+    /// Takes a free window.
+    pub fn take(&mut self) -> Option<u16> {
+        self.free.pop()
+    }
+
+    /// Gives a window back.
+    pub fn give(&mut self, window: u16) {
+        self.free.push(window);
+    }
+
+    /// Address of a window that [`Self::take`] gave.
+    #[must_use]
+    pub fn at(&self, window: u16) -> *mut u8 {
+        // SAFETY: windows given out are below WINDOWS.
+        unsafe { self.base.add(WINDOW_BYTES * usize::from(window)) }
+    }
+
+    /// The first `len` bytes of a window, while no operation of the kernel uses it.
+    #[must_use]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "a window has one owner, the slot that took it"
+    )]
+    pub fn slice(&self, window: u16, len: usize) -> &mut [u8] {
+        let len = len.min(WINDOW_BYTES);
+        // SAFETY: inside the mapping; the slot that took the window is its only user.
+        unsafe { std::slice::from_raw_parts_mut(self.at(window), len) }
+    }
+}
+
+impl Drop for Bounce {
+    fn drop(&mut self) {
+        if !self.base.is_null() {
+            // SAFETY: the mapping made in `new`, which nothing uses any more: a
+            // device is dropped only when none of its requests is in flight.
+            let _ = unsafe { rustix::mm::munmap(self.base.cast(), Self::BYTES) };
+        }
+    }
+}

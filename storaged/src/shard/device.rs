@@ -1,0 +1,217 @@
+//! A device of a shard: its queues, and the requests that must wait for others.
+
+use super::bounce::Bounce;
+use super::slot::Slot;
+use super::{Call, QueueStart};
+use crate::disk::{Backing, Disk};
+use crate::memory::Memory;
+use crate::queue::{Descriptor, Queue, QueueError};
+use crate::request::{self, Kind, Limits, STATUS_IOERR, Segment};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+/// A queue that runs.
+pub struct Running {
+    /// Its rings.
+    pub queue: Queue,
+    /// Which start this is; completions of an older one are stale.
+    pub generation: u32,
+    /// Signalled by the driver.
+    pub kick: File,
+    /// Interrupts the driver.
+    pub call: Option<Call>,
+    /// A write to `call` is on the ring.
+    pub call_busy: bool,
+    /// Another is due after it.
+    pub call_again: bool,
+    /// In the shard's list of ready queues.
+    pub ready: bool,
+    /// Has staged completions.
+    pub touched: bool,
+    /// Popped and not completed.
+    pub outstanding: usize,
+    /// The driver broke it; nothing more is popped.
+    pub broken: bool,
+    /// Told once `outstanding` is zero; nothing more is popped.
+    pub stopping: Option<Sender<Option<u16>>>,
+    dsync: bool,
+    zeroes: bool,
+    // Behind `queue`, whose pointers lie in it.
+    memory: Arc<Memory>,
+}
+
+impl Running {
+    /// Starts a queue; returns the heads to serve again.
+    pub fn new(start: QueueStart, generation: u32) -> Result<(Self, Vec<u16>), QueueError> {
+        let (queue, replay) = Queue::start(
+            &start.memory,
+            start.size,
+            &start.addresses,
+            start.base,
+            start.event_idx,
+            start.inflight,
+        )?;
+        let running = Self {
+            queue,
+            generation,
+            kick: start.kick,
+            call: start.call,
+            call_busy: false,
+            call_again: false,
+            ready: false,
+            touched: false,
+            outstanding: 0,
+            broken: false,
+            stopping: None,
+            dsync: !start.flush,
+            zeroes: start.zeroes,
+            memory: start.memory,
+        };
+        Ok((running, replay))
+    }
+
+    /// May another chain be popped?
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        !self.broken && self.stopping.is_none()
+    }
+
+    /// Fills `slot` from the chain at `head`. An error means that the queue is broken.
+    pub fn load(
+        &self,
+        head: u16,
+        disk: &Disk,
+        slot: &mut Slot,
+        scratch: &mut Scratch,
+    ) -> Result<(), LoadError> {
+        self.queue.chain(head, &self.memory, &mut scratch.chain)?;
+        let limits = Limits {
+            size_bytes: disk.size_bytes,
+            read_only: disk.read_only,
+            zeroes: self.zeroes,
+        };
+        let read = |addr: u64, into: &mut [u8]| {
+            let from = self.memory.translate(addr, into.len() as u64);
+            if let Some(from) = from {
+                // SAFETY: `translate` checked the whole range; the guest may race
+                // and then has chosen the bytes itself.
+                unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+            }
+            from.is_some()
+        };
+        let parsed = request::parse(&scratch.chain, &limits, &mut scratch.segments, read)?;
+        slot.status = self
+            .memory
+            .translate(parsed.status, 1)
+            .ok_or(LoadError::Status(parsed.status))?;
+        slot.head = head;
+        slot.kind = parsed.kind;
+        slot.data_bytes = parsed.data_bytes;
+        slot.dsync = self.dsync;
+        if !self.gather(&scratch.segments, &mut slot.iovecs) {
+            slot.kind = Kind::Refuse(STATUS_IOERR);
+        }
+        Ok(())
+    }
+
+    /// Translates `segments`, joining neighbours; false if one is out of memory.
+    fn gather(&self, segments: &[Segment], iovecs: &mut Vec<libc::iovec>) -> bool {
+        iovecs.clear();
+        for segment in segments {
+            let len = segment.len as usize;
+            let Some(host) = self.memory.translate(segment.addr, u64::from(segment.len)) else {
+                return false;
+            };
+            match iovecs.last_mut() {
+                Some(last) if last.iov_base as usize + last.iov_len == host as usize => {
+                    last.iov_len += len;
+                }
+                _ => iovecs.push(libc::iovec {
+                    iov_base: host.cast(),
+                    iov_len: len,
+                }),
+            }
+        }
+        true
+    }
+}
+
+/// Why a chain breaks its queue.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The chain is malformed.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// It is no block request.
+    #[error(transparent)]
+    Frame(#[from] request::FrameError),
+    /// Its status byte is outside of memory.
+    #[error("the status byte at {0:#x} is not in shared memory")]
+    Status(u64),
+}
+
+/// Buffers reused from request to request.
+#[derive(Default)]
+pub struct Scratch {
+    chain: Vec<Descriptor>,
+    segments: Vec<Segment>,
+}
+
+/// A device.
+pub struct Device {
+    /// What it serves.
+    pub disk: Arc<Disk>,
+    /// Which device of this index it is.
+    pub generation: u32,
+    /// By queue index.
+    pub queues: Vec<Option<Running>>,
+    /// Windows for encryption.
+    pub bounce: Bounce,
+    /// Slots that wait for a window or for an exclusive request.
+    pub waiting: VecDeque<usize>,
+    /// An exclusive request runs.
+    pub exclusive: bool,
+    /// Requests begun and not completed.
+    pub running: usize,
+    /// Told once nothing runs.
+    pub removing: Option<Sender<()>>,
+}
+
+impl Device {
+    /// A device without running queues.
+    pub fn new(disk: Arc<Disk>, generation: u32) -> std::io::Result<Self> {
+        let encrypted = matches!(&disk.backing, Backing::File(f) if f.key.is_some());
+        Ok(Self {
+            generation,
+            queues: (0..disk.queues).map(|_| None).collect(),
+            bounce: if encrypted {
+                Bounce::new()?
+            } else {
+                Bounce::none()
+            },
+            waiting: VecDeque::new(),
+            exclusive: false,
+            running: 0,
+            removing: None,
+            disk,
+        })
+    }
+
+    /// Takes what `slot` needs to begin: `None` if it must wait.
+    pub fn admit(&mut self, slot: &Slot) -> Option<Option<u16>> {
+        let exclusive = slot.needs_exclusive(&self.disk);
+        if self.exclusive || (exclusive && self.running > 0) {
+            return None;
+        }
+        let window = if slot.needs_window(&self.disk) {
+            Some(self.bounce.take()?)
+        } else {
+            None
+        };
+        self.exclusive = exclusive;
+        self.running += 1;
+        Some(window)
+    }
+}

@@ -1,0 +1,180 @@
+//! The data path: one thread, one io_uring, the queues of many devices.
+//!
+//! ```text
+//!        kick (multishot poll)          completions
+//!  guest ────────▶ ready queues ──▶ slots ──▶ ring ──▶ used ring ──▶ call (write)
+//!                  pop, parse       begin     file     push, publish
+//! ```
+//! Message threads reach a shard by [`Shard`]'s methods; each is one [`Command`]
+//! over a channel, answered by the shard's thread. Nothing else is shared.
+//! [`worker`] is the loop, [`device`] a device's state, [`slot`] a request's.
+
+pub mod bounce;
+pub mod device;
+pub mod slot;
+pub mod worker;
+
+use crate::disk::Disk;
+use crate::inflight::QueueInflight;
+use crate::memory::Memory;
+use crate::queue::{Addresses, QueueError};
+use rustix::event::{EventfdFlags, eventfd};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// A device in a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceId {
+    pub(super) index: usize,
+    pub(super) generation: u32,
+}
+
+/// What a queue starts with.
+pub struct QueueStart {
+    /// The guest's memory.
+    pub memory: Arc<Memory>,
+    /// Entries of each ring.
+    pub size: u32,
+    /// Where the rings are.
+    pub addresses: Addresses,
+    /// Where the available ring goes on, unless `inflight` knows better.
+    pub base: u16,
+    /// `VIRTIO_RING_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// `VIRTIO_BLK_F_FLUSH` was negotiated; without it writes are durable at once.
+    pub flush: bool,
+    /// Discard and write-zeroes were negotiated.
+    pub zeroes: bool,
+    /// The queue's in-flight part.
+    pub inflight: Option<QueueInflight>,
+    /// An eventfd that the driver's notifications signal.
+    pub kick: File,
+    /// An eventfd that interrupts the driver.
+    pub call: Option<Call>,
+}
+
+/// An eventfd that interrupts the driver.
+pub struct Call {
+    /// The eventfd.
+    pub file: File,
+    /// Written by a plain system call: for eventfds of a trusted frontend that
+    /// must stay blocking. Others are written by the ring, where a hostile peer
+    /// that fills the counter can block a worker of the kernel, never the shard.
+    pub plain: bool,
+}
+
+/// What a message thread may tell a shard.
+pub enum Command {
+    /// [`Shard::add`].
+    Add(Arc<Disk>, Sender<std::io::Result<DeviceId>>),
+    /// [`Shard::start`].
+    Start(
+        DeviceId,
+        u16,
+        Box<QueueStart>,
+        Sender<Result<(), QueueError>>,
+    ),
+    /// [`Shard::stop`].
+    Stop(DeviceId, u16, Sender<Option<u16>>),
+    /// [`Shard::set_call`].
+    SetCall(DeviceId, u16, Option<Call>),
+    /// [`Shard::remove`].
+    Remove(DeviceId, Sender<()>),
+}
+
+/// Why a shard cannot do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// Its thread has ended.
+    #[error("the shard has ended")]
+    Gone,
+    /// No io_uring, or no memory.
+    #[error("the shard cannot be set up: {0}")]
+    Os(#[from] std::io::Error),
+    /// The queue's parameters are wrong.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// A handle of a shard.
+#[derive(Clone)]
+pub struct Shard {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Shard {
+    /// Starts a shard's thread.
+    pub fn spawn(name: &str) -> Result<Self, ShardError> {
+        let (commands, receiver) = channel();
+        let wake: OwnedFd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(std::io::Error::from)?;
+        let wake = Arc::new(wake);
+        let (ready, outcome) = channel();
+        let woken = Arc::clone(&wake);
+        std::thread::Builder::new().name(name.to_owned()).spawn(
+            move || match worker::Worker::new(receiver, woken) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(()));
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            },
+        )?;
+        outcome.recv().map_err(|_| ShardError::Gone)??;
+        Ok(Self { commands, wake })
+    }
+
+    /// Adds a device without running queues.
+    pub fn add(&self, disk: Arc<Disk>) -> Result<DeviceId, ShardError> {
+        let (reply, answer) = channel();
+        self.tell(Command::Add(disk, reply))?;
+        Ok(wait(&answer)??)
+    }
+
+    /// Starts a queue that does not run; in-flight requests are served again first.
+    pub fn start(&self, device: DeviceId, queue: u16, start: QueueStart) -> Result<(), ShardError> {
+        let (reply, answer) = channel();
+        self.tell(Command::Start(device, queue, Box::new(start), reply))?;
+        Ok(wait(&answer)??)
+    }
+
+    /// Stops a queue once none of its requests is in flight: where it would go on,
+    /// or `None` if it did not run.
+    pub fn stop(&self, device: DeviceId, queue: u16) -> Result<Option<u16>, ShardError> {
+        let (reply, answer) = channel();
+        self.tell(Command::Stop(device, queue, reply))?;
+        wait(&answer)
+    }
+
+    /// Changes the interrupt of a running queue.
+    pub fn set_call(
+        &self,
+        device: DeviceId,
+        queue: u16,
+        call: Option<Call>,
+    ) -> Result<(), ShardError> {
+        self.tell(Command::SetCall(device, queue, call))
+    }
+
+    /// Removes a device once none of its requests is in flight.
+    pub fn remove(&self, device: DeviceId) -> Result<(), ShardError> {
+        let (reply, answer) = channel();
+        self.tell(Command::Remove(device, reply))?;
+        wait(&answer)
+    }
+
+    fn tell(&self, command: Command) -> Result<(), ShardError> {
+        self.commands.send(command).map_err(|_| ShardError::Gone)?;
+        rustix::io::write(&*self.wake, &1u64.to_ne_bytes()).map_err(std::io::Error::from)?;
+        Ok(())
+    }
+}
+
+fn wait<T>(answer: &Receiver<T>) -> Result<T, ShardError> {
+    answer.recv().map_err(|_| ShardError::Gone)
+}
