@@ -11,6 +11,7 @@
 
 mod bench;
 mod build;
+mod demo;
 mod gates;
 mod lab;
 mod licences;
@@ -47,6 +48,8 @@ enum Command {
     BuildGuest,
     /// Run every kind of test, as CI does
     Test(test::Options),
+    /// Show the whole system through the real aws CLI, with evidence for each claim
+    Demo(demo::Options),
     /// Open the emulated host, or run a command in it
     Lab {
         #[command(subcommand)]
@@ -74,6 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::BuildEbpf => build::ebpf(),
         Command::BuildGuest => build::guest(),
         Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
         Command::Lab { action } => return lab::run(action).map(ExitCode::from),
         Command::Bench { area, quick } => bench::run(&area, quick),
         Command::Ci => gates::all(),

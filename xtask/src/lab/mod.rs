@@ -19,7 +19,8 @@ mod stock;
 mod terminal;
 mod tree;
 
-pub use session::{Session, Work};
+pub use session::{Forward, Session, Work};
+pub use stock::{CMDLINE, StockGuest};
 
 use crate::setup::{self, Need};
 use crate::sh;
@@ -27,7 +28,6 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use snapshot::Snapshot;
 use std::path::PathBuf;
-use stock::StockGuest;
 
 /// What to do in the lab; a shell if nothing is named.
 #[derive(Subcommand)]
@@ -68,7 +68,7 @@ pub fn run(action: Option<Action>) -> Result<u8> {
                 "{} is in {}; cmdline: {}",
                 guest.package,
                 folder.display(),
-                stock::CMDLINE
+                CMDLINE
             ));
             Ok(0)
         }

@@ -1,0 +1,270 @@
+//! `cargo xtask demo --lab`: an unmodified Debian kernel under `ocs-vmm`.
+//!
+//! `ocs up` runs in the emulated host; the aws CLI runs here, through a forwarded port,
+//! since Python is slow there.
+
+use super::Options;
+use super::aws::{Aws, text};
+use super::story::wait_state;
+use super::table::Table;
+use crate::lab::{self, Forward, Session, StockGuest, Work};
+use crate::sh;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where the API listens in the emulated host.
+const PORT: u16 = 8080;
+const START_LIMIT: Duration = Duration::from_secs(90);
+const GUEST_LIMIT: Duration = Duration::from_secs(150);
+
+/// Runs as the first process in the emulated host: the installation, until `/lab/stop`.
+const HOST_SCRIPT: &str = r#"
+state=/run/ocs
+mkdir -p $state
+"$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
+    --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs || exit 1
+"$BIN/ocs" up --state $state --listen 10.0.2.15:$PORT --write-env /lab/env.part &
+up=$!
+until [ -s /lab/env.part ]; do
+    kill -0 $up 2>/dev/null || break
+    sleep 0.2
+done
+mv /lab/env.part /lab/env
+until [ -e /lab/stop ] || ! kill -0 $up 2>/dev/null; do sleep 0.5; done
+cp $state/log/* /lab/ 2>/dev/null
+kill -INT $up
+wait $up
+"#;
+
+/// What the stock guest runs: it is its user data.
+const GUEST_SCRIPT: &str = r#"
+until wget -S -O /tmp/file "http://SERVER:80/" 2>/tmp/headers; do sleep 1; done
+told=$(sed -n 's/.*X-Sha256: *\([0-9a-f]*\).*/\1/p' /tmp/headers)
+echo "stock: http bytes=$(wc -c </tmp/file) sha256=$(sha256sum </tmp/file | cut -d' ' -f1) told=$told"
+dd if=/dev/urandom of=/data bs=64k count=64 2>/dev/null
+wrote=$(sha256sum </data | cut -d' ' -f1)
+sync
+echo 3 >/proc/sys/vm/drop_caches
+echo "stock: disk bytes=$(wc -c </data) wrote=$wrote read=$(sha256sum </data | cut -d' ' -f1)"
+"#;
+
+/// Boots the stock guest and checks what it did, by its console.
+pub fn stock(binaries: &Path) -> Result<Table> {
+    let snapshot = lab::prepare()?;
+    let work = Work::new()?;
+    let guest = StockGuest::build(work.path())?;
+    sh::say(&format!("demo: {} in the emulated host", guest.package));
+    let script = format!(
+        "BIN='{}'\nKERNEL='{}'\nCMDLINE='{}'\nPORT={PORT}\n{HOST_SCRIPT}",
+        binaries.display(),
+        guest.vmlinux.display(),
+        lab::CMDLINE,
+    );
+    let forward = Forward {
+        here: free_port()?,
+        there: PORT,
+    };
+    let mut session = Session::start(&snapshot, &work, &[forward])?;
+    let mut table = Table::default();
+    std::thread::scope(|scope| {
+        let host = scope.spawn(|| session.run(&script, &mut std::io::stderr()));
+        let aws = serving(&work, forward.here, || host.is_finished());
+        claims(&mut table, aws, &guest.package);
+        if !table.all_hold() {
+            table.check("what the parts logged", || bail!("{}", logs(&work)));
+        }
+        fs::write(work.path().join("stop"), "").context("cannot stop the installation")?;
+        table.check("the installation ends cleanly", || {
+            let code = host
+                .join()
+                .map_err(|_| anyhow::anyhow!("the session panicked"))??;
+            ensure!(code == 0, "`ocs up` ended with {code}");
+            Ok("exit code 0".to_owned())
+        });
+        Ok(table)
+    })
+}
+
+fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
+    let mut console = String::new();
+    table.check(
+        "an unmodified Debian cloud kernel boots under ocs-vmm over virtio-pci",
+        || {
+            let (aws, id) = aws.and_then(run)?;
+            console = wait_end(&aws, &id)?;
+            let line = line(&console, "stock: kernel ")?;
+            let release = package.trim_start_matches("linux-image-");
+            ensure!(line.ends_with(release), "{line}, not {release}");
+            Ok(line.to_owned())
+        },
+    );
+    table.check("its root is ext4 on a volume that storaged serves", || {
+        let line = line(&console, "stock: root /dev/vda ")?;
+        ensure!(line.contains(" ext4 rw"), "{line}");
+        Ok(line.to_owned())
+    });
+    table.check(
+        "it gets its address by DHCP and its user data by IMDSv2",
+        || {
+            let dhcp = line(&console, "stock: dhcp address=172.31.")?;
+            let data = line(&console, "stock: user-data ")?;
+            Ok(format!("{dhcp}\n{data}"))
+        },
+    );
+    table.check(
+        "it fetches a file over HTTP from another instance, checksums equal",
+        || {
+            let line = line(&console, "stock: http ")?;
+            equal(line, "sha256", "told")
+        },
+    );
+    table.check("it writes its disk and reads the same back", || {
+        let line = line(&console, "stock: disk ")?;
+        equal(line, "wrote", "read")
+    });
+}
+
+/// Runs a probe that serves, then the stock guest. Yields the latter's id.
+fn run(aws: Aws) -> Result<(Aws, String)> {
+    let image = aws.value("OCS_PROBE_AMI")?;
+    let server = aws.call(&[
+        "ec2",
+        "run-instances",
+        "--image-id",
+        image,
+        "--instance-type",
+        "t3.nano",
+        "--user-data",
+        "listen http 80 1MiB\n",
+    ])?;
+    let address = text(&server, "/Instances/0/PrivateIpAddress")?;
+    let images = aws.call(&[
+        "ec2",
+        "describe-images",
+        "--filters",
+        "Name=name,Values=stock",
+    ])?;
+    let stock = aws.call(&[
+        "ec2",
+        "run-instances",
+        "--image-id",
+        text(&images, "/Images/0/ImageId")?,
+        "--instance-type",
+        "t3.nano",
+        "--metadata-options",
+        "HttpTokens=required",
+        "--user-data",
+        &GUEST_SCRIPT.replace("SERVER", address),
+    ])?;
+    let id = text(&stock, "/Instances/0/InstanceId")?.to_owned();
+    wait_state(&aws, &[&id], "running", Duration::from_secs(60))?;
+    Ok((aws, id))
+}
+
+/// The guest's console once it is done.
+fn wait_end(aws: &Aws, id: &str) -> Result<String> {
+    let until = Instant::now() + GUEST_LIMIT;
+    loop {
+        let answer = aws.call(&["ec2", "get-console-output", "--instance-id", id, "--latest"])?;
+        let console = answer["Output"]
+            .as_str()
+            .unwrap_or_default()
+            .replace('\r', "");
+        if console.contains("stock: end") {
+            return Ok(console);
+        }
+        if Instant::now() > until {
+            let lines: Vec<&str> = console.lines().collect();
+            let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+            bail!("the guest is not done after {GUEST_LIMIT:?}:\n{tail}");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// The text of the first line that holds `start`; the kernel's messages may stand before it.
+fn line<'a>(console: &'a str, start: &str) -> Result<&'a str> {
+    console
+        .lines()
+        .find_map(|line| Some(&line[line.find(start)?..]))
+        .with_context(|| format!("the console has no line `{start}…`"))
+}
+
+fn equal(line: &str, one: &str, other: &str) -> Result<String> {
+    let value = |name: &str| {
+        line.split(' ')
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+            .filter(|value| value.len() == 64)
+    };
+    ensure!(value(one).is_some() && value(one) == value(other), "{line}");
+    Ok(line.to_owned())
+}
+
+fn serving(work: &Work, port: u16, ended: impl Fn() -> bool) -> Result<Aws> {
+    let until = Instant::now() + START_LIMIT;
+    while Instant::now() < until && !ended() {
+        if let Ok(env) = fs::read_to_string(work.path().join("env")) {
+            let mut aws = Aws::new(&env);
+            aws.set("OCS_ENDPOINT", format!("http://127.0.0.1:{port}"));
+            return Ok(aws);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bail!("`ocs up` does not serve in the emulated host after {START_LIMIT:?}")
+}
+
+/// The ends of the parts' logs.
+fn logs(work: &Work) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(work.path())
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
+        let path = entry.path();
+        if path.extension().is_some_and(|kind| kind == "log") {
+            let log = fs::read(&path).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(8)..].join("\n");
+            text.push_str(&format!("{}:\n{tail}\n", path.display()));
+        }
+    }
+    text
+}
+
+/// A port that is free now.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The whole demo in the emulated host, for machines without `/dev/kvm`.
+pub fn whole_demo(binaries: &Path, options: &Options) -> Result<()> {
+    sh::say("this machine has no /dev/kvm: the demo runs in the emulated host, slowly");
+    let snapshot = lab::prepare()?;
+    let work = Work::new()?;
+    let mut words = vec![
+        std::env::current_exe()?.display().to_string(),
+        "demo".to_owned(),
+        "--built".to_owned(),
+        binaries.display().to_string(),
+        "--json".to_owned(),
+        "/lab/table.json".to_owned(),
+    ];
+    if let Some(sabotage) = options.sabotage {
+        words.extend([
+            "--sabotage".to_owned(),
+            format!("{sabotage:?}").to_lowercase(),
+        ]);
+    }
+    let mut session = Session::start(&snapshot, &work, &[])?;
+    let code = session.run(&lab::shell_line(&words), &mut std::io::stdout())?;
+    if let Some(json) = &options.json {
+        fs::copy(work.path().join("table.json"), json).context("the demo wrote no table")?;
+    }
+    ensure!(code == 0, "not every claim holds");
+    Ok(())
+}
