@@ -5,6 +5,7 @@
 //!           dhcp gives address and route ─────────────────┘
 //! ```
 
+mod arp;
 pub mod device;
 pub mod dhcp;
 pub mod http;

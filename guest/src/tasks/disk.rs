@@ -81,6 +81,20 @@ fn pieces(size_bytes: u64) -> impl Iterator<Item = (u64, usize)> {
 
 async fn fill(disk: &Disk, size_bytes: u64, seed: u64) -> Result<(), PassError> {
     let mut in_flight = VecDeque::with_capacity(DEPTH);
+    let mut result = fill_pieces(disk, size_bytes, seed, &mut in_flight).await;
+    for slot in in_flight {
+        result = result.and(disk.finish(slot, |_| ()).await);
+    }
+    result?;
+    Ok(disk.flush().await?)
+}
+
+async fn fill_pieces(
+    disk: &Disk,
+    size_bytes: u64,
+    seed: u64,
+    in_flight: &mut VecDeque<usize>,
+) -> Result<(), DiskError> {
     for (at, len) in pieces(size_bytes) {
         if in_flight.len() == DEPTH
             && let Some(oldest) = in_flight.pop_front()
@@ -90,14 +104,25 @@ async fn fill(disk: &Disk, size_bytes: u64, seed: u64) -> Result<(), PassError> 
         let make = |bytes: &mut [u8]| pattern::fill(bytes, seed, at);
         in_flight.push_back(disk.start_write(at, len, make).await?);
     }
-    for slot in in_flight {
-        disk.finish(slot, |_| ()).await?;
-    }
-    Ok(disk.flush().await?)
+    Ok(())
 }
 
 async fn verify(disk: &Disk, size_bytes: u64, seed: u64) -> Result<(), PassError> {
     let mut in_flight = VecDeque::with_capacity(DEPTH);
+    let result = verify_pieces(disk, size_bytes, seed, &mut in_flight).await;
+    for (slot, _) in in_flight {
+        // The first error counts; the others only give their buffers back.
+        let _ = disk.finish(slot, |_| ()).await;
+    }
+    result
+}
+
+async fn verify_pieces(
+    disk: &Disk,
+    size_bytes: u64,
+    seed: u64,
+    in_flight: &mut VecDeque<(usize, u64)>,
+) -> Result<(), PassError> {
     let mut ahead = pieces(size_bytes);
     loop {
         while in_flight.len() < DEPTH {

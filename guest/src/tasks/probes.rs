@@ -26,26 +26,32 @@ const ANSWERS: usize = 16;
 
 /// `connect`: a new connection each time, closed at once.
 pub async fn connect(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
-    Attempts::new(format!("connect: {to}"), every_ms, report_us)
-        .run(move |_| {
-            let net = net.clone();
-            async move {
-                match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
-                    Ok(stream) => {
-                        executor::spawn(async move { stream.close().await });
-                        Outcome::Ok
-                    }
-                    Err(outcome) => outcome,
+    Attempts::new(
+        &net,
+        *to.ip(),
+        format!("connect: {to}"),
+        every_ms,
+        report_us,
+    )
+    .run(move |_| {
+        let net = net.clone();
+        async move {
+            match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
+                Ok(stream) => {
+                    executor::spawn(async move { stream.close().await });
+                    Outcome::Ok
                 }
+                Err(outcome) => outcome,
             }
-        })
-        .await;
+        }
+    })
+    .await;
 }
 
 /// `udp`: a numbered datagram, whose echo is compared.
 pub async fn udp(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
     let remote = IpEndpoint::new((*to.ip()).into(), to.port());
-    Attempts::new(format!("udp: {to}"), every_ms, report_us)
+    Attempts::new(&net, *to.ip(), format!("udp: {to}"), every_ms, report_us)
         .run(move |number| {
             let net = net.clone();
             async move {
@@ -121,7 +127,7 @@ pub async fn ping(net: Rc<Net>, to: Ipv4Addr, every_ms: u32, report_us: u64) {
         to,
         answered: RefCell::new(VecDeque::with_capacity(ANSWERS)),
     });
-    Attempts::new(format!("ping: {to}"), every_ms, report_us)
+    Attempts::new(&net, to, format!("ping: {to}"), every_ms, report_us)
         .run(move |number| {
             let pinger = shared.clone();
             async move { pinger.once(number).await }

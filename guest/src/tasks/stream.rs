@@ -21,6 +21,7 @@ const TIMEOUT_S: u64 = 30;
 pub async fn run(net: Rc<Net>, to: SocketAddrV4, report_us: u64) {
     let stream = loop {
         let start_us = clock::now_us();
+        net.solicit(*to.ip());
         let connecting = Stream::connect(&net, to, BUFFER_BYTES);
         if let Some(Ok(stream)) = executor::until(start_us + CONNECT_US, connecting).await {
             break stream;
