@@ -6,6 +6,7 @@ use crate::{places, sh};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// How the host binaries are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,11 +89,21 @@ fn host(profile: Profile) -> Result<()> {
 /// The EC2 tables, from AWS's published service model in botocore.
 pub fn generate_ec2() -> Result<()> {
     setup::ensure(&[Need::Clients])?;
+    let find = "import botocore, os; print(os.path.dirname(botocore.__file__))";
+    let botocore = sh::output(Command::new(setup::python()).args(["-c", find]))?;
     sh::step("generate the EC2 tables", || {
         sh::run(
-            std::process::Command::new(setup::python())
-                .arg(places::root().join("control/tools/generate_ec2.py"))
-                .current_dir(places::root()),
+            sh::cargo()
+                .args([
+                    "run",
+                    "--locked",
+                    "--package",
+                    "ocs-control",
+                    "--bin",
+                    "gen-ec2",
+                    "--",
+                ])
+                .args([botocore.trim(), "control"]),
         )
     })
 }

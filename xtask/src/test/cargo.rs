@@ -1,7 +1,7 @@
 //! Layers that `cargo test` runs; its lines are shown and counted.
 
 use super::Counts;
-use crate::sh;
+use crate::{places, sh};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -12,14 +12,15 @@ const LONG_CASES: &str = "20000";
 
 /// Library tests, program tests and documentation examples.
 pub fn unit(long: bool) -> Result<Counts> {
-    let mut counts = test(&["--lib", "--bins"], &[], long)?;
-    counts.add(test(&["--doc"], &[], long)?);
+    let mut counts = test(&["--lib", "--bins"], long)?;
+    counts.add(test(&["--doc"], long)?);
+    counts.add(stream(&mut guest_logic(long))?);
     Ok(counts)
 }
 
 /// Integration tests: those in each crate's `tests/`.
 pub fn kernel(long: bool) -> Result<Counts> {
-    test(&["--test", "*"], &[], long)
+    test(&["--test", "*"], long)
 }
 
 /// Every test with `fuzz` in its name, with more cases per property.
@@ -30,8 +31,23 @@ pub fn fuzz(long: bool) -> Result<Counts> {
     stream(&mut command)
 }
 
-fn test(targets: &[&str], filter: &[&str], long: bool) -> Result<Counts> {
-    stream(&mut command(targets, filter, long))
+fn test(targets: &[&str], long: bool) -> Result<Counts> {
+    stream(&mut command(targets, &[], long))
+}
+
+/// The probe guest's logic, which is a workspace of its own but runs on the host too.
+fn guest_logic(long: bool) -> Command {
+    let mut cargo = sh::cargo();
+    cargo.current_dir(places::root().join("guest")).args([
+        "test",
+        "--locked",
+        "--package",
+        "ocs-probe-logic",
+    ]);
+    if long {
+        cargo.env("OCS_LONG", "1");
+    }
+    cargo
 }
 
 fn command(targets: &[&str], filter: &[&str], long: bool) -> Command {
