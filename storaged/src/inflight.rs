@@ -2,7 +2,7 @@
 //!
 //! A memfd that the frontend keeps (vhost-user: "Inflight I/O tracking", split
 //! virtqueues). storaged lays it out; behind the queues' part lies one page of its
-//! own, [`Region::private`], which holds an ephemeral volume's key.
+//! own, [`Region::write_private`], which holds an ephemeral volume's key.
 //!
 //! ```text
 //! | queue 0 | queue 1 | … | pad to a page | private page |
@@ -24,6 +24,8 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Length of the private page.
 pub const PRIVATE_BYTES: u64 = 4096;
+/// Bytes of it in use.
+pub const PRIVATE_USED: usize = 72;
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
@@ -63,13 +65,30 @@ impl Region {
         Ok(Self { map, queues, size })
     }
 
-    /// storaged's own page, [`PRIVATE_BYTES`] long, mapped as long as the region lives.
-    #[must_use]
-    pub fn private(&self) -> *mut u8 {
+    /// Writes the first bytes of storaged's own page, and locks it in memory as far
+    /// as the system allows.
+    pub fn write_private(&self, bytes: &[u8; PRIVATE_USED]) {
+        if let Some(page) = self.private() {
+            // SAFETY: the page is PRIVATE_BYTES long and mapped as long as `self`.
+            unsafe {
+                let _ = rustix::mm::mlock(page.cast(), PRIVATE_BYTES as usize);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), page, bytes.len());
+            }
+            compiler_fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Copies the first bytes of storaged's own page.
+    pub fn read_private(&self, into: &mut [u8; PRIVATE_USED]) {
+        if let Some(page) = self.private() {
+            // SAFETY: as in `write_private`; the frontend may race, and garbles its own.
+            unsafe { std::ptr::copy_nonoverlapping(page, into.as_mut_ptr(), into.len()) };
+        }
+    }
+
+    fn private(&self) -> Option<*mut u8> {
         let at = region_bytes(self.queues, self.size) - PRIVATE_BYTES;
-        self.map
-            .at(at, PRIVATE_BYTES)
-            .unwrap_or(std::ptr::null_mut())
+        self.map.at(at, PRIVATE_BYTES)
     }
 
     /// The part of queue `index`, if the region has one.
@@ -278,13 +297,15 @@ mod tests {
     #[test]
     fn the_private_page_lies_behind_the_queues() {
         let (_q, region, file) = two(1024);
-        // SAFETY: the page is PRIVATE_BYTES long.
-        unsafe { region.private().write_bytes(0x5a, PRIVATE_BYTES as usize) };
-        let mut tail = [0u8; 4096];
+        region.write_private(&[0x5a; PRIVATE_USED]);
+        let mut tail = [0u8; PRIVATE_USED];
         use std::os::unix::fs::FileExt;
         let size = file.metadata().unwrap().len();
         file.read_exact_at(&mut tail, size - PRIVATE_BYTES).unwrap();
-        assert_eq!(tail, [0x5a; 4096]);
+        assert_eq!(tail, [0x5a; PRIVATE_USED]);
+        tail.fill(0);
+        region.read_private(&mut tail);
+        assert_eq!(tail, [0x5a; PRIVATE_USED]);
         assert_eq!(region.queue(1).unwrap().recover(0, 1024), None);
     }
 }

@@ -13,13 +13,17 @@
 
 pub mod config;
 pub mod connection;
+pub mod control;
 pub mod crypt;
+pub mod daemon;
 pub mod disk;
 pub mod inflight;
 pub mod locked;
 pub mod memory;
 pub mod queue;
 pub mod request;
+pub mod sandbox;
 pub mod serve;
 pub mod session;
 pub mod shard;
+pub mod volumes;

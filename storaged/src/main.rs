@@ -1,16 +1,38 @@
 //! `ocs-storaged`: the block daemon; `ocs-storaged serve`: one volume by hand.
 
-use anyhow::Context;
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use ocs_storaged::memory::Trust;
-use ocs_storaged::serve;
+use ocs_storaged::{daemon, serve};
 use std::path::PathBuf;
 
 #[derive(Parser)]
 #[command(version, about = "Serves volumes to VMMs over vhost-user-blk")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    daemon: Option<DaemonArgs>,
+}
+
+#[derive(Args)]
+struct DaemonArgs {
+    /// Folder of the volume table and the volumes
+    #[arg(long)]
+    state: PathBuf,
+    /// Folder of first contents, read only
+    #[arg(long)]
+    images: PathBuf,
+    /// Where to bind the control socket
+    #[arg(long, visible_alias = "socket")]
+    control: PathBuf,
+    /// A uid that may use the control socket, besides root and our own
+    #[arg(long)]
+    allow_uid: Option<u32>,
+    /// Threads that do I/O; as many as CPUs, at most 4, unless given
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
 }
 
 #[derive(Subcommand)]
@@ -41,13 +63,18 @@ struct ServeArgs {
     allow_unsealed_memory: bool,
 }
 
+fn default_shards() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+}
+
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    match Cli::parse().command {
-        Some(Command::Serve(args)) => serve::run(&serve::Options {
+    let cli = Cli::parse();
+    match (cli.command, cli.daemon) {
+        (Some(Command::Serve(args)), _) => serve::run(&serve::Options {
             listen: args.listen,
             file: args.file,
             size_bytes: args.size_bytes,
@@ -59,6 +86,13 @@ fn main() -> anyhow::Result<()> {
                 Trust::SealedOnly
             },
         }),
-        None => Err(anyhow::anyhow!("nothing to do")).context("see --help"),
+        (None, Some(args)) => daemon::run(&daemon::Options {
+            state: args.state,
+            images: args.images,
+            control: args.control,
+            allow_uid: args.allow_uid,
+            shards: args.shards.map_or_else(default_shards, usize::from),
+        }),
+        (None, None) => bail!("--state, --images and --control are needed; see --help"),
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What to serve and how.
 pub struct Options {
@@ -54,7 +55,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     loop {
         let (stream, _) = listener.accept()?;
         let served = Served::Plain(Arc::clone(&disk));
-        if let Err(error) = connection::serve(stream, shard.clone(), served, options.trust) {
+        if let Err(error) = connection::serve(
+            stream,
+            shard.clone(),
+            served,
+            options.trust,
+            &AtomicBool::new(false),
+        ) {
             tracing::warn!(%error, "connection ended");
         }
     }

@@ -32,6 +32,8 @@ pub trait Secrets: Send {
     fn fill(&mut self, region: &Region) -> std::result::Result<(), String>;
     /// The frontend gives a region: the disk that its secret opens.
     fn open(&mut self, region: &Region) -> std::result::Result<Arc<Disk>, String>;
+    /// The session ended; the region is about to be forgotten.
+    fn close(&mut self, region: &Region);
 }
 
 /// What a session serves.
@@ -89,6 +91,13 @@ impl Session {
 
     /// Ends the session once nothing of it is in flight.
     pub fn end(&mut self) {
+        self.remove_device();
+        if let (Some(secrets), Some(region)) = (&mut self.secrets, self.inflight.take()) {
+            secrets.close(&region);
+        }
+    }
+
+    fn remove_device(&mut self) {
         if let Some(device) = self.device.take()
             && let Err(error) = self.shard.remove(device)
         {
@@ -440,7 +449,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             if let Some(secrets) = &mut s.secrets {
                 s.disk = secrets.open(&region).map_err(refuse)?;
             }
-            s.end();
+            s.remove_device();
             s.inflight = Some(Arc::new(region));
             Ok(())
         })

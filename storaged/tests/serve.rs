@@ -142,7 +142,7 @@ fn the_bench_client_works() {
         .unwrap();
     for (index, queue) in queues.iter_mut().enumerate() {
         let notify = transport.get_submission_notifier(index);
-        let mut done = |queue: &mut VirtioBlkQueue<u64>| {
+        let done = |queue: &mut VirtioBlkQueue<u64>| {
             notify.notify().unwrap();
             wait("completion", || queue.completions().next()).ret
         };

@@ -127,6 +127,9 @@ pub struct VolumeStatus {
     pub attached: Option<PathBuf>,
     /// A VMM is connected now.
     pub connected: bool,
+    /// An ephemeral volume whose key both holders lost; only delete helps.
+    #[serde(default)]
+    pub key_lost: bool,
     /// Requests completed since this storaged started, by kind.
     pub reads: u64,
     /// Writes completed.

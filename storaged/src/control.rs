@@ -1,0 +1,83 @@
+//! The control socket: one JSON request a line in, one reply a line out.
+
+use crate::volumes::Volumes;
+use ocs_storaged_api::{ErrorCode, Reply, Request};
+use rustix::net::sockopt::socket_peercred;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A longer line ends the connection.
+pub const MAX_LINE_BYTES: u64 = 16 * 1024;
+/// Further connections are closed at once.
+pub const MAX_CONNECTIONS: usize = 32;
+
+/// Serves for ever; peers of other uids than `allowed` are hung up on.
+pub fn serve(listener: &UnixListener, volumes: &Arc<Volumes>, allowed: &[u32]) -> io::Error {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return error,
+        };
+        let uid = socket_peercred(&stream).map(|peer| peer.uid.as_raw());
+        if !uid.is_ok_and(|uid| allowed.contains(&uid)) {
+            tracing::warn!("control connection of a foreign uid refused");
+            continue;
+        }
+        if open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+            open.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!("more than {MAX_CONNECTIONS} control connections");
+            continue;
+        }
+        let (volumes, counted) = (Arc::clone(volumes), Arc::clone(&open));
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                if let Err(error) = converse(stream, &volumes) {
+                    tracing::debug!(%error, "control connection ended");
+                }
+                counted.fetch_sub(1, Ordering::Relaxed);
+            });
+        if let Err(error) = thread {
+            open.fetch_sub(1, Ordering::Relaxed);
+            tracing::error!(%error, "control connection not served");
+        }
+    }
+}
+
+fn converse(stream: UnixStream, volumes: &Volumes) -> io::Result<()> {
+    let mut output = stream.try_clone()?;
+    let mut input = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut input)
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = line.last() == Some(&b'\n');
+        let reply = match serde_json::from_slice::<Request>(&line) {
+            _ if !whole => invalid(format!("a line is longer than {MAX_LINE_BYTES} bytes")),
+            Ok(request) => volumes.handle(&request),
+            Err(error) => invalid(format!("not a request: {error}")),
+        };
+        let mut text = serde_json::to_vec(&reply)?;
+        text.push(b'\n');
+        output.write_all(&text)?;
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+fn invalid(message: String) -> Reply {
+    Reply::Error {
+        code: ErrorCode::Invalid,
+        message,
+    }
+}

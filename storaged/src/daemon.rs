@@ -1,0 +1,103 @@
+//! The daemon: table, shards, control socket, until SIGTERM or SIGINT.
+
+use crate::control;
+use crate::sandbox;
+use crate::shard::Shard;
+use crate::volumes::Volumes;
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How the daemon runs.
+pub struct Options {
+    /// Folder of the table and the volumes.
+    pub state: PathBuf,
+    /// Folder of first contents.
+    pub images: PathBuf,
+    /// Where the control socket is bound.
+    pub control: PathBuf,
+    /// A uid that may use it, besides root and the daemon's own.
+    pub allow_uid: Option<u32>,
+    /// Threads that do I/O.
+    pub shards: usize,
+}
+
+/// Runs until told to end.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let signals = block_signals();
+    let _lock = lock(&options.state)?;
+    let listener = bind(&options.control)?;
+    let folder = options
+        .control
+        .parent()
+        .unwrap_or(std::path::Path::new("/"));
+    sandbox::enter(&options.state, &options.images, folder)?;
+    let shards = (0..options.shards)
+        .map(|n| Shard::spawn(&format!("shard-{n}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let volumes = Arc::new(Volumes::start(&options.state, &options.images, shards)?);
+    let mut allowed = vec![0, rustix::process::getuid().as_raw()];
+    allowed.extend(options.allow_uid);
+    let served = Arc::clone(&volumes);
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let error = control::serve(&listener, &served, &allowed);
+            tracing::error!(%error, "control socket lost");
+            std::process::exit(1);
+        })?;
+    let signal = wait_for(&signals);
+    tracing::info!(signal, "ending");
+    volumes.end();
+    let _ = std::fs::remove_file(&options.control);
+    Ok(())
+}
+
+/// One storaged a folder.
+fn lock(state: &std::path::Path) -> anyhow::Result<File> {
+    let path = state.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another storaged runs on {}", state.display());
+    }
+    Ok(file)
+}
+
+fn bind(path: &std::path::Path) -> anyhow::Result<UnixListener> {
+    let _ = std::fs::remove_file(path);
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("{} cannot be bound", path.display()))?;
+    // Who may speak is checked by uid; the mode only keeps others from connecting.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Blocks SIGTERM and SIGINT here and in all threads to come.
+fn block_signals() -> libc::sigset_t {
+    // SAFETY: plain calls on a set of ours.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        set
+    }
+}
+
+fn wait_for(set: &libc::sigset_t) -> i32 {
+    let mut signal = 0;
+    // SAFETY: `set` is initialised and `signal` is ours.
+    while unsafe { libc::sigwait(set, &mut signal) } != 0 {}
+    signal
+}

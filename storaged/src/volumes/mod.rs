@@ -1,0 +1,414 @@
+//! Volumes: what the control socket asks for, made so and kept so.
+//!
+//! ```text
+//!  put     file (temporary, synced, renamed) ─▶ table      no table entry: collected
+//!  attach  table ─▶ attachment                             resumed from the table
+//!  detach  table ─▶ hang up, drain
+//!  delete  table ─▶ hang up, drain ─▶ key ─▶ file          file left: collected
+//! ```
+//! The table is written first where something ends and last where it begins, so a
+//! crash between two steps leaves garbage that the next start collects, and never a
+//! volume that is named and not there. Requests for one volume run one by one.
+
+mod attachment;
+mod content;
+mod table;
+mod volume;
+
+use crate::crypt::Key;
+use crate::shard::Shard;
+use attachment::Attachment;
+use ocs_storaged_api::{ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use table::{Attached, MAX_VOLUMES, Record, Table};
+use volume::{Store, Volume, hex};
+
+const BLOCK_BYTES: u64 = 4096;
+const MAX_BYTES: u64 = 16 << 40;
+/// `sun_path` with its closing zero.
+const MAX_SOCKET_BYTES: usize = 107;
+
+/// A refusal: nothing changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// What kind.
+    pub code: ErrorCode,
+    /// One sentence.
+    pub message: String,
+}
+
+fn refused(code: ErrorCode, message: impl Into<String>) -> Refused {
+    Refused {
+        code,
+        message: message.into(),
+    }
+}
+
+/// An error of the system, while doing `what`.
+fn failed(what: &str, error: &io::Error) -> Refused {
+    let full = matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    );
+    let code = if full { ErrorCode::Full } else { ErrorCode::Io };
+    refused(code, format!("{what}: {error}"))
+}
+
+/// Why storaged cannot start on its state.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The table is unreadable.
+    #[error(transparent)]
+    Table(#[from] table::TableError),
+    /// The folder is.
+    #[error("{0} cannot be used: {1}")]
+    Dir(PathBuf, io::Error),
+}
+
+#[derive(Default)]
+struct Live {
+    volumes: BTreeMap<String, Arc<Volume>>,
+    attachments: BTreeMap<String, Attachment>,
+    claimed: BTreeSet<String>,
+}
+
+/// All volumes of one storaged.
+pub struct Volumes {
+    store: Arc<Store>,
+    shards: Vec<Shard>,
+    next_shard: AtomicUsize,
+    live: Mutex<Live>,
+    released: Condvar,
+}
+
+/// The right to change one volume.
+struct Claim<'a>(&'a Volumes, &'a str);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.live().claimed.remove(self.1);
+        self.0.released.notify_all();
+    }
+}
+
+impl Volumes {
+    /// Reads the table in `dir`, collects what crashes left, and resumes every
+    /// attachment.
+    pub fn start(dir: &Path, images: &Path, shards: Vec<Shard>) -> Result<Self, StartError> {
+        let broken = |error| StartError::Dir(dir.to_owned(), error);
+        let table = Table::load(dir)?;
+        let collected = content::collect(dir, |name| table.volumes().contains_key(name));
+        let collected = collected.map_err(broken)?;
+        tracing::info!(volumes = table.volumes().len(), collected, "table read");
+        let records = table.volumes().clone();
+        let volumes = Self {
+            store: Arc::new(Store {
+                dir: dir.to_owned(),
+                images: images.to_owned(),
+                table: Mutex::new(table),
+            }),
+            shards,
+            next_shard: AtomicUsize::new(0),
+            live: Mutex::default(),
+            released: Condvar::new(),
+        };
+        for (name, record) in records {
+            let volume = volumes.enliven(&name, None);
+            if let Some(attached) = record.attached {
+                volumes.connect(&name, &volume, &attached).map_err(broken)?;
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Hangs up everywhere and waits until nothing is in flight.
+    pub fn end(&self) {
+        let attachments = std::mem::take(&mut self.live().attachments);
+        attachments.into_values().for_each(Attachment::stop);
+    }
+
+    /// Makes it so, or refuses.
+    pub fn handle(&self, request: &Request) -> Reply {
+        let outcome = match request {
+            Request::PutVolume {
+                volume,
+                size_bytes,
+                kind,
+                image,
+            } => self.put(volume, *size_bytes, *kind, image.as_deref()),
+            Request::Attach {
+                volume,
+                socket,
+                read_only,
+            } => self.attach(volume, socket, *read_only),
+            Request::Detach { volume } => self.detach(volume),
+            Request::DeleteVolume { volume } => self.delete(volume),
+            Request::List => return self.list(),
+        };
+        match outcome {
+            Ok(()) => Reply::Ok,
+            Err(Refused { code, message }) => Reply::Error { code, message },
+        }
+    }
+
+    fn put(
+        &self,
+        name: &VolumeName,
+        size_bytes: u64,
+        kind: VolumeKind,
+        image: Option<&str>,
+    ) -> Result<(), Refused> {
+        let name = check_name(name)?;
+        if size_bytes == 0 || size_bytes > MAX_BYTES || !size_bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(refused(
+                ErrorCode::Invalid,
+                format!("size_bytes: {size_bytes} is not a multiple of 4096 in 4096..={MAX_BYTES}"),
+            ));
+        }
+        let _claim = self.claim(name);
+        if let Some((record, volume)) = self.find(name) {
+            if (record.size_bytes, record.kind, record.image.as_deref())
+                != (size_bytes, kind, image)
+            {
+                return Err(refused(
+                    ErrorCode::Conflict,
+                    format!("{name} exists with another size, kind or image"),
+                ));
+            }
+            return if volume.is_key_lost(&record, record.attached.is_some()) {
+                Err(key_lost(name))
+            } else {
+                Ok(())
+            };
+        }
+        if self.store.table().volumes().len() >= MAX_VOLUMES {
+            return Err(refused(
+                ErrorCode::Full,
+                format!("there are {MAX_VOLUMES} volumes"),
+            ));
+        }
+        let first = image
+            .map(|image| self.image(image, size_bytes))
+            .transpose()?;
+        let key = match kind {
+            VolumeKind::Persistent => None,
+            VolumeKind::Ephemeral => {
+                Some(Key::generate().map_err(|e| refused(ErrorCode::Io, e.to_string()))?)
+            }
+        };
+        let dir = &self.store.dir;
+        content::lay(dir, name, size_bytes, first.as_ref(), key.as_ref())
+            .map_err(|error| failed(name, &error))?;
+        let record = Record {
+            size_bytes,
+            kind,
+            image: image.map(str::to_owned),
+            attached: None,
+            key_check: key.as_ref().map(|key| hex(&key.check())),
+            served: false,
+        };
+        self.store
+            .table()
+            .update(|records| drop(records.insert(name.to_owned(), record)))
+            .map_err(|error| failed("the table", &error))?;
+        self.enliven(name, key);
+        Ok(())
+    }
+
+    fn attach(&self, name: &VolumeName, socket: &Path, read_only: bool) -> Result<(), Refused> {
+        let name = check_name(name)?;
+        if !socket.is_absolute() || socket.as_os_str().len() > MAX_SOCKET_BYTES {
+            return Err(refused(
+                ErrorCode::Invalid,
+                format!(
+                    "socket: {} is not an absolute path of up to {MAX_SOCKET_BYTES} bytes",
+                    socket.display()
+                ),
+            ));
+        }
+        let _claim = self.claim(name);
+        let (record, volume) = self.find(name).ok_or_else(|| not_found(name))?;
+        if volume.is_key_lost(&record, record.attached.is_some()) {
+            return Err(key_lost(name));
+        }
+        let wanted = Attached {
+            socket: socket.to_owned(),
+            read_only,
+        };
+        match &record.attached {
+            Some(attached) if *attached == wanted => {}
+            Some(attached) => {
+                return Err(refused(
+                    ErrorCode::Conflict,
+                    format!("{name} is attached to {}", attached.socket.display()),
+                ));
+            }
+            None => self.set_attached(name, Some(wanted.clone()))?,
+        }
+        if self.live().attachments.contains_key(name) {
+            return Ok(());
+        }
+        self.connect(name, &volume, &wanted)
+            .map_err(|error| failed(name, &error))
+    }
+
+    fn detach(&self, name: &VolumeName) -> Result<(), Refused> {
+        let name = check_name(name)?;
+        let _claim = self.claim(name);
+        if let Some((record, _)) = self.find(name) {
+            if record.attached.is_some() {
+                self.set_attached(name, None)?;
+            }
+            self.hang_up(name);
+        }
+        Ok(())
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<(), Refused> {
+        let name = check_name(name)?;
+        let _claim = self.claim(name);
+        if let Some((_, volume)) = self.find(name) {
+            self.store
+                .table()
+                .update(|records| drop(records.remove(name)))
+                .map_err(|error| failed("the table", &error))?;
+            volume.destroy_key();
+            self.hang_up(name);
+            self.live().volumes.remove(name);
+        }
+        content::remove(&self.store.dir, name).map_err(|error| failed(name, &error))
+    }
+
+    fn list(&self) -> Reply {
+        let records = self.store.table().volumes().clone();
+        let live = self.live().volumes.clone();
+        let status = |(name, record): (String, Record)| {
+            let volume = live.get(&name)?;
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            Some(VolumeStatus {
+                key_lost: volume.is_key_lost(&record, record.attached.is_some()),
+                volume: VolumeName(name),
+                size_bytes: record.size_bytes,
+                kind: record.kind,
+                image: record.image,
+                attached: record.attached.map(|a| a.socket),
+                connected: volume.connected.load(Ordering::Relaxed),
+                reads: count(&volume.stats.reads),
+                writes: count(&volume.stats.writes),
+                flushes: count(&volume.stats.flushes),
+                errors: count(&volume.stats.errors),
+            })
+        };
+        Reply::Volumes {
+            volumes: records.into_iter().filter_map(status).collect(),
+        }
+    }
+
+    fn set_attached(&self, name: &str, attached: Option<Attached>) -> Result<(), Refused> {
+        let change = |records: &mut BTreeMap<String, Record>| {
+            if let Some(record) = records.get_mut(name) {
+                record.attached = attached;
+            }
+        };
+        self.store
+            .table()
+            .update(change)
+            .map_err(|error| failed("the table", &error))
+    }
+
+    fn connect(&self, name: &str, volume: &Arc<Volume>, attached: &Attached) -> io::Result<()> {
+        let served = Arc::clone(volume);
+        let attachment = Attachment::start(
+            name,
+            attached.socket.clone(),
+            volume.shard.clone(),
+            Arc::clone(&volume.connected),
+            Box::new(move || served.serve()),
+        )?;
+        self.live().attachments.insert(name.to_owned(), attachment);
+        Ok(())
+    }
+
+    fn hang_up(&self, name: &str) {
+        let attachment = self.live().attachments.remove(name);
+        if let Some(attachment) = attachment {
+            attachment.stop();
+        }
+    }
+
+    fn image(&self, name: &str, size_bytes: u64) -> Result<std::fs::File, Refused> {
+        let unusable = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                refused(ErrorCode::NotFound, format!("there is no image {name:?}"))
+            }
+            _ => failed(name, &error),
+        };
+        let file = self.store.image(name).map_err(unusable)?;
+        let len = file.metadata().map_err(unusable)?.len();
+        if len > size_bytes {
+            return Err(refused(
+                ErrorCode::Invalid,
+                format!("image {name:?} has {len} bytes, the volume {size_bytes}"),
+            ));
+        }
+        Ok(file)
+    }
+
+    /// Puts a volume of the table to life.
+    fn enliven(&self, name: &str, key: Option<Key>) -> Arc<Volume> {
+        let turn = self.next_shard.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        let shard = self.shards[turn].clone();
+        let volume = Arc::new(Volume::new(name, Arc::clone(&self.store), shard, key));
+        let kept = Arc::clone(&volume);
+        self.live().volumes.insert(name.to_owned(), kept);
+        volume
+    }
+
+    fn find(&self, name: &str) -> Option<(Record, Arc<Volume>)> {
+        let record = self.store.table().volumes().get(name).cloned()?;
+        let volume = self.live().volumes.get(name).cloned()?;
+        Some((record, volume))
+    }
+
+    fn claim<'a>(&'a self, name: &'a str) -> Claim<'a> {
+        let mut live = self.live();
+        while !live.claimed.insert(name.to_owned()) {
+            live = self
+                .released
+                .wait(live)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Claim(self, name)
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_found(name: &str) -> Refused {
+    refused(ErrorCode::NotFound, format!("there is no volume {name}"))
+}
+
+fn key_lost(name: &str) -> Refused {
+    refused(ErrorCode::KeyLost, format!("the key of {name} is lost"))
+}
+
+/// The name as a part of a path: `[a-z0-9-]`, 1 to 64 bytes.
+fn check_name(name: &VolumeName) -> Result<&str, Refused> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=64).contains(&name.0.len()) && name.0.bytes().all(good) {
+        Ok(&name.0)
+    } else {
+        let shown: String = name.0.chars().take(80).collect();
+        Err(refused(
+            ErrorCode::Invalid,
+            format!("volume: {shown:?} is not 1 to 64 of [a-z0-9-]"),
+        ))
+    }
+}

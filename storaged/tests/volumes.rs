@@ -1,0 +1,403 @@
+//! The daemon: control protocol, attachments, restarts and keys.
+
+mod common;
+
+use common::*;
+use ocs_storaged_api::{
+    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus,
+};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+/// A daemon on folders of its own.
+struct Host {
+    dir: tempfile::TempDir,
+    daemon: Daemon,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        std::fs::create_dir(dir.path().join("images")).unwrap();
+        let daemon = Self::start(&dir);
+        Self { dir, daemon }
+    }
+
+    fn start(dir: &tempfile::TempDir) -> Daemon {
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (state, images, control) = (at("state"), at("images"), at("control.sock"));
+        Daemon::spawn(&[
+            "--state",
+            &state,
+            "--images",
+            &images,
+            "--control",
+            &control,
+        ])
+    }
+
+    /// SIGKILL and a new daemon on the same state.
+    fn crash(&mut self) {
+        self.daemon.kill();
+        self.daemon = Self::start(&self.dir);
+    }
+
+    fn client(&self) -> Client {
+        let socket = self.dir.path().join("control.sock");
+        wait("control socket", || Client::connect(&socket, PATIENCE).ok())
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply, ErrorCode> {
+        self.client().call(request).map_err(|error| match error {
+            ClientError::Refused { code, .. } => code,
+            other => panic!("{request:?}: {other}"),
+        })
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        kind: VolumeKind,
+        image: Option<&str>,
+    ) -> Result<(), ErrorCode> {
+        self.ask(&Request::PutVolume {
+            volume: VolumeName(name.into()),
+            size_bytes,
+            kind,
+            image: image.map(Into::into),
+        })
+        .map(drop)
+    }
+
+    fn attach(&self, name: &str, socket: &str) -> Result<(), ErrorCode> {
+        self.ask(&Request::Attach {
+            volume: VolumeName(name.into()),
+            socket: self.dir.path().join(socket),
+            read_only: false,
+        })
+        .map(drop)
+    }
+
+    fn detach(&self, name: &str) {
+        self.ask(&Request::Detach {
+            volume: VolumeName(name.into()),
+        })
+        .unwrap();
+    }
+
+    fn delete(&self, name: &str) {
+        self.ask(&Request::DeleteVolume {
+            volume: VolumeName(name.into()),
+        })
+        .unwrap();
+    }
+
+    fn list(&self) -> Vec<VolumeStatus> {
+        match self.ask(&Request::List).unwrap() {
+            Reply::Volumes { volumes } => volumes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("state").join(format!("{name}.raw"))
+    }
+
+    fn listen(&self, socket: &str) -> UnixListener {
+        UnixListener::bind(self.dir.path().join(socket)).unwrap()
+    }
+}
+
+const MIB: u64 = 1 << 20;
+use VolumeKind::{Ephemeral, Persistent};
+
+#[test]
+fn every_request_may_be_repeated_and_a_contradiction_is_refused() {
+    let host = Host::new();
+    std::fs::write(host.dir.path().join("images/small"), pattern(5, 10_000)).unwrap();
+    for _ in 0..2 {
+        host.put("vol-1", MIB, Persistent, Some("small")).unwrap();
+    }
+    assert_eq!(
+        host.put("vol-1", 2 * MIB, Persistent, Some("small")),
+        Err(ErrorCode::Conflict)
+    );
+    assert_eq!(
+        host.put("vol-1", MIB, Persistent, None),
+        Err(ErrorCode::Conflict)
+    );
+    assert_eq!(
+        host.put("vol-2", MIB, Persistent, Some("none")),
+        Err(ErrorCode::NotFound)
+    );
+    assert_eq!(
+        host.put("vol-2", MIB, Persistent, Some("../state/lock")),
+        Err(ErrorCode::NotFound)
+    );
+    assert_eq!(
+        host.put("vol-2", 4096, Persistent, Some("small")),
+        Err(ErrorCode::Invalid)
+    );
+    assert_eq!(
+        host.put("vol-2", 5000, Persistent, None),
+        Err(ErrorCode::Invalid)
+    );
+    assert_eq!(
+        host.put("../x", 4096, Persistent, None),
+        Err(ErrorCode::Invalid)
+    );
+    assert_eq!(host.attach("vol-2", "x.sock"), Err(ErrorCode::NotFound));
+    let listener = host.listen("a.sock");
+    for _ in 0..2 {
+        host.attach("vol-1", "a.sock").unwrap();
+    }
+    assert_eq!(host.attach("vol-1", "b.sock"), Err(ErrorCode::Conflict));
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.read_at(0, 9728), pattern(5, 10_000)[..9728]);
+    assert_eq!(guest.write_at(MIB - 4096, &[3; 4096]), 0);
+    let status = &host.list()[0];
+    assert_eq!(
+        (status.reads, status.writes, status.connected),
+        (1, 1, true)
+    );
+    for _ in 0..2 {
+        host.detach("vol-1");
+    }
+    assert!(!host.list()[0].connected);
+    assert_eq!(host.list()[0].attached, None);
+    assert!(host.file("vol-1").exists());
+    for _ in 0..2 {
+        host.delete("vol-1");
+    }
+    assert!(host.list().is_empty());
+    assert!(!host.file("vol-1").exists());
+}
+
+#[test]
+fn bad_lines_are_answered_and_long_ones_end_the_connection() {
+    use std::io::{Read, Write};
+    let host = Host::new();
+    drop(host.client());
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(host.dir.path().join("control.sock")).unwrap();
+    stream.write_all(b"{\"cmd\":\"fly\"}\n").unwrap();
+    stream.write_all(&[b'x'; 20_000]).unwrap();
+    let mut text = String::new();
+    // The rest of the long line was not read, so the end may be a reset.
+    let _ = stream.read_to_string(&mut text);
+    assert_eq!(text.matches("\"invalid\"").count(), 2, "{text}");
+    assert!(host.list().is_empty());
+}
+
+#[test]
+fn a_killed_daemon_resumes_with_nobody_above_and_collects_leftovers() {
+    let mut host = Host::new();
+    host.put("vol-1", MIB, Persistent, None).unwrap();
+    let listener = host.listen("a.sock");
+    host.attach("vol-1", "a.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.write_at(0, &[1; 4096]), 0);
+    // What a crash within put and within delete leaves.
+    std::fs::write(host.file("vol-2"), b"renamed, not in the table").unwrap();
+    std::fs::write(host.dir.path().join("state/vol-3.tmp"), b"half").unwrap();
+    host.crash();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.read_at(0, 4096), [1; 4096]);
+    assert!(!host.file("vol-2").exists());
+    assert!(!host.dir.path().join("state/vol-3.tmp").exists());
+    assert!(host.list()[0].connected);
+}
+
+#[test]
+fn sigterm_drains_and_ends_cleanly() {
+    let mut host = Host::new();
+    host.put("vol-1", MIB, Persistent, None).unwrap();
+    let listener = host.listen("a.sock");
+    host.attach("vol-1", "a.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    for slot in 0..SLOTS {
+        guest.submit(slot, T_OUT, 0, 65536);
+    }
+    // SAFETY: a signal to our own child.
+    unsafe { libc::kill(host.daemon.0.id() as i32, libc::SIGTERM) };
+    assert!(host.daemon.0.wait().unwrap().success());
+    assert!(!host.dir.path().join("control.sock").exists());
+    host.daemon = Host::start(&host.dir);
+    guest.attach(accept(&listener));
+    let mut done = 0;
+    wait("all", || {
+        done += guest
+            .poll()
+            .iter()
+            .filter(|(_, status)| *status == 0)
+            .count();
+        (done == SLOTS).then_some(())
+    });
+}
+
+/// Keeps all slots busy with verified random writes while the daemon is killed.
+fn survive_kills(host: &mut Host, listener: &UnixListener, guest: &mut Guest, kills: usize) {
+    let len = 16384;
+    let mut seeds = [0u64; SLOTS];
+    let mut reading = [false; SLOTS];
+    let mut next = 1u64;
+    let mut verified = 0;
+    let submit = |guest: &mut Guest, slot: usize, seed: u64| {
+        let at = Guest::data_at(slot);
+        guest.bytes(at, len).copy_from_slice(&pattern(seed, len));
+        guest.submit(slot, T_OUT, slot as u64 * 32, len);
+    };
+    for (slot, seed) in seeds.iter_mut().enumerate() {
+        *seed = next;
+        submit(guest, slot, next);
+        next += 1;
+    }
+    for kill in 0..kills {
+        let until = verified + 20 + (kill * 37) % 200;
+        wait("progress", || {
+            for (slot, status) in guest.poll() {
+                assert_eq!(status, 0);
+                if !std::mem::replace(&mut reading[slot], true) {
+                    guest.bytes(Guest::data_at(slot), len).fill(0);
+                    guest.submit(slot, T_IN, slot as u64 * 32, len);
+                    continue;
+                }
+                assert!(
+                    guest.bytes(Guest::data_at(slot), len) == pattern(seeds[slot], len),
+                    "slot {slot}"
+                );
+                verified += 1;
+                (reading[slot], seeds[slot]) = (false, next);
+                submit(guest, slot, next);
+                next += 1;
+            }
+            (verified >= until).then_some(())
+        });
+        host.crash();
+        guest.attach(accept(listener));
+    }
+    let mut left = SLOTS;
+    wait("the rest", || {
+        for (slot, status) in guest.poll() {
+            assert_eq!(status, 0);
+            if reading[slot] {
+                assert!(guest.bytes(Guest::data_at(slot), len) == pattern(seeds[slot], len));
+            }
+            left -= 1;
+        }
+        (left == 0).then_some(())
+    });
+}
+
+fn kills() -> usize {
+    if std::env::var_os("OCS_LONG").is_some() {
+        1000
+    } else {
+        12
+    }
+}
+
+#[test]
+fn verified_random_writes_survive_sigkill() {
+    let mut host = Host::new();
+    host.put("vol-1", 8 * MIB, Persistent, None).unwrap();
+    let listener = host.listen("a.sock");
+    host.attach("vol-1", "a.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    survive_kills(&mut host, &listener, &mut guest, kills());
+}
+
+#[test]
+fn an_ephemeral_volume_survives_its_daemon_and_shows_no_plaintext() {
+    let mut host = Host::new();
+    std::fs::write(host.dir.path().join("images/small"), [0x77; 10_000]).unwrap();
+    host.put("e-1", 8 * MIB, Ephemeral, Some("small")).unwrap();
+    // Never served: laid down anew under a new key.
+    host.crash();
+    let listener = host.listen("a.sock");
+    host.attach("e-1", "a.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.read_at(0, 9728), [0x77; 9728]);
+    assert_eq!(
+        guest.read_at(4 * MIB, 65536),
+        vec![0; 65536],
+        "never written"
+    );
+    let secret = b"attack at dawn, ";
+    let planted = secret.repeat(4096);
+    assert_eq!(guest.write_at(4 * MIB, &planted), 0);
+    // A write that cuts blocks at both ends.
+    assert_eq!(guest.write_at(4 * MIB + 512, &[0x11; 70 * 512]), 0);
+    assert_eq!(guest.run(T_FLUSH, 0, 0), 0);
+    let mut expected = planted.clone();
+    expected[512..71 * 512].fill(0x11);
+    assert_eq!(guest.read_at(4 * MIB, planted.len()), expected);
+    survive_kills(&mut host, &listener, &mut guest, kills() / 4);
+    assert_eq!(guest.read_at(4 * MIB, planted.len()), expected);
+    assert_eq!(guest.zeroes(T_DISCARD, 4 * MIB, 8192, false), 0);
+    assert_eq!(guest.read_at(4 * MIB, 8192), vec![0; 8192]);
+    let at_rest = std::fs::read(host.file("e-1")).unwrap();
+    assert!(
+        !at_rest
+            .windows(16)
+            .any(|w| w == secret || w == [0x77; 16] || w == [0x11; 16])
+    );
+    let key_page = || {
+        use std::os::unix::fs::FileExt;
+        let (layout, file) = guest.inflight.as_ref().unwrap();
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, layout.mmap_size - 4096)
+            .unwrap();
+        page
+    };
+    assert_ne!(key_page(), [0; 4096]);
+    host.delete("e-1");
+    assert_eq!(key_page(), [0; 4096], "the VMM's copy is wiped");
+    assert!(!host.file("e-1").exists());
+}
+
+#[test]
+fn when_both_holders_die_the_key_is_lost_and_only_delete_helps() {
+    let mut host = Host::new();
+    host.put("e-1", MIB, Ephemeral, None).unwrap();
+    let listener = host.listen("a.sock");
+    host.attach("e-1", "a.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.write_at(0, &[5; 4096]), 0);
+    // A new VMM (a reboot) gets the key from storaged …
+    guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.read_at(0, 4096), [5; 4096]);
+    // … and none when storaged died with it.
+    host.crash();
+    guest = Guest::new();
+    assert!(guest.attach_with(accept(&listener), 1).is_err());
+    wait("key lost", || host.list()[0].key_lost.then_some(()));
+    assert_eq!(
+        host.put("e-1", MIB, Ephemeral, None),
+        Err(ErrorCode::KeyLost)
+    );
+    assert_eq!(host.attach("e-1", "a.sock"), Err(ErrorCode::KeyLost));
+    host.delete("e-1");
+    host.put("e-1", MIB, Ephemeral, None).unwrap();
+    let listener = host.listen("b.sock");
+    host.attach("e-1", "b.sock").unwrap();
+    guest = Guest::new();
+    guest.attach(accept(&listener));
+    assert_eq!(guest.read_at(0, 4096), [0; 4096]);
+    // A garbled key opens nothing.
+    let (layout, file) = guest.inflight.as_ref().unwrap();
+    use std::os::unix::fs::FileExt;
+    file.write_all_at(&[9; 72], layout.mmap_size - 4096)
+        .unwrap();
+    host.crash();
+    assert!(guest.attach_with(accept(&listener), 1).is_err());
+}
