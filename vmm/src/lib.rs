@@ -1,1 +1,83 @@
-//! To be written.
+//! `ocs-vmm`: one process, one microVM.
+//!
+//! ```text
+//!   spec ─▶ builder.rs ─▶ machine.rs ◀─ control.rs (socket)      run.rs ─▶ exit record
+//!                           │
+//!      vCPU threads      event thread            one thread a disk
+//!      cpu/run.rs        events.rs               virtio/block/worker.rs
+//!         │ exits           │ tap, kicks            │ vhost-user
+//!      bus.rs ─▶ legacy/, pci/ ─▶ virtio/pci ─▶ virtio/net, virtio/block
+//!                                   │                │
+//!                          memory.rs: one sealed memfd, shared with backends
+//! ```
+//!
+//! *Threads.* A vCPU thread runs the guest and answers register accesses; it takes a
+//! device's register lock and never waits for I/O. The event thread moves frames and
+//! serves control. A disk's thread speaks vhost-user and may wait for its backend.
+//!
+//! *Trust.* The guest is hostile: whatever it writes into memory, queues or registers,
+//! its device stops (`NEEDS_RESET`, counted) and the process goes on. Nothing is
+//! opened after [`builder::build`].
+//!
+//! Start reading at [`run::run`].
+
+pub mod boot;
+pub mod builder;
+pub mod bus;
+pub mod control;
+pub mod cpu;
+mod error;
+pub mod events;
+mod inherit;
+pub mod irq;
+pub mod jail;
+pub mod layout;
+pub mod legacy;
+pub mod machine;
+pub mod memory;
+pub mod outcome;
+pub mod pci;
+pub mod run;
+pub mod virtio;
+
+pub use error::{Error, Result};
+
+use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
+use ocs_vmm_spec::{Source, Spec};
+
+/// Reads a spec, runs its machine, writes its exit record, and says how it ended.
+///
+/// The record's file stays open until the process ends: its lock is how a restarted
+/// caller knows that the VMM is dead.
+pub fn serve(json: &[u8]) -> (ExitRecord, Option<std::fs::File>) {
+    let started_ns = cpu::monotonic_ns();
+    let (mut file, ended) = match exit_record_file(json) {
+        Ok(file) => (file, Spec::parse(json).map_err(Error::from)),
+        Err(error) => (None, Err(error)),
+    };
+    let record = ended
+        .and_then(|spec| run::run(&spec, started_ns))
+        .unwrap_or_else(|error| ExitRecord {
+            reason: ExitReason::Error,
+            message: error.to_string(),
+        });
+    if let Some(file) = &mut file
+        && let Err(error) = run::write_record(file, &record)
+    {
+        tracing::error!(%error, "the exit record cannot be written");
+    }
+    (record, file)
+}
+
+/// Opens the exit record first, even of a spec that is refused for another field.
+fn exit_record_file(json: &[u8]) -> Result<Option<std::fs::File>> {
+    let source = serde_json::from_slice::<serde_json::Value>(json)
+        .ok()
+        .and_then(|value| value.get("exit_record").cloned())
+        .and_then(|value| serde_json::from_value::<Option<Source>>(value).ok())
+        .flatten();
+    match source {
+        Some(source) => inherit::read_write("exit_record", &source).map(Some),
+        None => Ok(None),
+    }
+}

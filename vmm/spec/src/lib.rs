@@ -16,6 +16,7 @@ pub mod control;
 pub mod exit;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -213,7 +214,43 @@ impl Spec {
                 format!("{:?} is not 1 to 20 ASCII bytes", block.id),
             )?;
         }
+        let mut seen = BTreeMap::new();
+        for (field, source) in self.sources() {
+            if let Source::Fd(fd) = source
+                && let Some(other) = seen.insert(fd, field.clone())
+            {
+                return must(
+                    false,
+                    field,
+                    format!("descriptor {fd} is already {other}'s"),
+                );
+            }
+        }
         Ok(())
+    }
+
+    /// Every [`Source`] with its field's path.
+    pub fn sources(&self) -> Vec<(String, &Source)> {
+        let mut all = vec![
+            ("boot.kernel".to_owned(), &self.boot.kernel),
+            ("serial.ring".to_owned(), &self.serial.ring),
+        ];
+        let optional = [
+            ("boot.initrd", &self.boot.initrd),
+            ("control", &self.control),
+            ("exit_record", &self.exit_record),
+            ("kvm", &self.kvm),
+        ];
+        for (field, source) in optional {
+            all.extend(source.iter().map(|source| (field.to_owned(), source)));
+        }
+        for (i, net) in self.net.iter().enumerate() {
+            all.push((format!("net[{i}].tap"), &net.tap));
+        }
+        for (i, block) in self.block.iter().enumerate() {
+            all.push((format!("block[{i}].listener"), &block.listener));
+        }
+        all
     }
 }
 
@@ -268,6 +305,11 @@ mod tests {
                 "/serial/capacity_bytes",
                 serde_json::json!(1),
                 "serial.capacity_bytes",
+            ),
+            (
+                "/net/0/tap",
+                serde_json::json!({"fd": 7}),
+                "descriptor 7 is already serial.ring's",
             ),
         ] {
             let mut json = good();

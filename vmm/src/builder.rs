@@ -1,0 +1,258 @@
+//! Makes a machine from a spec: everything is opened and allocated here, in order.
+//!
+//! ```text
+//!  spec ─▶ open files ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
+//! ```
+
+use crate::boot::{self, Payload, acpi};
+use crate::bus::{Bus, BusMetrics};
+use crate::cpu::{self, Gate};
+use crate::error::{Result, host, kvm};
+use crate::irq::{Irqs, share};
+use crate::legacy::power::Power;
+use crate::legacy::rtc::Rtc;
+use crate::legacy::serial::SerialPort;
+use crate::machine::Machine;
+use crate::memory::{self, GuestRam};
+use crate::outcome::Outcome;
+use crate::pci::root::{Function, PciRoot};
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::BlockWorker;
+use crate::virtio::net::tap::Tap;
+use crate::virtio::net::{NetWorker, tap_error};
+use crate::virtio::pci::VirtioPci;
+use crate::{inherit, layout};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use ocs_vmm_spec::console::RingWriter;
+use ocs_vmm_spec::{Source, Spec, parse_mac};
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine whose threads do not run yet.
+pub struct Built {
+    /// The whole.
+    pub machine: Machine,
+    /// vCPUs in order.
+    pub vcpus: Vec<VcpuFd>,
+    /// Interfaces, each with the kicks of its queues.
+    pub nets: Vec<(NetWorker, Vec<Option<Arc<EventFd>>>)>,
+    /// Disks.
+    pub disks: Vec<BlockWorker>,
+    /// The control socket.
+    pub control: Option<UnixListener>,
+    /// Signalled when a disk's backend first connects.
+    pub disk_connected: EventFd,
+    /// Signalled at the machine's end.
+    pub ended: EventFd,
+}
+
+/// Builds what `spec` says; `started_ns` is when the process began.
+pub fn build(spec: &Spec, started_ns: u64) -> Result<Built> {
+    let files = Files::open(spec)?;
+    let vm = Vm::new(files.kvm, spec.memory_mib)?;
+    let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd))?);
+    let disk_connected = crate::irq::new_event()?;
+    let ended = crate::irq::new_event()?;
+
+    let mut slots = Slots {
+        vm: &vm,
+        irqs: &irqs,
+        functions: Vec::new(),
+    };
+    let mut counters: Vec<(String, Arc<dyn crate::virtio::Metrics>)> = Vec::new();
+    let mut nets = Vec::new();
+    for (net, tap) in spec.net.iter().zip(files.taps) {
+        let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
+        let mac = parse_mac(&net.mac).unwrap_or_default();
+        let (device, worker) = NetWorker::new(tap, mac, net.mtu)?;
+        let function = slots.add(&net.id, Box::new(device))?;
+        counters.push((format!("net.{}", net.id), worker.metrics()));
+        counters.push((format!("net.{}", net.id), function.metrics()));
+        nets.push((worker, vec![function.kick(0), function.kick(1)]));
+    }
+    let mut statuses = Vec::new();
+    let mut disks = Vec::new();
+    for (block, listener) in spec.block.iter().zip(files.block_listeners) {
+        let (device, worker) = BlockWorker::new(
+            &block.id,
+            listener,
+            block.backend_uid,
+            share(&disk_connected)?,
+        )?;
+        statuses.push((block.id.clone(), device.status()));
+        let function = slots.add(&block.id, Box::new(device))?;
+        counters.push((format!("block.{}", block.id), worker.metrics()));
+        counters.push((format!("block.{}", block.id), function.metrics()));
+        disks.push(worker);
+    }
+
+    let bus = Arc::new(Bus {
+        serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?),
+        rtc: Rtc::default(),
+        power: Power::new(irqs.line(layout::POWER_GSI)?),
+        pci: PciRoot::new(slots.functions),
+        metrics: BusMetrics::default(),
+    });
+    let vcpus = load(spec, files.kernel, files.initrd, &vm)?;
+
+    let outcome = Arc::new(Outcome::new(share(&ended)?));
+    let gate = Arc::new(Gate::default());
+    let mut machine = Machine::new(&spec.id, vm.ram, bus, gate, outcome, started_ns);
+    machine.disks = statuses;
+    machine.counters = counters;
+    Ok(Built {
+        machine,
+        vcpus,
+        nets,
+        disks,
+        control: files.control,
+        disk_connected,
+        ended,
+    })
+}
+
+/// Fills memory and makes the vCPUs.
+fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<VcpuFd>> {
+    let entry = boot::load(
+        &vm.ram,
+        Payload {
+            kernel,
+            initrd,
+            cmdline: &spec.boot.cmdline,
+        },
+    )?;
+    acpi::write_tables(&vm.ram, spec.vcpus)?;
+    boot::write_gdt(&vm.ram, entry)?;
+    (0..spec.vcpus)
+        .map(|index| cpu::create(&vm.kvm, &vm.fd, index, spec.vcpus, entry))
+        .collect()
+}
+
+/// Everything the spec names, open.
+struct Files {
+    kvm: Kvm,
+    kernel: File,
+    initrd: Option<File>,
+    ring: RingWriter,
+    taps: Vec<File>,
+    block_listeners: Vec<UnixListener>,
+    control: Option<UnixListener>,
+}
+
+impl Files {
+    fn open(spec: &Spec) -> Result<Self> {
+        let default_kvm = Source::Path(PathBuf::from("/dev/kvm"));
+        let kvm = inherit::device("kvm", spec.kvm.as_ref().unwrap_or(&default_kvm))?;
+        // SAFETY: the descriptor is open and owned by nobody else; whether it is KVM is checked
+        // by the first ioctl.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let ring = inherit::read_write("serial.ring", &spec.serial.ring)?;
+        let ring = RingWriter::open(ring, spec.serial.capacity_bytes)
+            .map_err(host("prepare the console ring"))?;
+        let mut taps = Vec::new();
+        for (i, net) in spec.net.iter().enumerate() {
+            taps.push(inherit::tap(&format!("net[{i}].tap"), &net.tap, Tap::open)?);
+        }
+        let mut block_listeners = Vec::new();
+        for (i, block) in spec.block.iter().enumerate() {
+            let field = format!("block[{i}].listener");
+            block_listeners.push(inherit::listener(&field, &block.listener)?);
+        }
+        Ok(Self {
+            kvm,
+            kernel: inherit::read("boot.kernel", &spec.boot.kernel)?,
+            initrd: match &spec.boot.initrd {
+                Some(source) => Some(inherit::read("boot.initrd", source)?),
+                None => None,
+            },
+            ring,
+            taps,
+            block_listeners,
+            control: match &spec.control {
+                Some(source) => Some(inherit::listener("control", source)?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// The VM with its memory and interrupt controllers.
+struct Vm {
+    kvm: Kvm,
+    fd: Arc<VmFd>,
+    ram: GuestRam,
+}
+
+impl Vm {
+    fn new(kvm_fd: Kvm, memory_mib: u64) -> Result<Self> {
+        const API_VERSION: i32 = 12;
+        if kvm_fd.get_api_version() != API_VERSION {
+            return Err(kvm("speak API version 12")(kvm_ioctls::Error::last()));
+        }
+        for (cap, what) in [
+            (Cap::Irqchip, "have an interrupt controller"),
+            (Cap::Irqfd, "have irqfd"),
+            (Cap::Ioeventfd, "have ioeventfd"),
+            (Cap::IoeventfdNoLength, "have ioeventfd of any length"),
+            (Cap::ImmediateExit, "have immediate exit"),
+        ] {
+            if !kvm_fd.check_extension(cap) {
+                return Err(kvm(what)(kvm_ioctls::Error::new(libc::ENOTSUP)));
+            }
+        }
+        let fd = kvm_fd.create_vm().map_err(kvm("create a VM"))?;
+        fd.set_identity_map_address(layout::IDENTITY_MAP)
+            .map_err(kvm("place the identity map"))?;
+        fd.set_tss_address(layout::TSS)
+            .map_err(kvm("place the TSS"))?;
+        fd.create_irq_chip()
+            .map_err(kvm("create interrupt controllers"))?;
+        let ram = memory::create(memory_mib)?;
+        for (slot, region) in (0u32..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is a live mapping of exactly this size, which `ram` keeps for
+            // as long as the VM exists; slots are distinct and do not overlap.
+            unsafe { fd.set_user_memory_region(region) }.map_err(kvm("map guest memory"))?;
+        }
+        Ok(Self {
+            kvm: kvm_fd,
+            fd: Arc::new(fd),
+            ram,
+        })
+    }
+}
+
+/// Hands out places on the PCI bus.
+struct Slots<'a> {
+    vm: &'a Vm,
+    irqs: &'a Arc<Irqs>,
+    functions: Vec<Arc<dyn Function>>,
+}
+
+impl Slots<'_> {
+    fn add(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>> {
+        let function = Arc::new(VirtioPci::new(
+            id,
+            device,
+            PciRoot::initial_bar(self.functions.len()),
+            self.vm.ram.clone(),
+            Arc::clone(&self.vm.fd),
+            Arc::clone(self.irqs),
+        )?);
+        let as_function: Arc<dyn Function> = Arc::<VirtioPci>::clone(&function);
+        self.functions.push(as_function);
+        Ok(function)
+    }
+}

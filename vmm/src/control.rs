@@ -1,0 +1,111 @@
+//! The control socket's server, on the event thread
+//! (protocol: [`ocs_vmm_spec::control`]).
+
+use crate::error::{Result, host};
+use crate::events::{Epoll, Handler, HandlerId};
+use crate::machine::Machine;
+use ocs_vmm_spec::control::{MAX_LINE_BYTES, Reply, Request};
+use rustix::event::epoll::EventFlags;
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+/// More clients at a time are turned away.
+const MAX_CLIENTS: usize = 8;
+const SOURCE_LISTENER: u32 = 0;
+
+/// The listener and its clients.
+pub struct ControlServer {
+    machine: Arc<Machine>,
+    epoll: Arc<Epoll>,
+    handler: HandlerId,
+    listener: UnixListener,
+    clients: BTreeMap<u32, Client>,
+    next_client: u32,
+}
+
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+impl ControlServer {
+    /// Serves `listener` on behalf of `handler`.
+    pub fn new(
+        machine: Arc<Machine>,
+        epoll: Arc<Epoll>,
+        handler: HandlerId,
+        listener: UnixListener,
+    ) -> Result<Self> {
+        epoll
+            .add(handler, SOURCE_LISTENER, &listener, EventFlags::IN)
+            .map_err(host("watch the control socket"))?;
+        Ok(Self {
+            machine,
+            epoll,
+            handler,
+            listener,
+            clients: BTreeMap::new(),
+            next_client: SOURCE_LISTENER + 1,
+        })
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        let (stream, _) = self.listener.accept()?;
+        if self.clients.len() >= MAX_CLIENTS {
+            return Ok(());
+        }
+        stream.set_nonblocking(true)?;
+        let source = self.next_client;
+        self.next_client = self.next_client.checked_add(1).unwrap_or(1);
+        self.epoll
+            .add(self.handler, source, &stream, EventFlags::IN)?;
+        let line = Vec::new();
+        self.clients.insert(source, Client { stream, line });
+        Ok(())
+    }
+
+    /// Reads what there is and answers whole lines; false when the client is done.
+    fn serve(&mut self, source: u32) -> io::Result<bool> {
+        let Some(client) = self.clients.get_mut(&source) else {
+            return Ok(false);
+        };
+        let mut chunk = [0; 4096];
+        let count = match client.stream.read(&mut chunk) {
+            Ok(0) => return Ok(false),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        client.line.extend_from_slice(&chunk[..count]);
+        while let Some(end) = client.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = client.line.drain(..=end).collect();
+            let reply = match serde_json::from_slice::<Request>(&line) {
+                Ok(request) => self.machine.handle(&request),
+                Err(error) => Reply::Error {
+                    message: format!("not a request that this VMM knows: {error}"),
+                },
+            };
+            let mut bytes = serde_json::to_vec(&reply)?;
+            bytes.push(b'\n');
+            // A client that does not read its answers loses the connection.
+            client.stream.write_all(&bytes)?;
+        }
+        Ok(client.line.len() <= MAX_LINE_BYTES)
+    }
+}
+
+impl Handler for ControlServer {
+    fn ready(&mut self, source: u32, _flags: EventFlags) -> bool {
+        if source == SOURCE_LISTENER {
+            if let Err(error) = self.accept() {
+                tracing::warn!(%error, "a control client was lost");
+            }
+        } else if !self.serve(source).unwrap_or(false) {
+            // Closing the stream takes it out of the epoll set.
+            self.clients.remove(&source);
+        }
+        true
+    }
+}

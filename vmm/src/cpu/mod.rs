@@ -1,0 +1,34 @@
+//! Virtual CPUs.
+//!
+//! ```text
+//!  cpuid.rs  what the guest may know of the CPU      (before the first run)
+//!  state.rs  registers at the entry point
+//!  run.rs    one thread per vCPU: gate → KVM_RUN → dispatch exit → …
+//! ```
+
+mod cpuid;
+mod run;
+mod state;
+
+pub use run::{Gate, GateState, VcpuThread, monotonic_ns, spawn};
+pub use state::gdt;
+
+use crate::boot::Entry;
+use crate::error::{Result, kvm};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+/// Makes vCPU `index` of `count`, ready to run from `entry` (the boot CPU) or to
+/// wait for INIT and SIPI (the others).
+pub fn create(kvm_fd: &Kvm, vm: &VmFd, index: u8, count: u8, entry: Entry) -> Result<VcpuFd> {
+    let vcpu = vm
+        .create_vcpu(u64::from(index))
+        .map_err(kvm("create a vCPU"))?;
+    let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let cpuid = cpuid::build(kvm_fd, index, count, tsc_khz)?;
+    vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
+    state::set_msrs(&vcpu)?;
+    if index == 0 {
+        state::set_entry(&vcpu, entry)?;
+    }
+    Ok(vcpu)
+}

@@ -1,0 +1,268 @@
+//! The thread of one vCPU.
+//!
+//! ```text
+//!          ┌────────── Paused: wait on the gate ◀─┐
+//!  spawn ──┤                                      │ kick (signal + immediate_exit)
+//!          └─▶ Running: KVM_RUN ─ exit ─▶ Bus ────┤
+//!                                                 └─▶ Stopping: thread ends
+//! ```
+//! A vCPU never blocks on I/O: exits end in register models; data moves on other threads.
+
+use crate::bus::Bus;
+use crate::error::{Result, host};
+use crate::legacy::power::PowerRequest;
+use crate::outcome::Outcome;
+use kvm_bindings::kvm_run;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use ocs_vmm_spec::exit::ExitReason;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// What all vCPU threads are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateState {
+    /// Wait.
+    Held,
+    /// Run the guest.
+    Open,
+    /// End.
+    Closed,
+}
+
+/// Holds, releases and ends the vCPU threads.
+pub struct Gate {
+    inner: Mutex<GateInner>,
+    changed: Condvar,
+    first_run_ns: AtomicU64,
+}
+
+struct GateInner {
+    state: GateState,
+    waiting: usize,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::new(GateInner {
+                state: GateState::Held,
+                waiting: 0,
+            }),
+            changed: Condvar::new(),
+            first_run_ns: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Gate {
+    /// The state now.
+    pub fn state(&self) -> GateState {
+        self.lock().state
+    }
+
+    /// `CLOCK_MONOTONIC` when a vCPU was first let run, 0 before.
+    pub fn first_run_ns(&self) -> u64 {
+        self.first_run_ns.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, GateInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state; a closed gate stays closed. The caller kicks the threads.
+    pub fn set(&self, state: GateState) {
+        let mut inner = self.lock();
+        if inner.state == GateState::Closed {
+            return;
+        }
+        if state == GateState::Open {
+            let _ = self.first_run_ns.compare_exchange(
+                0,
+                monotonic_ns(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+        inner.state = state;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `count` threads stand still at a held gate.
+    pub fn wait_until_held(&self, count: usize) {
+        let mut inner = self.lock();
+        while inner.state == GateState::Held && inner.waiting < count {
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Passes an open gate (true), waits at a held one, turns back at a closed one.
+    fn pass(&self) -> bool {
+        let mut inner = self.lock();
+        if inner.state == GateState::Held {
+            inner.waiting += 1;
+            self.changed.notify_all();
+            while inner.state == GateState::Held {
+                inner = self
+                    .changed
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            inner.waiting -= 1;
+        }
+        inner.state == GateState::Open
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// A running vCPU thread.
+pub struct VcpuThread {
+    handle: JoinHandle<()>,
+}
+
+impl VcpuThread {
+    /// Makes the thread look at the gate, out of `KVM_RUN` if need be.
+    pub fn kick(&self) {
+        if let Err(error) = self.handle.kill(SIGRTMIN()) {
+            tracing::error!(%error, "a vCPU thread cannot be signalled");
+        }
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        if self.handle.join().is_err() {
+            tracing::error!("a vCPU thread panicked");
+        }
+    }
+}
+
+thread_local! {
+    static RUN: Cell<*mut kvm_run> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// Asks KVM_RUN to return at once, now or when next entered: a signal that comes
+/// just before the ioctl is not lost.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let run = RUN.get();
+    if !run.is_null() {
+        // SAFETY: the pointer is this thread's own mapping of its vCPU, set after creation and
+        // cleared before the vCPU is dropped; a byte store is async-signal-safe.
+        unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
+    }
+}
+
+/// Starts the thread of vCPU `index`, which first waits at the gate.
+pub fn spawn(
+    index: u8,
+    vcpu: VcpuFd,
+    bus: Arc<Bus>,
+    gate: Arc<Gate>,
+    outcome: Arc<Outcome>,
+    prepare: fn() -> std::io::Result<()>,
+) -> Result<VcpuThread> {
+    register_signal_handler(SIGRTMIN(), on_kick).map_err(host("handle the kick signal"))?;
+    let handle = std::thread::Builder::new()
+        .name(format!("vcpu{index}"))
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            if let Err(error) = prepare() {
+                outcome.end(
+                    ExitReason::Error,
+                    format!("vCPU {index}: cannot be confined: {error}"),
+                );
+                return;
+            }
+            run(index, vcpu, &bus, &gate, &outcome);
+        })
+        .map_err(host("start a vCPU thread"))?;
+    Ok(VcpuThread { handle })
+}
+
+fn run(index: u8, mut vcpu: VcpuFd, bus: &Bus, gate: &Gate, outcome: &Outcome) {
+    RUN.set(std::ptr::from_mut(vcpu.get_kvm_run()));
+    loop {
+        vcpu.set_kvm_immediate_exit(0);
+        if !gate.pass() {
+            break;
+        }
+        if let Some((reason, message)) = step(&mut vcpu, bus) {
+            outcome.end(reason, format!("vCPU {index}: {message}"));
+            gate.set(GateState::Closed);
+            break;
+        }
+    }
+    RUN.set(std::ptr::null_mut());
+}
+
+/// One entry into the guest; the end of the machine, if that is what it led to.
+fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Option<(ExitReason, String)> {
+    let failed = |what: String| Some((ExitReason::Error, what));
+    match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
+        Ok(VcpuExit::IoOut(port, data)) => {
+            return match bus.port_write(port, data) {
+                None => None,
+                Some(PowerRequest::Off) => Some((
+                    ExitReason::GuestShutdown,
+                    "the guest powered off".to_owned(),
+                )),
+                Some(PowerRequest::Reset) => Some((
+                    ExitReason::GuestReset,
+                    "the guest asked for a reset".to_owned(),
+                )),
+            };
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
+        Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
+        Ok(VcpuExit::Shutdown) => {
+            return Some((
+                ExitReason::GuestReset,
+                "the guest reset by triple fault".to_owned(),
+            ));
+        }
+        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::InternalError) => return failed(internal_error(vcpu)),
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            return failed(format!(
+                "cannot enter the guest (reason {reason:#x}, CPU {cpu})"
+            ));
+        }
+        Ok(other) => return failed(format!("unexpected exit {other:?}")),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+        Err(error) => return failed(format!("KVM_RUN failed: {error}")),
+    }
+    None
+}
+
+/// Says where and on which bytes KVM's emulator stopped.
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    /// KVM_INTERNAL_ERROR_EMULATION with KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES:
+    /// flags, then a count and up to 15 bytes.
+    const FLAG_BYTES: u64 = 1;
+    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member.
+    let internal = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal };
+    let mut bytes = Vec::new();
+    if internal.ndata >= 3 && internal.data[0] & FLAG_BYTES != 0 {
+        let packed: Vec<u8> = internal.data[1..3]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        let count = usize::from(packed[0]).min(15);
+        bytes.extend_from_slice(&packed[1..=count]);
+    }
+    let at = vcpu.get_regs().map_or(0, |regs| regs.rip);
+    format!(
+        "KVM gave up on the guest (suberror {}) at {at:#x}, instruction {bytes:02x?}",
+        internal.suberror
+    )
+}

@@ -1,0 +1,110 @@
+//! Opens what the spec names: a path by hand, a descriptor from the node.
+//!
+//! Everything is opened here, before the first vCPU runs; afterwards the VMM
+//! opens nothing.
+
+use crate::error::{Error, Result};
+use ocs_vmm_spec::Source;
+use rustix::fs::OFlags;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+/// Opens for reading.
+pub fn read(field: &str, source: &Source) -> Result<File> {
+    open(field, source, |path| File::open(path))
+}
+
+/// Opens for reading and writing, creating the file where it is missing.
+pub fn read_write(field: &str, source: &Source) -> Result<File> {
+    open(field, source, |path| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+    })
+}
+
+/// Opens a device node.
+pub fn device(field: &str, source: &Source) -> Result<File> {
+    open(field, source, |path| {
+        OpenOptions::new().read(true).write(true).open(path)
+    })
+}
+
+/// Takes or binds a listening Unix socket, non-blocking.
+pub fn listener(field: &str, source: &Source) -> Result<UnixListener> {
+    let fail = |source_error: io::Error| Error::Open {
+        field: field.to_owned(),
+        what: describe(source),
+        source: source_error,
+    };
+    let listener = match source {
+        Source::Path(path) => UnixListener::bind(path).map_err(fail)?,
+        Source::Fd(fd) => UnixListener::from(take(*fd).map_err(fail)?),
+    };
+    listener.set_nonblocking(true).map_err(fail)?;
+    let listens = rustix::net::sockopt::socket_acceptconn(&listener).map_err(|e| fail(e.into()))?;
+    if !listens {
+        return Err(fail(io::Error::other("the socket does not listen")));
+    }
+    Ok(listener)
+}
+
+/// Takes a tap by descriptor, or opens one by name.
+pub fn tap(
+    field: &str,
+    source: &Source,
+    open_by_name: fn(&Path) -> io::Result<File>,
+) -> Result<File> {
+    open(field, source, open_by_name)
+}
+
+fn open(field: &str, source: &Source, by_path: impl Fn(&Path) -> io::Result<File>) -> Result<File> {
+    let file = match source {
+        Source::Path(path) => by_path(path),
+        Source::Fd(fd) => take(*fd).map(File::from),
+    };
+    file.map_err(|error| Error::Open {
+        field: field.to_owned(),
+        what: describe(source),
+        source: error,
+    })
+}
+
+fn describe(source: &Source) -> String {
+    match source {
+        Source::Path(path) => path.display().to_string(),
+        Source::Fd(fd) => format!("descriptor {fd}"),
+    }
+}
+
+/// Takes ownership of an inherited descriptor, which must be open and not one of
+/// the standard three.
+fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not an inherited descriptor",
+        ));
+    }
+    // SAFETY: F_GETFD reads a flag of a descriptor number; an unused number gives EBADF.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open (checked above), was handed to this process for this
+    // purpose, and the spec check makes sure that no two fields name the same number.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(owned)
+}
+
+/// Sets `O_NONBLOCK`.
+pub fn set_nonblocking(file: &File) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
+}

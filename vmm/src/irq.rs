@@ -1,0 +1,137 @@
+//! Interrupts: KVM's in-kernel IOAPIC pins and message-signalled interrupts, both
+//! raised by eventfds (irqfd), so that any process can interrupt the guest.
+//!
+//! ```text
+//!  eventfd ── irqfd ──▶ GSI ── route ──▶ IOAPIC pin (0–23) or MSI address + data
+//! ```
+
+use crate::error::{Result, host, kvm};
+use crate::layout;
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
+    kvm_irq_routing_entry,
+};
+use kvm_ioctls::VmFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// A global system interrupt: KVM's index of one route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gsi(pub u32);
+
+/// What a vector of a device sends when it fires.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Msi {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+}
+
+/// The VM's routing table.
+pub struct Irqs {
+    vm: Arc<VmFd>,
+    messages: Mutex<Vec<Msi>>,
+}
+
+impl Irqs {
+    /// Routes the IOAPIC's pins; the irqchip must have been created.
+    pub fn new(vm: Arc<VmFd>) -> Result<Self> {
+        let irqs = Self {
+            vm,
+            messages: Mutex::new(Vec::new()),
+        };
+        irqs.commit(&[]).map_err(kvm("route interrupts"))?;
+        Ok(irqs)
+    }
+
+    /// An eventfd that raises the IOAPIC pin `gsi` (edge).
+    pub fn line(&self, gsi: u32) -> Result<EventFd> {
+        let event = new_event()?;
+        self.vm
+            .register_irqfd(&event, gsi)
+            .map_err(kvm("attach an interrupt line"))?;
+        Ok(event)
+    }
+
+    /// Reserves a GSI for one message-signalled interrupt.
+    pub fn allocate(&self) -> Gsi {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(Msi::default());
+        let index = u32::try_from(messages.len() - 1).unwrap_or(u32::MAX);
+        Gsi(layout::IOAPIC_PINS + index)
+    }
+
+    /// Sets what `gsi` sends; no call to KVM where nothing changes.
+    pub fn route(&self, gsi: Gsi, message: Msi) -> std::result::Result<(), kvm_ioctls::Error> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = (gsi.0 - layout::IOAPIC_PINS) as usize;
+        let Some(slot) = messages.get_mut(index) else {
+            return Err(kvm_ioctls::Error::new(libc::EINVAL));
+        };
+        if *slot == message {
+            return Ok(());
+        }
+        *slot = message;
+        self.commit(&messages)
+    }
+
+    /// Lets `event` raise `gsi`. An event signalled before fires at once.
+    pub fn attach(&self, event: &EventFd, gsi: Gsi) -> std::result::Result<(), kvm_ioctls::Error> {
+        self.vm.register_irqfd(event, gsi.0)
+    }
+
+    /// Ends that; later signals stay in `event`, as a pending bit would.
+    pub fn detach(&self, event: &EventFd, gsi: Gsi) -> std::result::Result<(), kvm_ioctls::Error> {
+        self.vm.unregister_irqfd(event, gsi.0)
+    }
+
+    fn commit(&self, messages: &[Msi]) -> std::result::Result<(), kvm_ioctls::Error> {
+        let mut entries: Vec<kvm_irq_routing_entry> = Vec::new();
+        for pin in 0..layout::IOAPIC_PINS {
+            let mut entry = kvm_irq_routing_entry {
+                gsi: pin,
+                type_: KVM_IRQ_ROUTING_IRQCHIP,
+                ..Default::default()
+            };
+            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+            entry.u.irqchip.pin = pin;
+            entries.push(entry);
+        }
+        for (gsi, message) in (layout::IOAPIC_PINS..).zip(messages) {
+            if *message == Msi::default() {
+                continue;
+            }
+            let mut entry = kvm_irq_routing_entry {
+                gsi,
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..Default::default()
+            };
+            let low = message.address & u64::from(u32::MAX);
+            entry.u.msi.address_lo = u32::try_from(low).unwrap_or_default();
+            entry.u.msi.address_hi = u32::try_from(message.address >> 32).unwrap_or_default();
+            entry.u.msi.data = message.data;
+            entries.push(entry);
+        }
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
+        self.vm.set_gsi_routing(&routing)
+    }
+}
+
+/// A non-blocking eventfd.
+pub fn new_event() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make an eventfd"))
+}
+
+/// An eventfd as a descriptor to watch.
+pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as `event`, whose lifetime the result carries.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// A second descriptor of the same eventfd.
+pub fn share(event: &EventFd) -> Result<EventFd> {
+    event.try_clone().map_err(host("duplicate an eventfd"))
+}

@@ -1,0 +1,34 @@
+//! How the machine ended: the first cause wins, and wakes the event thread.
+
+use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
+use std::sync::OnceLock;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Set once, by whichever thread first knows the end.
+pub struct Outcome {
+    record: OnceLock<ExitRecord>,
+    ended: EventFd,
+}
+
+impl Outcome {
+    /// `ended` becomes readable at the end.
+    pub fn new(ended: EventFd) -> Self {
+        Self {
+            record: OnceLock::new(),
+            ended,
+        }
+    }
+
+    /// Notes the end; later causes change nothing.
+    pub fn end(&self, reason: ExitReason, message: String) {
+        let first = self.record.set(ExitRecord { reason, message }).is_ok();
+        if first && let Err(error) = self.ended.write(1) {
+            tracing::error!(%error, "the event thread cannot be woken");
+        }
+    }
+
+    /// The cause, once there is one.
+    pub fn record(&self) -> Option<&ExitRecord> {
+        self.record.get()
+    }
+}

@@ -1,0 +1,201 @@
+//! The root bus: finds the function behind a configuration or BAR access.
+
+use super::config::{ConfigSpace, Identity};
+use crate::layout;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Configuration mechanism 1 (PCI local bus 3.0 §3.2.2.3.2): address …
+pub const ADDRESS_PORT: u16 = 0xcf8;
+/// … and the last byte of data.
+pub const DATA_LAST: u16 = 0xcff;
+const DATA_PORT: u16 = 0xcfc;
+const ENABLE: u32 = 1 << 31;
+/// BARs are handed out in steps of this.
+const BAR_STEP: u64 = 0x8000;
+
+/// One device's only function.
+pub trait Function: Send + Sync {
+    /// Reads configuration space.
+    fn config_read(&self, offset: usize, data: &mut [u8]);
+    /// Writes configuration space.
+    fn config_write(&self, offset: usize, data: &[u8]);
+    /// Where its BAR answers now.
+    fn bar(&self) -> Option<u64>;
+    /// Size of its BAR.
+    fn bar_bytes(&self) -> u64;
+    /// Reads inside its BAR.
+    fn bar_read(&self, offset: u64, data: &mut [u8]);
+    /// Writes inside its BAR.
+    fn bar_write(&self, offset: u64, data: &[u8]);
+}
+
+/// The bus. Device 0 is the host bridge.
+pub struct PciRoot {
+    functions: Vec<Arc<dyn Function>>,
+    address: AtomicU32,
+}
+
+impl PciRoot {
+    /// A bus with `functions` as devices 1, 2, …
+    pub fn new(functions: Vec<Arc<dyn Function>>) -> Self {
+        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+        Self {
+            functions: std::iter::once(bridge).chain(functions).collect(),
+            address: AtomicU32::new(0),
+        }
+    }
+
+    /// Where the BAR of the `index`th device (without the bridge) begins at start.
+    pub fn initial_bar(index: usize) -> u64 {
+        layout::PCI_WINDOW + index as u64 * BAR_STEP
+    }
+
+    /// Reads through the ECAM window.
+    pub fn ecam_read(&self, at: u64, data: &mut [u8]) {
+        match self.by_ecam(at) {
+            Some((function, offset)) => function.config_read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes through the ECAM window.
+    pub fn ecam_write(&self, at: u64, data: &[u8]) {
+        if let Some((function, offset)) = self.by_ecam(at) {
+            function.config_write(offset, data);
+        }
+    }
+
+    /// Reads the ports of mechanism 1.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        if port >= DATA_PORT {
+            match self.by_address(port) {
+                Some((function, offset)) => function.config_read(offset, data),
+                None => data.fill(0xff),
+            }
+        } else if port == ADDRESS_PORT && data.len() == 4 {
+            data.copy_from_slice(&self.address.load(Ordering::Relaxed).to_le_bytes());
+        }
+    }
+
+    /// Writes the ports of mechanism 1.
+    pub fn port_write(&self, port: u16, data: &[u8]) {
+        if port >= DATA_PORT {
+            if let Some((function, offset)) = self.by_address(port) {
+                function.config_write(offset, data);
+            }
+        } else if port == ADDRESS_PORT
+            && let Ok(word) = <[u8; 4]>::try_from(data)
+        {
+            self.address
+                .store(u32::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// Reads from the BAR at `address`; false where there is none.
+    pub fn bar_read(&self, address: u64, data: &mut [u8]) -> bool {
+        self.by_bar(address)
+            .map(|(function, offset)| function.bar_read(offset, data))
+            .is_some()
+    }
+
+    /// Writes to the BAR at `address`; false where there is none.
+    pub fn bar_write(&self, address: u64, data: &[u8]) -> bool {
+        self.by_bar(address)
+            .map(|(function, offset)| function.bar_write(offset, data))
+            .is_some()
+    }
+
+    fn by_ecam(&self, at: u64) -> Option<(&dyn Function, usize)> {
+        let device = at >> 15 & 0x1f;
+        let function = at >> 12 & 0x7;
+        self.find(device, function, at & 0xfff)
+    }
+
+    fn by_address(&self, port: u16) -> Option<(&dyn Function, usize)> {
+        let address = self.address.load(Ordering::Relaxed);
+        if address & ENABLE == 0 || address >> 16 & 0xff != 0 {
+            return None;
+        }
+        let register = u64::from(address & 0xfc) + u64::from(port - DATA_PORT);
+        self.find(
+            u64::from(address >> 11 & 0x1f),
+            u64::from(address >> 8 & 0x7),
+            register,
+        )
+    }
+
+    fn find(&self, device: u64, function: u64, offset: u64) -> Option<(&dyn Function, usize)> {
+        if function != 0 {
+            return None;
+        }
+        let function = self.functions.get(usize::try_from(device).ok()?)?;
+        Some((function.as_ref(), usize::try_from(offset).ok()?))
+    }
+
+    fn by_bar(&self, address: u64) -> Option<(&dyn Function, u64)> {
+        self.functions.iter().find_map(|function| {
+            let offset = address.checked_sub(function.bar()?)?;
+            (offset < function.bar_bytes()).then_some((function.as_ref(), offset))
+        })
+    }
+}
+
+/// A host bridge that does nothing but exist.
+struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    fn new() -> Self {
+        // Red Hat's generic host bridge, as QEMU's microvm and others present it.
+        Self(ConfigSpace::new(Identity {
+            vendor: 0x1b36,
+            device: 0x0008,
+            revision: 0,
+            class: [6, 0, 0],
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
+        }))
+    }
+}
+
+impl Function for HostBridge {
+    fn config_read(&self, offset: usize, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+    fn config_write(&self, _offset: usize, _data: &[u8]) {}
+    fn bar(&self) -> Option<u64> {
+        None
+    }
+    fn bar_bytes(&self) -> u64 {
+        0
+    }
+    fn bar_read(&self, _offset: u64, _data: &mut [u8]) {}
+    fn bar_write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_mechanisms_find_the_bridge_and_nothing_else() {
+        let root = PciRoot::new(Vec::new());
+        let mut word = [0; 4];
+        root.ecam_read(0, &mut word);
+        assert_eq!(u32::from_le_bytes(word), 0x0008_1b36);
+        root.ecam_read(1 << 15, &mut word);
+        assert_eq!(word, [0xff; 4], "device 1 is absent");
+        root.ecam_read(1 << 12, &mut word);
+        assert_eq!(word, [0xff; 4], "function 1 is absent");
+
+        root.port_write(ADDRESS_PORT, &ENABLE.to_le_bytes());
+        root.port_read(DATA_PORT, &mut word);
+        assert_eq!(u32::from_le_bytes(word), 0x0008_1b36);
+        let mut half = [0; 2];
+        root.port_read(DATA_PORT + 2, &mut half);
+        assert_eq!(u16::from_le_bytes(half), 0x0008);
+        root.port_write(ADDRESS_PORT, &(ENABLE | 1 << 16).to_le_bytes());
+        root.port_read(DATA_PORT, &mut word);
+        assert_eq!(word, [0xff; 4], "bus 1 is absent");
+    }
+}

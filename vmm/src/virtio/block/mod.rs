@@ -1,0 +1,105 @@
+//! virtio-blk (virtio 1.3 §5.2) served by another process over vhost-user.
+//!
+//! ```text
+//!  guest ─ kick (ioeventfd) ─────────────▶ backend ─ call (irqfd) ─▶ guest    no VMM between
+//!  device.rs   what the driver sees: the backend's features and configuration
+//!  worker.rs   a thread a device: accepts the backend, starts and stops its ring
+//!  session.rs  one connection: handshake, ring set-up      inflight.rs  what outlives it
+//! ```
+//! The backend connects to our listener, again after each of its restarts. In between
+//! requests wait in the ring; the backend finds those it had begun in the inflight
+//! region, which this process keeps.
+
+mod device;
+mod inflight;
+mod metrics;
+mod session;
+mod worker;
+
+pub use device::BlockDevice;
+pub use metrics::BlockMetrics;
+pub use worker::{BlockWorker, WorkerThread};
+
+use super::Fault;
+use super::queue::VirtQueue;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Size of the only queue.
+const QUEUE_SIZE: u16 = 256;
+/// Bytes of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap`, padded.
+const CONFIG_BYTES: usize = 60;
+
+/// A driver that is ready.
+struct Active {
+    queue: VirtQueue,
+    features: u64,
+    ram: crate::memory::GuestRam,
+    fault: Fault,
+}
+
+/// What the vCPU threads ask of the worker.
+#[derive(Default)]
+struct Wishes {
+    /// The driver became ready.
+    activate: Option<Active>,
+    /// The driver asked for a reset.
+    reset: bool,
+    /// The machine ends.
+    stop: bool,
+}
+
+/// What the backend said at its first connection.
+#[derive(Clone, Copy)]
+struct Offer {
+    features: u64,
+    config: [u8; CONFIG_BYTES],
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self {
+            features: 0,
+            config: [0; CONFIG_BYTES],
+        }
+    }
+}
+
+/// Between the device (vCPU threads) and its worker.
+struct Shared {
+    wishes: Mutex<Wishes>,
+    wake: EventFd,
+    offer: Mutex<Offer>,
+    is_reset: AtomicBool,
+    connected: AtomicBool,
+    ever_connected: AtomicBool,
+}
+
+impl Shared {
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offer(&self) -> MutexGuard<'_, Offer> {
+        self.offer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A view of the connection, for the control socket and the start of the machine.
+#[derive(Clone)]
+pub struct BlockStatus(Arc<Shared>);
+
+impl BlockStatus {
+    /// Is a backend connected now?
+    pub fn connected(&self) -> bool {
+        self.0.connected.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Was one ever, so that the device has a size and features?
+    pub fn ever_connected(&self) -> bool {
+        self.0
+            .ever_connected
+            .load(std::sync::atomic::Ordering::SeqCst)
+    }
+}

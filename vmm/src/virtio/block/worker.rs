@@ -1,0 +1,265 @@
+//! The thread of one disk: waits for the backend, the driver and the machine's end.
+
+use super::inflight::Inflight;
+use super::session::{Session, SessionError};
+use super::{Active, BlockDevice, BlockMetrics, Shared};
+use crate::error::{Result, host};
+use crate::irq::{borrow, new_event};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The disk's connection side, before its thread starts.
+pub struct BlockWorker {
+    id: String,
+    listener: UnixListener,
+    backend_uid: u32,
+    shared: Arc<Shared>,
+    metrics: Arc<BlockMetrics>,
+    connected: EventFd,
+    no_call: EventFd,
+    broken: EventFd,
+    inflight: Option<Inflight>,
+    session: Option<Session>,
+    active: Option<Active>,
+}
+
+/// A running worker.
+pub struct WorkerThread {
+    handle: JoinHandle<()>,
+    shared: Arc<Shared>,
+}
+
+impl WorkerThread {
+    /// Stops the ring and ends the thread.
+    pub fn stop(self) {
+        self.shared.wishes().stop = true;
+        if let Err(error) = self.shared.wake.write(1) {
+            tracing::error!(%error, "a disk's thread cannot be woken");
+            return;
+        }
+        if self.handle.join().is_err() {
+            tracing::error!("a disk's thread panicked");
+        }
+    }
+}
+
+impl BlockWorker {
+    /// The two halves of a disk; `connected` is signalled when a backend first connects.
+    pub fn new(
+        id: &str,
+        listener: UnixListener,
+        backend_uid: u32,
+        connected: EventFd,
+    ) -> Result<(BlockDevice, Self)> {
+        let shared = Arc::new(Shared {
+            wishes: Mutex::default(),
+            wake: new_event()?,
+            offer: Mutex::default(),
+            is_reset: AtomicBool::new(true),
+            connected: AtomicBool::new(false),
+            ever_connected: AtomicBool::new(false),
+        });
+        let device = BlockDevice::new(Arc::clone(&shared));
+        let worker = Self {
+            id: id.to_owned(),
+            listener,
+            backend_uid,
+            shared,
+            metrics: Arc::default(),
+            connected,
+            no_call: new_event()?,
+            broken: new_event()?,
+            inflight: None,
+            session: None,
+            active: None,
+        };
+        Ok((device, worker))
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Arc<BlockMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Starts the thread.
+    pub fn spawn(mut self, prepare: fn() -> std::io::Result<()>) -> Result<WorkerThread> {
+        let shared = Arc::clone(&self.shared);
+        let handle = std::thread::Builder::new()
+            .name(format!("blk-{}", self.id))
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                if let Err(error) = prepare() {
+                    tracing::error!(device = self.id, %error, "a disk's thread cannot be confined");
+                    return;
+                }
+                self.run();
+            })
+            .map_err(host("start a disk's thread"))?;
+        Ok(WorkerThread { handle, shared })
+    }
+
+    fn run(&mut self) {
+        loop {
+            let [wake, listener, broken, backend] = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(device = self.id, %error, "a disk cannot wait for events");
+                    return;
+                }
+            };
+            // A lost backend first, so that its successor in the listener finds room.
+            if backend {
+                self.disconnect("the backend went away");
+            }
+            if broken {
+                self.fail_driver();
+            }
+            if wake && !self.heed_wishes() {
+                return;
+            }
+            if listener {
+                self.accept();
+            }
+        }
+    }
+
+    /// Sleeps until one of: the wake event, the listener, the ring's error event, the backend.
+    fn wait(&self) -> std::io::Result<[bool; 4]> {
+        let wake = borrow(&self.shared.wake);
+        let mut fds = vec![
+            PollFd::new(&wake, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::from_borrowed_fd(borrow(&self.broken), PollFlags::IN),
+        ];
+        let backend = self.session.as_ref().map(Session::fd);
+        if let Some(backend) = &backend {
+            fds.push(PollFd::new(backend, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        Ok([ready(0), ready(1), ready(2), ready(3)])
+    }
+
+    /// Does what the vCPUs asked for; false at the machine's end.
+    fn heed_wishes(&mut self) -> bool {
+        // Reading only clears the event; the wishes themselves are behind the lock.
+        let _ = self.shared.wake.read();
+        let wishes = std::mem::take(&mut *self.shared.wishes());
+        if wishes.reset || wishes.stop {
+            self.stop_ring();
+        }
+        if wishes.stop {
+            return false;
+        }
+        if let Some(active) = wishes.activate {
+            self.active = Some(active);
+            self.shared.is_reset.store(false, Ordering::SeqCst);
+            self.start_ring(false);
+        }
+        true
+    }
+
+    fn accept(&mut self) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(device = self.id, %error, "accept failed");
+                return;
+            }
+        };
+        match self.admit(stream) {
+            Ok(()) => {}
+            Err(error) => {
+                BlockMetrics::count(&self.metrics.failed_handshakes);
+                tracing::warn!(device = self.id, %error, "backend refused");
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) -> std::result::Result<(), SessionError> {
+        let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(std::io::Error::from)?;
+        if peer.uid.as_raw() != self.backend_uid {
+            BlockMetrics::count(&self.metrics.refused_peers);
+            return Err(SessionError::Lacks(format!(
+                "runs as uid {}, not {}",
+                peer.uid.as_raw(),
+                self.backend_uid
+            )));
+        }
+        if self.session.is_some() {
+            return Err(SessionError::Lacks(
+                "has a predecessor connected".to_owned(),
+            ));
+        }
+        stream.set_nonblocking(false)?;
+        let first = !self.shared.ever_connected.load(Ordering::SeqCst);
+        let before = (!first).then(|| *self.shared.offer());
+        let session = Session::open(stream, before, &mut self.inflight)?;
+        if first {
+            *self.shared.offer() = session.offer;
+        }
+        self.session = Some(session);
+        BlockMetrics::count(&self.metrics.connects);
+        self.shared.connected.store(true, Ordering::SeqCst);
+        self.shared.ever_connected.store(true, Ordering::SeqCst);
+        tracing::info!(device = self.id, first, "backend connected");
+        if first {
+            self.connected.write(1)?;
+        }
+        self.start_ring(true);
+        Ok(())
+    }
+
+    /// Starts the ring where both sides are there.
+    fn start_ring(&mut self, resumed: bool) {
+        let (Some(session), Some(active)) = (&mut self.session, &self.active) else {
+            return;
+        };
+        if let Err(error) = session.start(active, resumed, &self.no_call, &self.broken) {
+            tracing::warn!(device = self.id, %error, "the ring cannot be started");
+            self.disconnect("the backend failed");
+        }
+    }
+
+    /// Takes the ring from the backend: at a reset, or the machine's end.
+    fn stop_ring(&mut self) {
+        if self.active.take().is_some() {
+            if let Some(session) = &mut self.session
+                && let Err(error) = session.stop()
+            {
+                tracing::warn!(device = self.id, %error, "the ring cannot be stopped");
+                self.disconnect("the backend failed");
+            }
+            if let Some(inflight) = &self.inflight
+                && let Err(error) = inflight.clear()
+            {
+                tracing::error!(device = self.id, %error, "the inflight region cannot be cleared");
+            }
+        }
+        self.shared.is_reset.store(true, Ordering::SeqCst);
+    }
+
+    /// The backend found the driver breaking the queue's rules.
+    fn fail_driver(&self) {
+        // Reading only clears the event.
+        let _ = self.broken.read();
+        if let Some(active) = &self.active {
+            active.fault.raise("the backend cannot use the queue");
+        }
+    }
+
+    fn disconnect(&mut self, why: &str) {
+        if self.session.take().is_some() {
+            BlockMetrics::count(&self.metrics.disconnects);
+            self.shared.connected.store(false, Ordering::SeqCst);
+            tracing::info!(device = self.id, why, "backend disconnected");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Virtio 1.3 devices behind one transport.
+//!
+//! ```text
+//!  guest driver ── registers ──▶ pci/ (transport) ── activate, reset ──▶ VirtioDevice
+//!       │                                                            net/  block/
+//!       ├── kick (ioeventfd) ──▶ event thread (net) or vhost-user backend (block)
+//!       └◀─ MSI-X (irqfd) ────── the same
+//! ```
+//! A device's life, by the calls of its transport (any vCPU thread, one at a time):
+//!
+//! `new` → { `features`, `read_config` }* → `activate` → … → `reset` → `is_reset`* → `activate` …
+//!
+//! `activate` gets the queues that the driver made and may refuse them; `reset` ends
+//! all use of them, at once or, where another process must agree, by the time that
+//! `is_reset` says so.
+
+pub mod block;
+pub mod net;
+pub mod pci;
+pub mod queue;
+
+use crate::memory::GuestRam;
+use queue::VirtQueue;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use vmm_sys_util::eventfd::EventFd;
+
+/// `VIRTIO_F_VERSION_1` (§6): the only dialect spoken.
+pub const F_VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_EVENT_IDX`.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// `VIRTIO_F_INDIRECT_DESC`.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// Status bit: the device gave up until reset (§2.1).
+pub const STATUS_NEEDS_RESET: u8 = 0x40;
+
+/// What a transport needs of a device.
+pub trait VirtioDevice: Send {
+    /// Device type (§5): 1 net, 2 block.
+    fn kind(&self) -> u16;
+    /// The largest size of each queue.
+    fn queue_sizes(&self) -> &[u16];
+    /// Features offered.
+    fn features(&self) -> u64;
+    /// Reads the device's own configuration; bytes beyond it are zero.
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+    /// Takes the queues: the driver is ready. An error becomes NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> Result<(), String>;
+    /// Begins to give the queues up.
+    fn reset(&mut self);
+    /// Has the reset ended?
+    fn is_reset(&self) -> bool {
+        true
+    }
+}
+
+/// What the driver set up.
+pub struct Activation {
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// Features that the driver accepted, a subset of those offered.
+    pub features: u64,
+    /// Enabled queues, `None` where the driver enabled none.
+    pub queues: Vec<Option<VirtQueue>>,
+    /// How to give up.
+    pub fault: Fault,
+}
+
+/// Sets NEEDS_RESET from whatever thread notices that the driver broke the rules.
+#[derive(Clone)]
+pub struct Fault {
+    status: Arc<AtomicU8>,
+    config_event: Option<Arc<EventFd>>,
+    counters: Arc<TransportMetrics>,
+    device: Arc<str>,
+}
+
+impl Fault {
+    /// Stops the device until the driver resets it; counted, and logged for the
+    /// first time in a device's life only, since a guest could do it in a loop.
+    pub fn raise(&self, why: &str) {
+        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+        if !self.counters.fault_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(device = %self.device, why, "device needs reset");
+        }
+        self.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst);
+        if let Some(event) = &self.config_event
+            && let Err(error) = event.write(1)
+        {
+            tracing::debug!(%error, "configuration interrupt lost");
+        }
+    }
+}
+
+/// Counters that every device has.
+#[derive(Debug, Default)]
+pub struct TransportMetrics {
+    /// Times that the driver made the device give up.
+    pub faults: AtomicU64,
+    /// Times that a driver became ready.
+    pub activations: AtomicU64,
+    /// Register accesses that mean nothing.
+    pub bad_accesses: AtomicU64,
+    fault_logged: AtomicBool,
+}
+
+/// A set of counters that the control socket's `metrics` shows.
+pub trait Metrics: Send + Sync {
+    /// Adds them to `out` under `prefix`.
+    fn report(&self, prefix: &str, out: &mut BTreeMap<String, u64>);
+}
+
+impl Metrics for TransportMetrics {
+    fn report(&self, prefix: &str, out: &mut BTreeMap<String, u64>) {
+        for (name, counter) in [
+            ("faults", &self.faults),
+            ("activations", &self.activations),
+            ("bad_accesses", &self.bad_accesses),
+        ] {
+            out.insert(format!("{prefix}.{name}"), counter.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// Copies what lies at `offset` of `source`, zeros beyond its end.
+pub(crate) fn read_bytes(source: &[u8], offset: usize, data: &mut [u8]) {
+    for (i, byte) in data.iter_mut().enumerate() {
+        let at = offset.saturating_add(i);
+        *byte = source.get(at).copied().unwrap_or(0);
+    }
+}

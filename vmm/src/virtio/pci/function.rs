@@ -1,0 +1,319 @@
+//! A virtio device as a PCI function: registers in, device calls out.
+
+use super::caps::{self, Capabilities};
+use super::common::{Action, CommonConfig};
+use super::{BAR_BYTES, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STEP, PAGE};
+use crate::error::{Error, Result, kvm};
+use crate::irq::{Irqs, new_event, share};
+use crate::memory::GuestRam;
+use crate::pci::config::ConfigSpace;
+use crate::pci::msix::Msix;
+use crate::pci::root::Function;
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::{Activation, Fault, STATUS_NEEDS_RESET, TransportMetrics, VirtioDevice};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
+
+/// No BAR answers here.
+const UNMAPPED: u64 = u64::MAX;
+
+/// One function. Registers are behind one lock, which data paths never take.
+pub struct VirtioPci {
+    id: Arc<str>,
+    ram: GuestRam,
+    vm: Arc<VmFd>,
+    kicks: Vec<Arc<EventFd>>,
+    mapped_at: AtomicU64,
+    metrics: Arc<TransportMetrics>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    config: ConfigSpace,
+    capabilities: Capabilities,
+    msix: Msix,
+    common: CommonConfig,
+    device: Box<dyn VirtioDevice>,
+    resetting: bool,
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a BAR at `base`, with one MSI-X vector a queue and one
+    /// for configuration changes.
+    pub fn new(
+        id: &str,
+        device: Box<dyn VirtioDevice>,
+        base: u64,
+        ram: GuestRam,
+        vm: Arc<VmFd>,
+        irqs: Arc<Irqs>,
+    ) -> Result<Self> {
+        let sizes = device.queue_sizes();
+        let vectors = u16::try_from(sizes.len() + 1).unwrap_or(u16::MAX);
+        let msix = Msix::new(irqs, vectors)?;
+        let mut kicks = Vec::new();
+        for _ in sizes {
+            kicks.push(Arc::new(new_event()?));
+        }
+        let common = CommonConfig::new(sizes, vectors).map_err(|e| Error::Device {
+            device: id.to_owned(),
+            problem: format!("cannot have its queues: {e}"),
+        })?;
+        let (config, capabilities) = caps::build(device.kind(), base, msix.count());
+        let function = Self {
+            id: id.into(),
+            ram,
+            vm,
+            kicks,
+            mapped_at: AtomicU64::new(UNMAPPED),
+            metrics: Arc::default(),
+            inner: Mutex::new(Inner {
+                config,
+                capabilities,
+                msix,
+                common,
+                device,
+                resetting: false,
+            }),
+        };
+        function.map(Some(base)).map_err(kvm("attach a kick"))?;
+        Ok(function)
+    }
+
+    /// The eventfd that the driver's notification of queue `index` signals.
+    pub fn kick(&self, index: usize) -> Option<Arc<EventFd>> {
+        self.kicks.get(index).map(Arc::clone)
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Arc<TransportMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the BAR: KVM must watch the new notification addresses.
+    fn map(&self, base: Option<u64>) -> std::result::Result<(), kvm_ioctls::Error> {
+        let new = base.unwrap_or(UNMAPPED);
+        let old = self.mapped_at.swap(new, Ordering::SeqCst);
+        if new == old {
+            return Ok(());
+        }
+        let mut done = Ok(());
+        for (kick, offset) in self
+            .kicks
+            .iter()
+            .zip((NOTIFY..).step_by(NOTIFY_STEP as usize))
+        {
+            if old != UNMAPPED {
+                let at = IoEventAddress::Mmio(old.wrapping_add(offset));
+                done = done.and(self.vm.unregister_ioevent(kick, &at, NoDatamatch));
+            }
+            if new != UNMAPPED {
+                let at = IoEventAddress::Mmio(new.wrapping_add(offset));
+                done = done.and(self.vm.register_ioevent(kick, &at, NoDatamatch));
+            }
+        }
+        done
+    }
+
+    fn bad_access(&self) {
+        self.metrics.bad_accesses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn write_common(&self, inner: &mut Inner, offset: u64, data: &[u8]) {
+        let features = inner.device.features();
+        match inner.common.write(offset, data, features) {
+            Action::None => {}
+            Action::Bad => self.bad_access(),
+            Action::Activate => self.activate(inner),
+            Action::Reset => {
+                inner.device.reset();
+                inner.resetting = true;
+                inner.finish_reset();
+            }
+        }
+    }
+
+    /// Checks the queues and hands them to the device.
+    fn activate(&self, inner: &mut Inner) {
+        self.metrics.activations.fetch_add(1, Ordering::Relaxed);
+        let config_event = inner
+            .msix
+            .event(inner.common.config_vector)
+            .and_then(|event| share(event).ok())
+            .map(Arc::new);
+        let fault = Fault {
+            status: Arc::clone(&inner.common.status),
+            config_event,
+            counters: Arc::clone(&self.metrics),
+            device: Arc::clone(&self.id),
+        };
+        let queues = match self.collect_queues(inner) {
+            Ok(queues) => queues,
+            Err(why) => return fault.raise(&why),
+        };
+        let activation = Activation {
+            ram: self.ram.clone(),
+            features: inner.common.driver_features,
+            queues,
+            fault: fault.clone(),
+        };
+        if let Err(why) = inner.device.activate(activation) {
+            fault.raise(&why);
+        }
+    }
+
+    fn collect_queues(&self, inner: &Inner) -> std::result::Result<Vec<Option<VirtQueue>>, String> {
+        let mut queues = Vec::new();
+        for (index, (setup, kick)) in inner.common.queues.iter().zip(&self.kicks).enumerate() {
+            if !setup.queue.ready() {
+                queues.push(None);
+                continue;
+            }
+            if !setup.queue.is_valid(&self.ram) {
+                return Err(format!("queue {index} lies outside guest memory"));
+            }
+            let call = match inner.msix.event(setup.vector) {
+                Some(event) => Some(share(event).map_err(|e| e.to_string())?),
+                None => None,
+            };
+            let state = setup.queue.state();
+            let queue = virtio_queue::Queue::try_from(state).map_err(|e| e.to_string())?;
+            queues.push(Some(VirtQueue::new(
+                queue,
+                self.ram.clone(),
+                Arc::clone(kick),
+                call,
+            )));
+        }
+        Ok(queues)
+    }
+
+    /// The window in configuration space: which part of the BAR it shows, if it is a valid one.
+    fn window(inner: &Inner) -> Option<(u64, usize)> {
+        let at = inner.capabilities.window;
+        let bar = inner.config.word(at + 4) & 0xff;
+        let offset = u64::from(inner.config.word(at + 8));
+        let len = inner.config.word(at + 12);
+        let valid = bar == 0 && matches!(len, 1 | 2 | 4) && offset.is_multiple_of(u64::from(len));
+        valid.then_some((offset, usize::try_from(len).ok()?))
+    }
+}
+
+impl Inner {
+    /// Once the device has let go, everything is as after power-on.
+    fn finish_reset(&mut self) {
+        if self.resetting && self.device.is_reset() {
+            self.resetting = false;
+            self.common.reset();
+            self.msix.clear_pending();
+        }
+    }
+}
+
+impl Function for VirtioPci {
+    fn config_read(&self, offset: usize, data: &mut [u8]) {
+        let inner = self.lock();
+        let window_data = inner.capabilities.window + 16;
+        if offset == window_data
+            && let Some((at, len)) = Self::window(&inner)
+        {
+            drop(inner);
+            data.fill(0);
+            let len = len.min(data.len());
+            self.bar_read(at, &mut data[..len]);
+            return;
+        }
+        inner.config.read(offset, data);
+    }
+
+    fn config_write(&self, offset: usize, data: &[u8]) {
+        let mut inner = self.lock();
+        inner.config.write(offset, data);
+        if offset == inner.capabilities.window + 16 {
+            if let Some((at, len)) = Self::window(&inner) {
+                drop(inner);
+                self.bar_write(at, &data[..len.min(data.len())]);
+            }
+            return;
+        }
+        let control = inner.config.word(inner.capabilities.msix) >> 16;
+        if (inner.capabilities.msix..inner.capabilities.msix + 4).contains(&offset) {
+            inner
+                .msix
+                .set_control(u16::try_from(control).unwrap_or_default());
+        }
+        if let Err(error) = self.map(inner.config.bar()) {
+            // A guest may lay BARs over each other; kicks then reach only one of them.
+            tracing::debug!(device = %self.id, %error, "KVM cannot follow the BAR");
+            self.bad_access();
+        }
+    }
+
+    fn bar(&self) -> Option<u64> {
+        let at = self.mapped_at.load(Ordering::Relaxed);
+        (at != UNMAPPED).then_some(at)
+    }
+
+    fn bar_bytes(&self) -> u64 {
+        BAR_BYTES
+    }
+
+    fn bar_read(&self, offset: u64, data: &mut [u8]) {
+        let mut inner = self.lock();
+        data.fill(0);
+        let within = offset % PAGE;
+        match offset - within {
+            COMMON => {
+                inner.finish_reset();
+                let features = inner.device.features();
+                inner.common.read(within, data, features);
+            }
+            ISR if within == 0 => {
+                // Without INTx only a device that gave up has something to say here.
+                let status = inner.common.status.load(Ordering::SeqCst);
+                data[..1].fill(if status & STATUS_NEEDS_RESET != 0 {
+                    2
+                } else {
+                    0
+                });
+            }
+            DEVICE => inner
+                .device
+                .read_config(usize::try_from(within).unwrap_or(usize::MAX), data),
+            MSIX_TABLE => inner.msix.table_read(within, data),
+            MSIX_PENDING => inner.msix.pending_read(within, data),
+            _ => {}
+        }
+    }
+
+    fn bar_write(&self, offset: u64, data: &[u8]) {
+        let within = offset % PAGE;
+        match offset - within {
+            COMMON => {
+                let mut inner = self.lock();
+                inner.finish_reset();
+                self.write_common(&mut inner, within, data);
+            }
+            // Only writes that KVM did not catch come here: through the window, say.
+            NOTIFY => {
+                let index = usize::try_from(within / u64::from(NOTIFY_STEP)).unwrap_or(usize::MAX);
+                match self.kicks.get(index) {
+                    Some(kick) => {
+                        // A full counter already means "kicked".
+                        let _ = kick.write(1);
+                    }
+                    None => self.bad_access(),
+                }
+            }
+            MSIX_TABLE => self.lock().msix.table_write(within, data),
+            _ => self.bad_access(),
+        }
+    }
+}
