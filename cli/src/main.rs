@@ -1,2 +1,46 @@
-//! To be written.
-fn main() {}
+//! `ocs`: the operator's command.
+//!
+//! ```text
+//!  ocs up ────────▶ state folders, certificates, images   [state, images, up::pki]
+//!     │             four parts, kept running              [up::parts, up::supervise]
+//!     └───────────▶ the env file, once all of it serves   [up::ready]
+//!  ocs image import ▶ DIR/images and its manifest         [image, images]
+//!  ocs status ──────▶ which parts run, how many instances [status]
+//! ```
+//! Start reading at [`up::run`].
+
+mod image;
+mod images;
+mod part;
+mod state;
+mod status;
+mod up;
+
+use clap::{Parser, Subcommand};
+
+/// A private cloud with EC2's API.
+#[derive(Parser)]
+#[command(name = "ocs", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the whole system on this host until Ctrl-C.
+    Up(up::Arguments),
+    /// Public images of an installation.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Shows which parts run and how many instances.
+    Status(status::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Up(arguments) => up::run(&arguments),
+        Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+    }
+}

@@ -1,0 +1,292 @@
+//! `ocs up`: the whole system on this host, until Ctrl-C.
+//!
+//! ```text
+//!  lock the state ─▶ stop parts that a killed `ocs up` left ─▶ folders, certificates, images
+//!        ─▶ control ─▶ storaged, responder, node, each supervised ─▶ both ready ─▶ env file
+//!  SIGINT, SIGTERM ─▶ node ─▶ `ocs-node cleanup` ─▶ responder, storaged, control ─▶ no run/
+//! ```
+//! A SIGKILL of this process leaves parts and instances running; the next `ocs up`
+//! replaces the parts, and the instances never notice.
+
+mod log;
+mod parts;
+mod pki;
+mod ready;
+mod supervise;
+
+use crate::images;
+use crate::part::{Part, Running};
+use crate::state::{State, Uids};
+use crate::status;
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::geteuid;
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use supervise::Supervisor;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// Where the state lies if nobody says.
+pub const DEFAULT_STATE: &str = "/var/lib/ocs";
+/// How long a part may take to end before it is killed.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Arguments of `ocs up`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Where everything is kept; a second `ocs up` finds it again.
+    #[arg(long, default_value = DEFAULT_STATE)]
+    pub state: PathBuf,
+    /// Address of the EC2 API; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8773")]
+    pub listen: SocketAddr,
+    /// Address of the gRPC API.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub grpc_listen: SocketAddr,
+    /// Region names; the first is the default.
+    #[arg(long, value_delimiter = ',', default_value = "us-east-1")]
+    pub regions: Vec<String>,
+    /// Zones of each region.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub zones: u8,
+    /// Where to write endpoint and credentials as shell lines once the system serves.
+    #[arg(long)]
+    pub write_env: Option<PathBuf>,
+    /// First of the 100,000 user ids that parts and instances run as (default: by the
+    /// state's path, kept with the state).
+    #[arg(long)]
+    pub uid_base: Option<u32>,
+    /// Virtual CPUs to offer for each real one (default: the node's).
+    #[arg(long)]
+    pub overcommit_cpu: Option<f64>,
+    /// Memory to offer for each byte of real memory (default: the node's).
+    #[arg(long)]
+    pub overcommit_memory: Option<f64>,
+    /// Seconds that a guest may take to shut down at Ctrl-C.
+    #[arg(long, default_value_t = 10)]
+    pub stop_grace_s: u32,
+}
+
+/// Runs `ocs up`.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    check_host()?;
+    let programs = parts::Programs::beside_this_one()?;
+    let state = State::at(&arguments.state)?;
+    state.check_reachable()?;
+    fs::create_dir_all(state.path("run"))
+        .with_context(|| state.path("run").display().to_string())?;
+    let lock = lock(&state)?;
+    let uids = state.uids(arguments.uid_base)?;
+    state.make_folders(uids)?;
+    if let Some(env) = &arguments.write_env {
+        remove(env)?;
+    }
+    stop_stale_parts(&state)?;
+    for part in Part::ALL {
+        make_part_file(&state.lock(part), uids.of(part))?;
+    }
+    pki::renew(&state, uids)?;
+    images::install_probe(&state)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(serve(arguments, &state, uids, &programs))?;
+    drop(lock);
+    Ok(())
+}
+
+async fn serve(
+    arguments: &Arguments,
+    state: &State,
+    uids: Uids,
+    programs: &parts::Programs,
+) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut supervisor = Supervisor::new(state);
+    let started = tokio::select! {
+        started = start(arguments, state, uids, programs, &mut supervisor) => started.map(|()| true),
+        _ = interrupt.recv() => Ok(false),
+        _ = terminate.recv() => Ok(false),
+    };
+    if let Err(error) = &started {
+        error!("{error:#}");
+        if status::instances(state)? > 0 {
+            supervisor.stop_all().await?;
+            bail!("the system could not be started; the instances of this state run on");
+        }
+    }
+    if matches!(started, Ok(true)) {
+        tokio::select! {
+            _ = interrupt.recv() => {},
+            _ = terminate.recv() => {},
+        }
+    }
+    stop(arguments, state, uids, programs, supervisor).await?;
+    ensure!(started.is_ok(), "the system could not be started");
+    Ok(())
+}
+
+/// Starts every part and tells the operator once all of them serve.
+async fn start(
+    arguments: &Arguments,
+    state: &State,
+    uids: Uids,
+    programs: &parts::Programs,
+    supervisor: &mut Supervisor,
+) -> Result<()> {
+    let plan = parts::Plan {
+        state,
+        uids,
+        programs,
+        arguments,
+    };
+    remove(&plan.control_ready())?;
+    remove(&plan.node_ready())?;
+    supervisor.start(plan.control(None));
+    let control = ready::control(&plan, supervisor).await?;
+    // From now on control keeps its addresses, whatever ports were chosen for it.
+    supervisor.replace(plan.control(Some(&control)));
+    supervisor.start(plan.storaged());
+    supervisor.start(plan.responder());
+    supervisor.start(plan.node(&control));
+    ready::node(&plan, supervisor).await?;
+    let env = ready::environment(&plan, &control)?;
+    if let Some(path) = &arguments.write_env {
+        crate::state::write_whole(path, env.as_bytes(), 0o600, 0)?;
+    }
+    println!(
+        "{}",
+        ready::greeting(&env, arguments.write_env.as_deref(), &control)
+    );
+    Ok(())
+}
+
+/// Stops everything and leaves nothing but what is kept.
+async fn stop(
+    arguments: &Arguments,
+    state: &State,
+    uids: Uids,
+    programs: &parts::Programs,
+    mut supervisor: Supervisor,
+) -> Result<()> {
+    info!("stopping");
+    if let Some(env) = &arguments.write_env {
+        remove(env)?;
+    }
+    supervisor.stop(Part::Node).await?;
+    let cleanup = tokio::process::Command::new(programs.of(Part::Node))
+        .arg("cleanup")
+        .arg("--state")
+        .arg(state.root())
+        .args(["--uid-base", &uids.base.to_string()])
+        .args(["--stop-grace-s", &arguments.stop_grace_s.to_string()])
+        .process_group(0)
+        .status()
+        .await;
+    supervisor.stop_all().await?;
+    let cleanup = cleanup.context("running `ocs-node cleanup`")?;
+    ensure!(
+        cleanup.success(),
+        "`ocs-node cleanup` ended with {cleanup}; {} is kept",
+        state.path("run").display()
+    );
+    state.remove_run()?;
+    info!("stopped");
+    Ok(())
+}
+
+fn check_host() -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "`ocs up` makes network namespaces and user ids and so needs root: run `sudo ocs up`"
+    );
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "/dev/kvm cannot be opened ({error}): switch on virtualisation in the firmware and load \
+             kvm_amd or kvm_intel, or see it run in an emulated host by `cargo xtask demo --lab`"
+        ),
+    }
+}
+
+/// The lock of the one `ocs up` of a state; the parts have locks of their own.
+fn lock(state: &State) -> Result<File> {
+    let path = state.path("run/up.lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        file.read_to_string(&mut pid)?;
+        bail!(
+            "another `ocs up` (pid {}) serves {}: stop it, or choose another --state",
+            pid.trim(),
+            state.root().display()
+        );
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+/// Stops what a killed `ocs up` left; the instances run on.
+fn stop_stale_parts(state: &State) -> Result<()> {
+    for part in Part::ALL.into_iter().rev() {
+        if let Some(running) = Running::find(state, part) {
+            warn!(
+                part = part.name(),
+                pid = running.pid,
+                "stopping a part left by a killed `ocs up`"
+            );
+            running
+                .stop(STOP_GRACE)
+                .with_context(|| format!("stopping {}", part.program()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a part's pid goes; its own, so that it may lock it.
+fn make_part_file(path: &Path, owner: u32) -> Result<()> {
+    let make = || {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(path)?;
+        chown(path, Some(owner), Some(owner))
+    };
+    make().with_context(|| path.display().to_string())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}

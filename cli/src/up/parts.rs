@@ -1,0 +1,166 @@
+//! The command line of each part.
+
+use super::Arguments;
+use super::ready::Control;
+use crate::images::manifest_path;
+use crate::part::Part;
+use crate::state::{State, Uids};
+use anyhow::{Context, Result, ensure};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The node's name, which its certificate bears.
+pub const NODE_NAME: &str = "local";
+/// What the node dials, which control's certificate bears.
+pub const CONTROL_NAME: &str = "localhost";
+
+/// Where the parts' programs lie: beside this one.
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Checks that each program is there.
+    pub fn beside_this_one() -> Result<Self> {
+        let own = std::env::current_exe().context("finding this program")?;
+        let folder = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let others = Part::ALL.map(Part::program);
+        for name in others.iter().map(String::as_str).chain(["ocs-vmm"]) {
+            ensure!(
+                folder.join(name).is_file(),
+                "{} is missing: `ocs` needs its parts beside itself (`cargo xtask build` leaves them so)",
+                folder.join(name).display()
+            );
+        }
+        Ok(Self { folder })
+    }
+
+    /// The program of `part`.
+    pub fn of(&self, part: Part) -> PathBuf {
+        self.folder.join(part.program())
+    }
+}
+
+/// One part, ready to be started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Which.
+    pub part: Part,
+    /// Its program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// The uid and gid to start it as; `None` for parts that need root at first.
+    pub identity: Option<u32>,
+}
+
+/// All that the command lines are made of.
+pub struct Plan<'a> {
+    /// The state folder.
+    pub state: &'a State,
+    /// Whom parts run as.
+    pub uids: Uids,
+    /// Where programs lie.
+    pub programs: &'a Programs,
+    /// What the operator said.
+    pub arguments: &'a Arguments,
+}
+
+impl Plan<'_> {
+    /// The file by which control tells that it serves, and where.
+    pub fn control_ready(&self) -> PathBuf {
+        self.state.path("run/control/ready.json")
+    }
+
+    /// Where control writes the first account's credentials.
+    pub fn bootstrap(&self) -> PathBuf {
+        self.state.path("run/control/bootstrap.json")
+    }
+
+    /// The file by which the node tells that its session is up.
+    pub fn node_ready(&self) -> PathBuf {
+        self.state.path("run/node.ready")
+    }
+
+    /// `ocs-control`, on the addresses that it already had if `known`.
+    pub fn control(&self, known: Option<&Control>) -> Start {
+        let listen = known.map_or(self.arguments.listen, |known| known.listen);
+        let grpc = known.map_or(self.arguments.grpc_listen, |known| known.grpc_listen);
+        let node = known.map_or_else(
+            || "127.0.0.1:0".to_owned(),
+            |known| known.node_listen.to_string(),
+        );
+        self.start(Part::Control)
+            .with("--state", self.state.path("control"))
+            .with("--listen", listen.to_string())
+            .with("--grpc-listen", grpc.to_string())
+            .with("--node-listen", node)
+            .with("--tls-ca", self.state.path("pki/ca.pem"))
+            .with("--tls-cert", self.state.path("pki/control.pem"))
+            .with("--tls-key", self.state.path("pki/control.key"))
+            .with("--regions", self.arguments.regions.join(","))
+            .with("--zones", self.arguments.zones.to_string())
+            .with("--bootstrap-file", self.bootstrap())
+            .with("--ready-file", self.control_ready())
+            .with("--images-manifest", manifest_path(self.state))
+            .with("--lock-file", self.state.lock(Part::Control))
+    }
+
+    /// `ocs-storaged`.
+    pub fn storaged(&self) -> Start {
+        self.start(Part::Storaged)
+            .with("--state", self.state.path("storaged"))
+            .with("--images", self.state.path("images"))
+            .with("--control", self.state.path("run/storaged/control.sock"))
+    }
+
+    /// `ocs-responder`, which gives up root by itself.
+    pub fn responder(&self) -> Start {
+        let uid = self.uids.of(Part::Responder).to_string();
+        let mut start = self.start(Part::Responder);
+        start.identity = None;
+        start
+            .with("--state", self.state.root())
+            .with("--uid", &uid)
+            .with("--gid", &uid)
+    }
+
+    /// `ocs-node`.
+    pub fn node(&self, control: &Control) -> Start {
+        let port = control.node_listen.port();
+        let mut start = self
+            .start(Part::Node)
+            .with("--state", self.state.root())
+            .with("--name", NODE_NAME)
+            .with("--control", format!("https://{CONTROL_NAME}:{port}"))
+            .with("--tls-ca", self.state.path("pki/ca.pem"))
+            .with("--tls-cert", self.state.path("pki/node.pem"))
+            .with("--tls-key", self.state.path("pki/node.key"))
+            .with("--uid-base", self.uids.base.to_string())
+            .with("--ready-file", self.node_ready());
+        if let Some(factor) = self.arguments.overcommit_cpu {
+            start = start.with("--overcommit-cpu", factor.to_string());
+        }
+        if let Some(factor) = self.arguments.overcommit_memory {
+            start = start.with("--overcommit-memory", factor.to_string());
+        }
+        start
+    }
+
+    fn start(&self, part: Part) -> Start {
+        Start {
+            part,
+            program: self.programs.of(part),
+            arguments: Vec::new(),
+            identity: Some(self.uids.of(part)).filter(|uid| *uid != 0),
+        }
+    }
+}
+
+impl Start {
+    fn with(mut self, flag: &str, value: impl Into<OsString>) -> Self {
+        self.arguments.push(flag.into());
+        self.arguments.push(value.into());
+        self
+    }
+}

@@ -1,0 +1,135 @@
+//! The certificates with which control and node know each other.
+//!
+//! The authority is made once and stays; its leaves are made afresh by every
+//! `ocs up`, so nothing expires under a system that is started now and then.
+
+use super::parts::{CONTROL_NAME, NODE_NAME};
+use crate::part::Part;
+use crate::state::{State, Uids, write_whole};
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use std::fs;
+use std::io;
+use time::{Duration, OffsetDateTime};
+
+const AUTHORITY_NAME: &str = "OCS installation authority";
+const AUTHORITY_LIFE: Duration = Duration::days(3650);
+const LEAF_LIFE: Duration = Duration::days(825);
+/// A clock that is a little behind must not find a certificate not valid yet.
+const BACKDATE: Duration = Duration::hours(1);
+
+/// Makes what is missing of `DIR/pki`, and both leaves anew.
+pub fn renew(state: &State, uids: Uids) -> Result<()> {
+    let authority = authority(state)?;
+    leaf(
+        state,
+        &authority,
+        "control",
+        CONTROL_NAME,
+        ExtendedKeyUsagePurpose::ServerAuth,
+        uids.of(Part::Control),
+    )?;
+    leaf(
+        state,
+        &authority,
+        "node",
+        NODE_NAME,
+        ExtendedKeyUsagePurpose::ClientAuth,
+        uids.of(Part::Node),
+    )
+}
+
+fn authority(state: &State) -> Result<Issuer<'static, KeyPair>> {
+    let params = authority_params()?;
+    let path = state.path("pki/ca.key");
+    let key = match fs::read_to_string(&path) {
+        Ok(pem) => KeyPair::from_pem(&pem).with_context(|| path.display().to_string())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate()?;
+            let certificate = params.self_signed(&key)?;
+            write_whole(
+                &state.path("pki/ca.pem"),
+                certificate.pem().as_bytes(),
+                0o644,
+                0,
+            )?;
+            write_whole(&path, key.serialize_pem().as_bytes(), 0o600, 0)?;
+            key
+        }
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    Ok(Issuer::new(params, key))
+}
+
+fn authority_params() -> Result<CertificateParams> {
+    let mut params = named(AUTHORITY_NAME, &[], AUTHORITY_LIFE)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn leaf(
+    state: &State,
+    authority: &Issuer<'_, KeyPair>,
+    file: &str,
+    name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    owner: u32,
+) -> Result<()> {
+    let mut params = named(name, &[name], LEAF_LIFE)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, authority)?;
+    let key_path = state.path(&format!("pki/{file}.key"));
+    write_whole(&key_path, key.serialize_pem().as_bytes(), 0o600, owner)?;
+    let certificate_path = state.path(&format!("pki/{file}.pem"));
+    write_whole(&certificate_path, certificate.pem().as_bytes(), 0o644, 0)
+}
+
+fn named(name: &str, alternatives: &[&str], life: Duration) -> Result<CertificateParams> {
+    let alternatives: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(alternatives)?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = OffsetDateTime::now_utc() - BACKDATE;
+    params.not_after = params.not_before + life;
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    #[test]
+    fn leaves_come_from_one_authority_and_keys_are_private() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("pki")).unwrap();
+        let state = State::at(folder.path()).unwrap();
+        let uids = Uids { base: 70_000 };
+        renew(&state, uids).unwrap();
+        let first = fs::read(state.path("pki/ca.pem")).unwrap();
+        let old_leaf = fs::read(state.path("pki/node.pem")).unwrap();
+        renew(&state, uids).unwrap();
+        assert_eq!(fs::read(state.path("pki/ca.pem")).unwrap(), first);
+        assert_ne!(fs::read(state.path("pki/node.pem")).unwrap(), old_leaf);
+        for (file, owner) in [("ca", 0), ("control", 70_001), ("node", 0)] {
+            let key = fs::metadata(state.path(&format!("pki/{file}.key"))).unwrap();
+            assert_eq!((key.uid(), key.mode() & 0o777), (owner, 0o600), "{file}");
+        }
+        for (leaf, purpose) in [("control", "sslserver"), ("node", "sslclient")] {
+            let verified = Command::new("openssl")
+                .args(["verify", "-purpose", purpose, "-CAfile"])
+                .arg(state.path("pki/ca.pem"))
+                .arg(state.path(&format!("pki/{leaf}.pem")))
+                .status()
+                .expect("openssl, a Debian package, is the judge of our certificates");
+            assert!(verified.success(), "{leaf}");
+        }
+    }
+}
