@@ -97,7 +97,7 @@ impl Mmio {
 
     fn pointer<T>(self, at: usize) -> *mut T {
         assert!(
-            at % size_of::<T>() == 0 && at + size_of::<T>() <= self.len,
+            at.is_multiple_of(size_of::<T>()) && at + size_of::<T>() <= self.len,
             "register {at:#x} is outside of its window of {:#x} bytes",
             self.len
         );

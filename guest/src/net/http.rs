@@ -14,6 +14,8 @@ use ocs_probe_logic::http::{ResponseHead, head_len, parse_response};
 /// A longer head is refused.
 const MAX_HEAD_BYTES: usize = 4096;
 const BUFFER_BYTES: usize = 16 << 10;
+/// How long a connection may take to end after its answer.
+const CLOSE_US: u64 = 1_000_000;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +105,7 @@ impl Request<'_> {
                 Ok(len) => take(&buffer[..len], &mut rest, &mut sink)?,
             }
         }
-        executor::spawn(async move { stream.close().await });
+        executor::spawn(async move { stream.close(CLOSE_US).await });
         Ok(head.status)
     }
 

@@ -9,8 +9,11 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Duration;
 use smoltcp::wire::IpEndpoint;
 
-/// How long [`Stream::close`] waits for the peer's side.
-const CLOSE_WAIT_US: u64 = 1_000_000;
+/// A peer that opens a connection and then says nothing is dropped after this long.
+const OPENING_S: u64 = 5;
+/// An accepted connection: how long the peer may be silent, and how often it is probed.
+const SILENCE_S: u64 = 45;
+const KEEP_ALIVE_S: u64 = 15;
 
 /// A connection. Dropping it forgets it without a word to the peer.
 pub struct Stream {
@@ -68,8 +71,8 @@ impl Stream {
     pub async fn accept(&self, port: u16) -> Option<IpEndpoint> {
         self.with(|s| {
             s.abort();
-            s.set_timeout(Some(Duration::from_secs(45)));
-            s.set_keep_alive(Some(Duration::from_secs(15)));
+            s.set_timeout(Some(Duration::from_secs(OPENING_S)));
+            s.set_keep_alive(None);
             s.listen(port)
         })
         .ok()?;
@@ -78,6 +81,7 @@ impl Stream {
             _ => Some(()),
         })
         .await;
+        self.set_limits(SILENCE_S, KEEP_ALIVE_S);
         self.with(|s| s.remote_endpoint())
     }
 
@@ -136,13 +140,14 @@ impl Stream {
         executor::wait(|| self.try_recv(data).transpose()).await
     }
 
-    /// Ends our side and waits, not for long, until the peer has ended its own.
-    pub async fn close(&self) {
+    /// Ends our side and waits for `limit_us` until all is sent and the peer has ended
+    /// its own; then breaks it off.
+    pub async fn close(&self, limit_us: u64) {
         self.with(Socket::close);
         let over = executor::wait(|| {
             matches!(self.state(), State::Closed | State::TimeWait).then_some(())
         });
-        let at_us = crate::clock::now_us() + CLOSE_WAIT_US;
+        let at_us = crate::clock::now_us() + limit_us;
         if executor::until(at_us, over).await.is_none() {
             self.with(Socket::abort);
             executor::yield_now().await;

@@ -20,6 +20,8 @@ use smoltcp::wire::IpEndpoint;
 const ALL_SLOTS: usize = 48;
 const MAX_SLOTS: usize = 16;
 const ECHO_BUFFER_BYTES: usize = 4096;
+/// Time for what is still to be sent.
+const CLOSE_US: u64 = 10_000_000;
 const HTTP_SLOTS: usize = 4;
 const HTTP_BUFFER_BYTES: usize = 32 << 10;
 const HTTP_CHUNK_BYTES: usize = 8 << 10;
@@ -75,7 +77,7 @@ pub fn tcp(net: &Rc<Net>, port: u16, slots: usize, report_us: u64) {
                     greeter.borrow_mut().greet("tcp", port, from);
                     // How an echo ends does not matter to the server.
                     let _ = echo(&listener, &mut buffer).await;
-                    listener.close().await;
+                    listener.close(CLOSE_US).await;
                 }
             }
         });
@@ -178,7 +180,7 @@ pub async fn http(net: Rc<Net>, port: u16, body_bytes: u64) {
                 if listener.accept(port).await.is_some() {
                     // How a request ends does not matter to the server.
                     let _ = serve(&listener, &body, &mut chunk).await;
-                    listener.close().await;
+                    listener.close(CLOSE_US).await;
                 }
             }
         });

@@ -175,6 +175,7 @@ fn run(lines: Vec<Line>, net: Option<Rc<Net>>, disks: Vec<Rc<Disk>>, acpi: Acpi)
                     power::reset(&acpi);
                 });
             }
+            Order::Idle => {}
             other => start_network_order(&board, other, slots),
         }
     }

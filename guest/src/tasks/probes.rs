@@ -17,6 +17,8 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, udp};
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint};
 
+/// Short, so that connections which cannot end do not add up.
+const CLOSE_US: u64 = 1_000_000;
 const CONNECT_BUFFER_BYTES: usize = 256;
 const DATAGRAM_BYTES: usize = 64;
 const DATAGRAMS: usize = 8;
@@ -38,7 +40,7 @@ pub async fn connect(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u
         async move {
             match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
                 Ok(stream) => {
-                    executor::spawn(async move { stream.close().await });
+                    executor::spawn(async move { stream.close(CLOSE_US).await });
                     Outcome::Ok
                 }
                 Err(outcome) => outcome,
