@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 use std::time::{Duration, Instant};
-use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight,
-};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures as Proto};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -225,6 +223,11 @@ impl Guest {
         self.write(at + 14, next.to_le());
     }
 
+    /// A chain made by hand in `slot` is in flight from now on.
+    pub fn claim(&mut self, slot: usize) {
+        assert!(!std::mem::replace(&mut self.busy[slot], true));
+    }
+
     /// Makes the chain at `head` available and kicks.
     pub fn offer(&mut self, head: u16) {
         let slot = u64::from(self.next_avail % QUEUE);
@@ -325,6 +328,3 @@ pub fn accept(listener: &UnixListener) -> UnixStream {
     stream.set_nonblocking(false).unwrap();
     stream
 }
-
-/// Named so that the import is used by all who name raw messages.
-pub type Message = FrontendReq;
