@@ -4,12 +4,14 @@
 export PATH=/bin
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+echo "stock: initrd"
 while read -r module; do
     insmod "/modules/$module"
 done </modules/order
 until [ -b /dev/vda ]; do sleep 0.1; done
-echo "stock: root $(cat /sys/block/vda/serial 2>/dev/null) $(busybox fdisk -l /dev/vda 2>/dev/null | head -1)"
+echo "stock: disk serial=$(cat /sys/block/vda/serial) sectors=$(cat /sys/block/vda/size)"
 mount -t ext4 /dev/vda /new || poweroff -f
-umount /proc
+umount /proc /sys
 mount --move /dev /new/dev
 exec switch_root /new /sbin/init

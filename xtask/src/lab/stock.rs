@@ -13,7 +13,7 @@ use std::process::Command;
 const MODULES: &[&str] = &["virtio_blk", "virtio_net"];
 
 /// The guest's command line.
-pub const CMDLINE: &str = "console=ttyS0 root=/dev/vda rw panic=-1";
+pub const CMDLINE: &str = "console=ttyS0 quiet root=/dev/vda rw panic=-1";
 
 /// The files of one image.
 pub struct StockGuest {
