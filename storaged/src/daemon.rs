@@ -31,10 +31,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let signals = block_signals();
     let _lock = lock(&options.state)?;
     let listener = bind(&options.control)?;
-    let folder = options
-        .control
-        .parent()
-        .unwrap_or(std::path::Path::new("/"));
+    let folder = match options.control.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => std::path::Path::new("."),
+    };
     sandbox::enter(&options.state, &options.images, folder)?;
     let shards = (0..options.shards)
         .map(|n| Shard::spawn(&format!("shard-{n}")))

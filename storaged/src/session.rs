@@ -30,8 +30,10 @@ use vhost::vhost_user::{
 pub trait Secrets: Send {
     /// A new region is about to be handed out: put the secret there.
     fn fill(&mut self, region: &Region) -> std::result::Result<(), String>;
-    /// The frontend gives a region: the disk that its secret opens.
+    /// The session has a region, new or given back: the disk that its secret opens.
     fn open(&mut self, region: &Region) -> std::result::Result<Arc<Disk>, String>;
+    /// The frontend has the region, and a queue is about to start.
+    fn begin(&mut self) -> std::result::Result<(), String>;
     /// The session ended; the region is about to be forgotten.
     fn close(&mut self, region: &Region);
 }
@@ -51,6 +53,7 @@ struct Vring {
     base: u16,
     kick: Option<File>,
     call: Option<File>,
+    err: Option<File>,
     enabled: bool,
     runs: bool,
 }
@@ -130,7 +133,6 @@ impl Session {
         let trust = self.trust;
         let (features, memory) = (self.features, self.memory.clone());
         let region = self.inflight.clone();
-        let sealed = self.secrets.is_some();
         let ring = self.ring(index)?;
         let (Some(addresses), Some(kick), true, false) =
             (ring.addresses, &ring.kick, ring.enabled, ring.runs)
@@ -140,9 +142,6 @@ impl Session {
         if ring.size == 0 {
             return Ok(());
         }
-        if sealed && region.is_none() {
-            return Err(refuse("an encrypted volume needs an in-flight region"));
-        }
         let inflight = match region {
             Some(region) => Some(
                 region
@@ -151,10 +150,11 @@ impl Session {
             ),
             None => None,
         };
-        let call = match &ring.call {
-            Some(file) => Some(call(file.try_clone().map_err(refuse)?, trust)?),
-            None => None,
+        let event = |file: &Option<File>| match file {
+            Some(file) => call(file.try_clone().map_err(refuse)?, trust).map(Some),
+            None => Ok(None),
         };
+        let (call, err) = (event(&ring.call)?, event(&ring.err)?);
         let start = QueueStart {
             memory: Arc::new(memory),
             size: ring.size,
@@ -166,7 +166,14 @@ impl Session {
             inflight,
             kick: kick.try_clone().map_err(refuse)?,
             call,
+            err,
         };
+        if let Some(secrets) = &mut self.secrets {
+            if self.inflight.is_none() {
+                return Err(refuse("an encrypted volume needs an in-flight region"));
+            }
+            secrets.begin().map_err(refuse)?;
+        }
         let device = match self.device {
             Some(device) => device,
             None => {
@@ -195,6 +202,18 @@ impl Session {
             self.try_start(index)?;
         }
         Ok(())
+    }
+
+    /// Tracks requests in `region` from now on, and opens the disk with its secret.
+    fn track(&mut self, region: Region) -> Result<()> {
+        self.while_stopped(|s| {
+            if let Some(secrets) = &mut s.secrets {
+                s.disk = secrets.open(&region).map_err(refuse)?;
+            }
+            s.remove_device();
+            s.inflight = Some(Arc::new(region));
+            Ok(())
+        })
     }
 
     fn map(&self, region: &VhostUserMemoryRegion, file: &File) -> Result<crate::memory::Region> {
@@ -361,8 +380,11 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(())
     }
 
-    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
-        self.ring(u32::from(index)).map(|_| ())
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let fd = eventfd(fd)?;
+        self.stop(u32::from(index))?;
+        self.ring(u32::from(index))?.err = fd;
+        self.try_start(u32::from(index))
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
@@ -429,6 +451,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         if let Some(secrets) = &mut self.secrets {
             secrets.fill(&region).map_err(refuse)?;
         }
+        // In use from here on; a frontend that gives it back at once changes nothing.
+        self.track(region)?;
         let bytes = region_bytes(queues, size);
         Ok((VhostUserInflight::new(bytes, 0, queues, size), file))
     }
@@ -445,14 +469,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             )));
         }
         let region = Region::open(&file, given.mmap_offset, queues, size).map_err(refuse)?;
-        self.while_stopped(|s| {
-            if let Some(secrets) = &mut s.secrets {
-                s.disk = secrets.open(&region).map_err(refuse)?;
-            }
-            s.remove_device();
-            s.inflight = Some(Arc::new(region));
-            Ok(())
-        })
+        self.track(region)
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

@@ -163,7 +163,8 @@ fn a_malformed_chain_stops_its_queue_and_is_counted() {
         let mut rig = Rig::new();
         header(&rig.guest, T_IN, 0);
         case(&mut rig.guest, out);
-        wait(name, || (rig.errors() == 1).then_some(()));
+        wait(name, || rig.guest.err.read().ok());
+        assert_eq!(rig.errors(), 1, "{name}");
         assert!(rig.guest.poll().is_empty(), "{name}");
     }
 }
@@ -270,6 +271,7 @@ fn run_queue(shard: &Shard, memory: &[u8], avail: u16) {
         inflight: None,
         kick,
         call: None,
+        err: None,
     };
     shard.start(device, 0, start).unwrap();
     shard.stop(device, 0).unwrap();

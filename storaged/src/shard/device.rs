@@ -22,6 +22,8 @@ pub struct Running {
     pub kick: File,
     /// Interrupts the driver.
     pub call: Option<Call>,
+    /// Tells the frontend that the queue is broken.
+    pub err: Option<Call>,
     /// A write to `call` is on the ring.
     pub call_busy: bool,
     /// Another is due after it.
@@ -58,6 +60,7 @@ impl Running {
             generation,
             kick: start.kick,
             call: start.call,
+            err: start.err,
             call_busy: false,
             call_again: false,
             ready: false,

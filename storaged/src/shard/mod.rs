@@ -53,9 +53,11 @@ pub struct QueueStart {
     pub kick: File,
     /// An eventfd that interrupts the driver.
     pub call: Option<Call>,
+    /// An eventfd that tells the frontend that the driver broke the queue.
+    pub err: Option<Call>,
 }
 
-/// An eventfd that interrupts the driver.
+/// An eventfd that the shard signals.
 pub struct Call {
     /// The eventfd.
     pub file: File,

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Running, Scratch};
 use super::slot::{Op, Slot, Step, Vector};
-use super::{Command, DeviceId, QueueStart};
+use super::{Call, Command, DeviceId, QueueStart};
 use crate::disk::{Backing, Disk, FileBacking, Stats};
 use crate::queue::QueueError;
 use crate::request::{Kind, STATUS_OK};
@@ -447,21 +447,24 @@ impl Worker {
             running.call_again = true;
         } else {
             running.call_busy = true;
-            let fd = types::Fd(call.file.as_raw_fd());
-            let entry = opcode::Write::new(fd, (&raw const ONE).cast(), 8)
-                .build()
-                .user_data(Token::Call(place).pack());
+            let entry = signal(call).user_data(Token::Call(place).pack());
             self.push(entry);
         }
     }
 
     fn broke(&mut self, device: usize, queue: u16, error: &dyn std::error::Error) {
         tracing::warn!(device, queue, %error, "queue broken by its driver");
-        if let Some(dev) = &mut self.devices[device] {
-            Stats::bump(&dev.disk.stats.errors);
-            if let Some(running) = &mut dev.queues[usize::from(queue)] {
-                running.broken = true;
-            }
+        let Some(dev) = &mut self.devices[device] else {
+            return;
+        };
+        Stats::bump(&dev.disk.stats.errors);
+        let Some(running) = &mut dev.queues[usize::from(queue)] else {
+            return;
+        };
+        running.broken = true;
+        if let Some(err) = &running.err {
+            let entry = signal(err).user_data(Token::Ignore.pack());
+            self.push(entry);
         }
     }
 
@@ -566,6 +569,12 @@ impl Worker {
         self.slot_queue(usize::from(place.device), u16::from(place.queue))
             .filter(|r| r.generation == place.generation)
     }
+}
+
+/// Adds one to an eventfd, by the ring.
+fn signal(call: &Call) -> squeue::Entry {
+    let fd = types::Fd(call.file.as_raw_fd());
+    opcode::Write::new(fd, (&raw const ONE).cast(), 8).build()
 }
 
 fn count(disk: &Disk, kind: Kind, status: u8) {

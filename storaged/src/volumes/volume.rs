@@ -189,10 +189,6 @@ impl Volume {
             }
             return Err("the in-flight region does not hold the volume's key".into());
         }
-        // Durable before the first write can be: from here a lost key is lost data.
-        if !record.served {
-            self.update(|r| r.served = true)?;
-        }
         *self.key() = Some(key.clone());
         Ok(key)
     }
@@ -220,6 +216,15 @@ impl Secrets for EphemeralKey {
         self.0
             .disk(&record, Some(key))
             .map_err(|error| format!("the volume cannot be opened: {error}"))
+    }
+
+    fn begin(&mut self) -> Result<(), String> {
+        // Durable before the first write can be: from here a lost key is lost data.
+        // Not earlier: the frontend might have died before it held the region.
+        match self.0.record() {
+            Some(record) if record.served => Ok(()),
+            _ => self.0.update(|record| record.served = true),
+        }
     }
 
     fn close(&mut self, region: &Region) {

@@ -98,6 +98,7 @@ pub struct Guest {
     pub map: Mapping,
     pub kick: EventFd,
     pub call: EventFd,
+    pub err: EventFd,
     pub inflight: Option<(VhostUserInflight, File)>,
     pub frontend: Option<Frontend>,
     next_avail: u16,
@@ -114,6 +115,7 @@ impl Guest {
             map,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
             call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            err: EventFd::new(EFD_NONBLOCK).unwrap(),
             inflight: None,
             frontend: None,
             next_avail: 0,
@@ -169,12 +171,13 @@ impl Guest {
         )
         .map_err(e)?;
         f.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        if self.inflight.is_none() {
-            let ask = VhostUserInflight::new(0, 0, queues, QUEUE);
-            self.inflight = Some(f.get_inflight_fd(&ask).map_err(e)?);
+        match &self.inflight {
+            Some((layout, file)) => f.set_inflight_fd(layout, file.as_raw_fd()).map_err(e)?,
+            None => {
+                let ask = VhostUserInflight::new(0, 0, queues, QUEUE);
+                self.inflight = Some(f.get_inflight_fd(&ask).map_err(e)?);
+            }
         }
-        let (layout, file) = self.inflight.as_ref().unwrap();
-        f.set_inflight_fd(layout, file.as_raw_fd()).map_err(e)?;
         let base = self.at(0) as u64;
         f.set_mem_table(&[VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
@@ -189,6 +192,7 @@ impl Guest {
             .map_err(e)?;
         f.set_vring_addr(0, &self.rings(base)).map_err(e)?;
         f.set_vring_call(0, &self.call).map_err(e)?;
+        f.set_vring_err(0, &self.err).map_err(e)?;
         f.set_vring_kick(0, &self.kick).map_err(e)?;
         f.set_vring_enable(0, true).map_err(e)?;
         self.frontend = Some(f);
