@@ -1,2 +1,88 @@
-//! To be written.
-fn main() {}
+//! QoS validation: ours against a named peer, same work, same run.
+//!
+//! ```text
+//!  area ──▶ alternate(ours, peer) ──▶ Row{ours, peer, ratio, spread, limit} ──▶ table + JSON
+//! ```
+//! Ours and the peer take turns (A B A B …) and each figure is a median, so a
+//! machine that drifts drifts under both. Start reading at [`report`]; each area
+//! has a file of its name.
+
+mod alternate;
+mod block;
+mod boot;
+mod floor;
+mod process;
+mod report;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(name = "ocs-bench", about = "Measures OCS against named peers")]
+struct Arguments {
+    #[command(subcommand)]
+    area: Area,
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// End within about a minute: fewer and shorter runs.
+    #[arg(long)]
+    quick: bool,
+    /// Where the built programs lie; beside this one where not given.
+    #[arg(long)]
+    bin_dir: Option<PathBuf>,
+    /// Where the JSON report goes.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Area {
+    /// VMM start to first guest instruction, against QEMU microvm and the bare-ioctl floor.
+    Boot {
+        #[command(flatten)]
+        common: Common,
+        /// The probe image that both start.
+        #[arg(long, default_value = "target/artifacts/ocs-probe.elf")]
+        probe: PathBuf,
+    },
+    /// storaged against qemu-storage-daemon: same file, same client.
+    Block {
+        #[command(flatten)]
+        common: Common,
+        /// A folder on the disk to measure.
+        #[arg(long, default_value = "target")]
+        disk_dir: PathBuf,
+    },
+    /// The least that any VMM must do to reach the image's first output; used by `boot`.
+    #[command(hide = true)]
+    Floor {
+        /// The probe image.
+        probe: PathBuf,
+    },
+}
+
+impl Common {
+    fn bin_dir(&self) -> Result<PathBuf> {
+        match &self.bin_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => process::own_dir(),
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().area {
+        Area::Boot { common, probe } => {
+            let rows = boot::measure(&common.bin_dir()?, &probe, common.quick)?;
+            report::publish("boot", &rows, &common.out)
+        }
+        Area::Block { common, disk_dir } => {
+            let rows = block::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
+            report::publish("block", &rows, &common.out)
+        }
+        Area::Floor { probe } => floor::run(&probe),
+    }
+}
