@@ -1,0 +1,123 @@
+//! A tap in a network namespace of its own, and frames on its host side.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// The host's side of a tap: an `AF_PACKET` socket. The namespace dies with the
+/// descriptors.
+pub struct HostSide(OwnedFd);
+
+/// Makes a tap (12-byte header, up) as the node would; runs on a thread of its own,
+/// whose namespace nobody else enters.
+pub fn make() -> (File, HostSide) {
+    std::thread::spawn(|| {
+        // SAFETY: unshares the network namespace of this thread, which ends below.
+        assert_eq!(
+            unsafe { libc::unshare(libc::CLONE_NEWNET) },
+            0,
+            "needs root"
+        );
+        let tap = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
+        // SAFETY: ifreq is plain data, for which zero is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (slot, byte) in request.ifr_name.iter_mut().zip(b"tap0") {
+            *slot = byte.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
+        let size: libc::c_int = 12;
+        // SAFETY: each call gets a pointer to what it expects.
+        unsafe {
+            assert_eq!(
+                libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request),
+                0
+            );
+            assert_eq!(
+                libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size),
+                0
+            );
+        }
+        // SAFETY: creates descriptors that are checked and then owned; ioctls get an ifreq.
+        let host = unsafe {
+            let protocol = i32::from(0x0003u16.to_be());
+            let fd = libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                protocol,
+            );
+            assert!(fd >= 0);
+            let fd = OwnedFd::from_raw_fd(fd);
+            assert_eq!(
+                libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request),
+                0
+            );
+            let index = request.ifr_ifru.ifru_ifindex;
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET.try_into().unwrap();
+            address.sll_protocol = 0x0003u16.to_be();
+            address.sll_ifindex = index;
+            let len = size_of::<libc::sockaddr_ll>().try_into().unwrap();
+            assert_eq!(
+                libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len),
+                0
+            );
+            request.ifr_ifru.ifru_flags = libc::IFF_UP.try_into().unwrap();
+            assert_eq!(
+                libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request),
+                0
+            );
+            let timeout = libc::timeval {
+                tv_sec: 1,
+                tv_usec: 0,
+            };
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                (&raw const timeout).cast(),
+                size_of::<libc::timeval>().try_into().unwrap(),
+            );
+            fd
+        };
+        (tap, HostSide(host))
+    })
+    .join()
+    .unwrap()
+}
+
+impl HostSide {
+    /// Sends a frame to the guest.
+    pub fn send(&self, frame: &[u8]) {
+        // SAFETY: sends from a slice.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        assert_eq!(sent, isize::try_from(frame.len()).unwrap());
+    }
+
+    /// The next frame on the wire that `wanted` likes.
+    pub fn receive<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        let mut buffer = [0u8; 65536];
+        while std::time::Instant::now() < end {
+            // SAFETY: receives into a buffer of this length.
+            let got = unsafe {
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                    0,
+                )
+            };
+            if let Ok(bytes) = usize::try_from(got)
+                && let Some(value) = wanted(&buffer[..bytes])
+            {
+                return value;
+            }
+        }
+        panic!("no {what} from the guest");
+    }
+}

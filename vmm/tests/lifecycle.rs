@@ -1,0 +1,299 @@
+//! A machine's life, with guests of a few bytes.
+
+mod common;
+
+use common::payload::{elf, halt, out_byte, power_off, print, triple_fault, wait_port};
+use common::{Bench, wait_for};
+use ocs_vmm_spec::control::{PROTOCOL_VERSION, Reply, Request, RunState};
+use ocs_vmm_spec::exit::ExitReason;
+use serde_json::json;
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+fn state(reply: &Reply) -> RunState {
+    let Reply::Status { state, .. } = reply else {
+        panic!("no status: {reply:?}");
+    };
+    *state
+}
+
+fn signal(pid: u32, signal: libc::c_int) {
+    // SAFETY: signals a child of this test that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid.try_into().unwrap(), signal) }, 0);
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    let bench = Bench::new(&elf(&[print("hello\n"), power_off(), halt()].concat()));
+    let (status, _, record) = bench.start().finish();
+    assert!(status.success());
+    assert_eq!(record.reason, ExitReason::GuestShutdown);
+    assert_eq!(bench.console(), "hello\n");
+}
+
+#[test]
+fn every_way_to_reset_is_a_reset() {
+    for (how, code) in [
+        ("ACPI", out_byte(0x602, 1)),
+        ("i8042", out_byte(0x64, 0xfe)),
+        ("triple fault", triple_fault()),
+    ] {
+        let bench = Bench::new(&elf(&[code, halt()].concat()));
+        let (status, stderr, record) = bench.start().finish();
+        assert!(status.success(), "{how}: {stderr}");
+        assert_eq!(record.reason, ExitReason::GuestReset, "{how}: {record:?}");
+    }
+}
+
+#[test]
+fn the_control_socket_pauses_resumes_and_stops() {
+    // Counts on the console as long as it runs.
+    let count = [print("."), vec![0xeb, 0xf7]].concat();
+    let bench = Bench::new(&elf(&count));
+    let mut vmm = bench.start();
+    vmm.wait_console("...");
+    let mut control = vmm.control();
+    let Reply::Status {
+        protocol,
+        id,
+        state: running,
+        started_ns,
+        first_run_ns,
+        ..
+    } = control.ask(&Request::Status)
+    else {
+        panic!("no status");
+    };
+    assert_eq!((protocol, id.as_str()), (PROTOCOL_VERSION, "i-test"));
+    assert_eq!(running, RunState::Running);
+    assert!(started_ns > 0 && first_run_ns > started_ns);
+
+    assert_eq!(control.ask(&Request::Pause), Reply::Ok);
+    assert_eq!(control.ask(&Request::Pause), Reply::Ok);
+    assert_eq!(state(&control.ask(&Request::Status)), RunState::Paused);
+    let before = control.counter("cpu.port_exits");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(control.counter("cpu.port_exits"), before);
+    assert_eq!(control.ask(&Request::Resume), Reply::Ok);
+    wait_for("more exits", || {
+        (control.counter("cpu.port_exits") > before).then_some(())
+    });
+    assert!(matches!(
+        control.line(r#"{"cmd":"fly"}"#),
+        Reply::Error { message } if message.contains("fly")
+    ));
+    assert_eq!(control.ask(&Request::Stop), Reply::Ok);
+    let (status, _, record) = vmm.finish();
+    assert!(status.success());
+    assert_eq!(record.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_signal_stops_a_halted_or_paused_guest() {
+    for pause in [false, true] {
+        let bench = Bench::new(&elf(&[print("up"), halt()].concat()));
+        let mut vmm = bench.start();
+        vmm.wait_console("up");
+        if pause {
+            vmm.control().ask(&Request::Pause);
+        }
+        signal(vmm.pid(), libc::SIGTERM);
+        let (status, _, record) = vmm.finish();
+        assert!(status.success());
+        assert_eq!(record.reason, ExitReason::Stopped);
+    }
+}
+
+#[test]
+fn the_power_button_reaches_the_guest() {
+    let code = [print("up"), wait_port(0x603), power_off(), halt()].concat();
+    let bench = Bench::new(&elf(&code));
+    let mut vmm = bench.start();
+    vmm.wait_console("up");
+    assert_eq!(vmm.control().ask(&Request::PowerButton), Reply::Ok);
+    let (_, _, record) = vmm.finish();
+    assert_eq!(record.reason, ExitReason::GuestShutdown);
+}
+
+#[test]
+fn a_missing_backend_holds_the_guest_but_not_the_operator() {
+    let mut bench = Bench::new(&elf(&[print("ran"), halt()].concat()));
+    bench.spec["block"] = json!([{
+        "id": "vol1", "listener": {"path": bench.path("blk.sock")}, "backend_uid": 0,
+    }]);
+    let mut vmm = bench.start();
+    let mut control = vmm.control();
+    let Reply::Status {
+        state,
+        block_connected,
+        first_run_ns,
+        ..
+    } = control.ask(&Request::Status)
+    else {
+        panic!("no status");
+    };
+    assert_eq!((state, first_run_ns), (RunState::Paused, 0));
+    assert_eq!(block_connected.get("vol1"), Some(&false));
+    assert_eq!(control.ask(&Request::Resume), Reply::Ok);
+    assert_eq!(bench.console(), "", "the guest ran without its disk");
+    assert_eq!(control.ask(&Request::Stop), Reply::Ok);
+    assert_eq!(vmm.finish().2.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_bad_spec_ends_with_a_sentence_that_names_the_field() {
+    let payload = elf(&halt());
+    let cases = [
+        ("/version", json!(9), "version: this VMM reads version 1"),
+        ("/memory_mib", json!(3), "memory_mib: 3 is not"),
+        (
+            "/boot/kernel",
+            json!({"path": "/nonexistent"}),
+            "boot.kernel: cannot open /nonexistent",
+        ),
+        (
+            "/boot/kernel",
+            json!({"path": "/etc/passwd"}),
+            "boot.kernel: is neither ELF nor",
+        ),
+        (
+            "/boot/kernel",
+            json!({"fd": 99}),
+            "boot.kernel: cannot open descriptor 99",
+        ),
+        (
+            "/boot/kernel",
+            json!({"fd": 1}),
+            "not an inherited descriptor",
+        ),
+        (
+            "/boot/initrd",
+            json!({"path": "/dev/null"}),
+            "boot.initrd: its 0 bytes do not fit",
+        ),
+        ("/kvm", json!({"path": "/dev/null"}), "KVM refused"),
+        ("/surprise", json!(1), "unknown field `surprise`"),
+        (
+            "/net",
+            json!([{"id": "n", "tap": {"path": "a-name-of-17-bytes"}, "mac": "02:00:00:00:00:01", "mtu": 1500}]),
+            "net[0].tap: cannot open a-name-of-17-bytes",
+        ),
+        (
+            "/net",
+            json!([{"id": "n", "tap": {"path": "/"}, "mac": "01:00:00:00:00:01", "mtu": 1500}]),
+            "net[0].mac",
+        ),
+    ];
+    for (pointer, value, expected) in cases {
+        let mut bench = Bench::new(&payload);
+        match pointer.rsplit_once('/') {
+            Some(("", key)) => bench.spec[key] = value,
+            _ => {
+                let (parent, key) = pointer.rsplit_once('/').unwrap();
+                bench.spec.pointer_mut(parent).unwrap()[key] = value;
+            }
+        }
+        let (status, stderr, record) = bench.start().finish();
+        assert_eq!(status.code(), Some(1), "{pointer}");
+        assert!(stderr.contains(expected), "{pointer}: {stderr}");
+        assert_eq!(record.reason, ExitReason::Error);
+        assert!(record.message.contains(expected), "{pointer}: {record:?}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_pvh_note_or_larger_than_memory_is_refused() {
+    let mut no_note = elf(&halt());
+    no_note[64 + 56] = 0;
+    let mut too_high = elf(&halt());
+    too_high[64 + 24..64 + 32].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    for (kernel, expected) in [
+        (no_note, "without a PVH note"),
+        (too_high, "cannot be loaded as ELF"),
+        (elf(&halt())[..100].to_vec(), "cannot be loaded as ELF"),
+    ] {
+        let (status, _, record) = Bench::new(&kernel).start().finish();
+        assert_eq!(status.code(), Some(1));
+        assert!(record.message.contains(expected), "{record:?}");
+    }
+}
+
+#[test]
+fn a_vmm_started_as_a_nobody_keeps_nothing() {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    use std::os::unix::process::CommandExt;
+    const UID: u32 = 54_321;
+
+    let mut bench = Bench::new(&elf(&[print("up"), halt()].concat()));
+    let kernel = fs::File::open(bench.path("kernel")).unwrap();
+    let create = |name: &str| {
+        fs::File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(bench.path(name))
+            .unwrap()
+    };
+    let (ring, record) = (create("ring"), create("exit.json"));
+    let kvm = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .unwrap();
+    let control = UnixListener::bind(bench.path("control.sock")).unwrap();
+    let fds = [
+        kernel.as_raw_fd(),
+        ring.as_raw_fd(),
+        record.as_raw_fd(),
+        kvm.as_raw_fd(),
+        control.as_raw_fd(),
+    ];
+    bench.spec["boot"]["kernel"] = json!({"fd": fds[0]});
+    bench.spec["serial"]["ring"] = json!({"fd": fds[1]});
+    bench.spec["exit_record"] = json!({"fd": fds[2]});
+    bench.spec["kvm"] = json!({"fd": fds[3]});
+    bench.spec["control"] = json!({"fd": fds[4]});
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, bench.spec.to_string().as_bytes()).unwrap();
+    drop(writer);
+    let spec_fd = reader.into_raw_fd();
+
+    let mut command = bench.command();
+    let program = command.get_program().to_owned();
+    command = std::process::Command::new(program);
+    command
+        .arg("--spec-fd")
+        .arg(spec_fd.to_string())
+        .stderr(std::process::Stdio::piped())
+        .uid(UID)
+        .gid(UID);
+    // SAFETY: only clears a flag of descriptors that stay open in this process.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in fds.into_iter().chain([spec_fd]) {
+                libc::fcntl(fd, libc::F_SETFD, 0);
+            }
+            Ok(())
+        });
+    }
+    let mut vmm = bench.adopt(command.spawn().unwrap());
+    vmm.wait_console("up");
+    let proc = fs::read_to_string(format!("/proc/{}/status", vmm.pid())).unwrap();
+    let field = |name: &str| {
+        proc.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("no {name}"))
+            .trim()
+            .to_owned()
+    };
+    assert!(field("Uid:").starts_with(&UID.to_string()));
+    assert_eq!(field("NoNewPrivs:"), "1");
+    for set in ["CapEff:", "CapPrm:", "CapInh:"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}");
+    }
+    vmm.control().ask(&Request::Stop);
+    let (status, _, record) = vmm.finish();
+    assert!(status.success());
+    assert_eq!(record.reason, ExitReason::Stopped);
+}
