@@ -7,11 +7,15 @@
 //! ```
 //! Message threads reach a shard by [`Shard`]'s methods; each is one [`Command`]
 //! over a channel, answered by the shard's thread. Nothing else is shared.
-//! [`worker`] is the loop, [`device`] a device's state, [`slot`] a request's.
+//! [`worker`] is the loop, [`flow`] a request's way through it, [`device`] a device's
+//! state, [`slot`] a request's.
 
 pub mod bounce;
 pub mod device;
+pub mod flow;
+pub mod op;
 pub mod slot;
+pub mod token;
 pub mod worker;
 
 use crate::disk::Disk;

@@ -11,46 +11,12 @@
 //! ring, or at once where the file is in RAM.
 
 use super::bounce::{Bounce, WINDOW_BYTES};
+use super::op::{Op, Vector};
 use crate::crypt::{BLOCK_BYTES, Key};
 use crate::disk::{Backing, DIRECT_ALIGN, Disk, FileBacking};
 use crate::request::{ID_BYTES, Kind, STATUS_IOERR, STATUS_OK, STATUS_UNSUPP};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-
-/// An operation on the device's file.
-#[derive(Clone, Copy, Debug)]
-pub enum Op {
-    /// `preadv`.
-    Readv(Vector),
-    /// `pwritev`; durable on completion where `dsync`.
-    Writev(Vector),
-    /// `fdatasync`.
-    Sync,
-    /// `fallocate`.
-    Allocate {
-        /// `FALLOC_FL_…`.
-        mode: i32,
-        /// First byte.
-        offset: u64,
-        /// Length.
-        len: u64,
-    },
-}
-
-/// Where a transfer goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Vector {
-    /// Past the page cache.
-    pub direct: bool,
-    /// Durable on completion.
-    pub dsync: bool,
-    /// The pieces, valid until the operation completed.
-    pub iov: *const libc::iovec,
-    /// How many.
-    pub count: u32,
-    /// Offset in the file.
-    pub offset: u64,
-}
 
 /// What to do next.
 #[derive(Debug)]

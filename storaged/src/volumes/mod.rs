@@ -12,6 +12,7 @@
 
 mod attachment;
 mod content;
+mod refusal;
 mod table;
 mod volume;
 
@@ -19,6 +20,7 @@ use crate::crypt::Key;
 use crate::shard::Shard;
 use attachment::Attachment;
 use ocs_storaged_api::{ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus};
+use refusal::{Refused, check_name, failed, key_lost, not_found, refused};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,33 +33,6 @@ const BLOCK_BYTES: u64 = 4096;
 const MAX_BYTES: u64 = 16 << 40;
 /// `sun_path` with its closing zero.
 const MAX_SOCKET_BYTES: usize = 107;
-
-/// A refusal: nothing changed.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Refused {
-    /// What kind.
-    pub code: ErrorCode,
-    /// One sentence.
-    pub message: String,
-}
-
-fn refused(code: ErrorCode, message: impl Into<String>) -> Refused {
-    Refused {
-        code,
-        message: message.into(),
-    }
-}
-
-/// An error of the system, while doing `what`.
-fn failed(what: &str, error: &io::Error) -> Refused {
-    let full = matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    );
-    let code = if full { ErrorCode::Full } else { ErrorCode::Io };
-    refused(code, format!("{what}: {error}"))
-}
 
 /// Why storaged cannot start on its state.
 #[derive(Debug, thiserror::Error)]
@@ -388,27 +363,5 @@ impl Volumes {
 
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn not_found(name: &str) -> Refused {
-    refused(ErrorCode::NotFound, format!("there is no volume {name}"))
-}
-
-fn key_lost(name: &str) -> Refused {
-    refused(ErrorCode::KeyLost, format!("the key of {name} is lost"))
-}
-
-/// The name as a part of a path: `[a-z0-9-]`, 1 to 64 bytes.
-fn check_name(name: &VolumeName) -> Result<&str, Refused> {
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if (1..=64).contains(&name.0.len()) && name.0.bytes().all(good) {
-        Ok(&name.0)
-    } else {
-        let shown: String = name.0.chars().take(80).collect();
-        Err(refused(
-            ErrorCode::Invalid,
-            format!("volume: {shown:?} is not 1 to 64 of [a-z0-9-]"),
-        ))
     }
 }
