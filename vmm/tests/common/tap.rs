@@ -13,11 +13,8 @@ pub struct HostSide(OwnedFd);
 pub fn make() -> (File, HostSide) {
     std::thread::spawn(|| {
         // SAFETY: unshares the network namespace of this thread, which ends below.
-        assert_eq!(
-            unsafe { libc::unshare(libc::CLONE_NEWNET) },
-            0,
-            "needs root"
-        );
+        let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(unshared, 0, "needs root");
         let tap = OpenOptions::new()
             .read(true)
             .write(true)

@@ -1,0 +1,162 @@
+//! virtio-blk between the probe guest and `ocs-storaged`, through its restarts.
+
+mod common;
+
+use common::{Bench, Vmm, wait_for};
+use ocs_storaged_api::{Client, Reply, Request, VolumeKind, VolumeName};
+use ocs_vmm_spec::control;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A daemon on folders of its own, killed with the value.
+struct Storaged {
+    dir: PathBuf,
+    child: Child,
+}
+
+fn storaged_path() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_ocs-vmm")).with_file_name("ocs-storaged");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask build` or `cargo build -p ocs-storaged`",
+        path.display()
+    );
+    path
+}
+
+impl Storaged {
+    fn start(dir: &Path) -> Self {
+        let dir = dir.join("storaged");
+        for folder in ["state", "images"] {
+            std::fs::create_dir_all(dir.join(folder)).unwrap();
+        }
+        let child = Self::spawn(&dir);
+        Self { dir, child }
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        Command::new(storaged_path())
+            .arg("--state")
+            .arg(dir.join("state"))
+            .arg("--images")
+            .arg(dir.join("images"))
+            .arg("--control")
+            .arg(dir.join("control.sock"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// SIGKILL, then a new one on the same folders.
+    fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.dir);
+    }
+
+    fn ask(&self, request: &Request) {
+        let socket = self.dir.join("control.sock");
+        let mut client = wait_for("storaged", || {
+            Client::connect(&socket, common::PATIENCE).ok()
+        });
+        let reply = client.call(request).unwrap();
+        assert_eq!(reply, Reply::Ok, "{request:?}");
+    }
+
+    fn attach(&self, kind: VolumeKind, socket: PathBuf) {
+        let volume = VolumeName("vol-1".to_owned());
+        self.ask(&Request::PutVolume {
+            volume: volume.clone(),
+            size_bytes: 64 << 20,
+            kind,
+            image: None,
+        });
+        self.ask(&Request::Attach {
+            volume,
+            socket,
+            read_only: false,
+        });
+    }
+}
+
+impl Drop for Storaged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn bench(orders: &str, backend_uid: u32) -> Bench {
+    let mut bench = Bench::probe(orders);
+    bench.spec["block"] = json!([{
+        "id": "vol1", "listener": {"path": bench.path("blk.sock")}, "backend_uid": backend_uid,
+    }]);
+    bench
+}
+
+fn start(bench: &Bench, kind: VolumeKind) -> (Vmm, Storaged) {
+    let vmm = bench.start();
+    let storaged = Storaged::start(bench.dir.path());
+    storaged.attach(kind, bench.path("blk.sock"));
+    (vmm, storaged)
+}
+
+/// The number behind the last `name=` on the console.
+fn last_number(console: &str, name: &str) -> Option<u64> {
+    let at = console.rfind(&format!("{name}="))? + name.len() + 1;
+    let digits: String = console[at..]
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits.parse().ok()
+}
+
+#[test]
+fn a_guest_writes_its_disk_and_reads_it_back() {
+    let bench = bench("disk 0 fill 8MiB;disk 0 verify 8MiB", 0);
+    let (mut vmm, _storaged) = start(&bench, VolumeKind::Persistent);
+    let console = vmm.wait_console("verify bytes=8388608 ok");
+    assert!(console.contains("size_bytes=67108864"), "{console}");
+    vmm.control().ask(&control::Request::Stop);
+    assert!(vmm.finish().0.success());
+}
+
+#[test]
+fn a_guest_under_load_survives_kills_of_its_backend() {
+    for kind in [VolumeKind::Persistent, VolumeKind::Ephemeral] {
+        let bench = bench("disk 0 loop 1MiB", 0);
+        let (mut vmm, mut storaged) = start(&bench, kind);
+        vmm.wait_console("loop rounds=");
+        let mut control = vmm.control();
+        for kills in 1..=5 {
+            let before = last_number(&bench.console(), "rounds").unwrap();
+            storaged.kill_and_restart();
+            wait_for("reconnection", || {
+                (control.counter("block.vol1.connects") > kills).then_some(())
+            });
+            let after = wait_for("rounds after a kill", || {
+                last_number(&bench.console(), "rounds").filter(|rounds| *rounds > before + 1)
+            });
+            assert!(after > before);
+        }
+        let console = bench.console();
+        assert_eq!(last_number(&console, "errors"), Some(0), "{console}");
+        assert_eq!(control.counter("block.vol1.faults"), 0);
+        assert_eq!(control.counter("block.vol1.failed_handshakes"), 0);
+        control.ask(&control::Request::Stop);
+        assert!(vmm.finish().0.success());
+    }
+}
+
+#[test]
+fn a_backend_of_another_uid_is_refused() {
+    let bench = bench("idle", 12_345);
+    let (mut vmm, _storaged) = start(&bench, VolumeKind::Persistent);
+    let mut control = vmm.control();
+    wait_for("refusals", || {
+        (control.counter("block.vol1.refused_peers") > 0).then_some(())
+    });
+    assert_eq!(control.counter("block.vol1.connects"), 0);
+    assert_eq!(bench.console(), "", "the guest ran without its disk");
+}
