@@ -21,14 +21,16 @@ mod script;
 mod story;
 mod table;
 
+pub use sabotage::Sabotage;
+pub use table::Table;
+
 use crate::build::{self, Profile};
 use crate::setup::{self, Need};
 use crate::sh;
 use anyhow::{Result, bail};
 use clap::Args;
-use sabotage::Sabotage;
+
 use std::path::{Path, PathBuf};
-use table::Table;
 
 /// How to run the demo.
 #[derive(Args)]
@@ -55,13 +57,23 @@ pub fn run(options: &Options) -> Result<()> {
         None => build::all(Profile::Debug)?,
     };
     let table = if options.lab {
-        lab::stock(&binaries)?
+        prove_in_lab(&binaries)?
     } else if Path::new("/dev/kvm").exists() {
-        script::run(&binaries, options.sabotage)
+        prove(&binaries, options.sabotage)
     } else {
         return lab::whole_demo(&binaries, options);
     };
     finish(&table, options.json.as_deref())
+}
+
+/// The claims, with the binaries in a folder.
+pub fn prove(binaries: &Path, sabotage: Option<Sabotage>) -> Table {
+    script::run(binaries, sabotage)
+}
+
+/// The claims about stock Linux, in the emulated host.
+pub fn prove_in_lab(binaries: &Path) -> Result<Table> {
+    lab::stock(binaries)
 }
 
 fn finish(table: &Table, json: Option<&Path>) -> Result<()> {

@@ -26,6 +26,19 @@ pub enum Sabotage {
     Cleanup,
 }
 
+impl Sabotage {
+    /// How the claim that must turn false begins.
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Self::Policy => "TCP from A to B is refused by default",
+            Self::Imds => "A saw its own instance id",
+            Self::Block => "64 MiB of instance store",
+            Self::Adopt => "everything is adopted",
+            Self::Cleanup => "terminated: no process",
+        }
+    }
+}
+
 /// Waits for A's metadata record, with the responder frozen so that A cannot have read
 /// it, and puts another instance's id into it.
 pub fn falsify_metadata(up: &Installation, id: &str) -> Result<()> {

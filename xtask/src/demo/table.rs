@@ -48,6 +48,17 @@ impl Table {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.ok)
     }
 
+    /// Each claim and whether it held.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.rows.iter().map(|row| (row.check.as_str(), row.ok))
+    }
+
+    /// Whether the claim that begins so held, if it was checked.
+    pub fn verdict(&self, start: &str) -> Option<bool> {
+        self.verdicts()
+            .find_map(|(check, ok)| check.starts_with(start).then_some(ok))
+    }
+
     /// The table with its evidence.
     pub fn print(&self) {
         println!();

@@ -54,7 +54,7 @@ impl StockGuest {
         relink(&root.path().join("bin"))?;
         sh::output(
             Command::new("mke2fs")
-                .args(["-q", "-t", "ext4", "-F", "-L", "root", "-d"])
+                .args(["-q", "-t", "ext4", "-b", "4096", "-F", "-L", "root", "-d"])
                 .arg(root.path())
                 .arg(&guest.root)
                 .arg("96M")

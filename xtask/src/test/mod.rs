@@ -6,10 +6,13 @@
 //!  kernel  integration tests: BPF, KVM, vhost-user, namespaces in this kernel
 //!  fuzz    hostile-input tests again, with more cases
 //!  system  `ocs up` over its API, through boto3, with real probe guests
+//!  demo    the demo's claims, and that each sabotage is noticed
+//!  lab     stock Linux in the emulated host
 //! ```
 //! A layer that fails does not hide the next one.
 
 mod cargo;
+mod demo;
 mod long;
 mod system;
 
@@ -44,6 +47,10 @@ pub enum Layer {
     Fuzz,
     /// The whole system over its API
     System,
+    /// The demo's claims, and each sabotage
+    Demo,
+    /// Stock Linux in the emulated host
+    Lab,
 }
 
 /// What a layer executed.
@@ -113,6 +120,8 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
         Layer::Kernel => cargo::kernel(long),
         Layer::Fuzz => cargo::fuzz(long),
         Layer::System => system::run(long),
+        Layer::Demo => demo::run(),
+        Layer::Lab => demo::lab(),
     }
     .unwrap_or_else(|error| {
         let mut counts = Counts::default();

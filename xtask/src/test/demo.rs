@@ -1,0 +1,47 @@
+//! The demo as tests: each of its claims is one, and each sabotage must be noticed.
+
+use super::Counts;
+use crate::build::Profile;
+use crate::demo::{self, Sabotage};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+/// The demo's claims; then, for each sabotage, that its claim turns false.
+pub fn run() -> Result<Counts> {
+    let binaries = Profile::Debug.folder();
+    let mut counts = claims("demo", &demo::prove(&binaries, None));
+    for sabotage in Sabotage::value_variants() {
+        let table = demo::prove(&binaries, Some(*sabotage));
+        let claim = sabotage.breaks();
+        let noticed = match table.verdict(claim) {
+            Some(false) => Ok(()),
+            Some(true) => Err(anyhow::anyhow!("`{claim}` still holds")),
+            None => Err(anyhow::anyhow!("`{claim}` was not checked")),
+        };
+        if noticed.is_err() {
+            table.print();
+        }
+        counts.record(&format!("sabotage of {sabotage:?} is noticed"), noticed);
+    }
+    Ok(counts)
+}
+
+/// The claims about stock Linux in the emulated host.
+pub fn lab() -> Result<Counts> {
+    let table = demo::prove_in_lab(&Profile::Debug.folder())?;
+    Ok(claims("lab", &table))
+}
+
+fn claims(prefix: &str, table: &demo::Table) -> Counts {
+    table.print();
+    let mut counts = Counts::default();
+    for (claim, held) in table.verdicts() {
+        let result = if held { Ok(()) } else { not_held() };
+        counts.record(&format!("{prefix}: {claim}"), result);
+    }
+    counts
+}
+
+fn not_held() -> Result<()> {
+    bail!("does not hold; its evidence is in the table")
+}
