@@ -6,7 +6,9 @@
 //! ```
 //!
 //! There are no wakers: after each interrupt every task looks whether what it waits for
-//! has come. There are at most some hundred tasks, and a look costs nanoseconds.
+//! has come, and each task that goes on causes another round, since what it does may be
+//! what another waits for. There are at most some hundred tasks, and a look costs
+//! nanoseconds.
 
 use crate::global::Global;
 use crate::{clock, console, lapic, ring0};
@@ -74,6 +76,7 @@ pub async fn yield_now() {
 /// Ready from `at_us` on; registers the time otherwise.
 pub fn due(at_us: u64) -> Poll<()> {
     if clock::now_us() >= at_us {
+        wake_at(0);
         Poll::Ready(())
     } else {
         wake_at(at_us);
@@ -93,7 +96,9 @@ pub async fn until<T>(at_us: u64, future: impl Future<Output = T>) -> Option<T> 
 
 /// Waits until `ready` gives a value; it is asked after everything that happens.
 pub async fn wait<T>(mut ready: impl FnMut() -> Option<T>) -> T {
-    poll_fn(|_| ready().map_or(Poll::Pending, Poll::Ready)).await
+    let value = poll_fn(|_| ready().map_or(Poll::Pending, Poll::Ready)).await;
+    wake_at(0);
+    value
 }
 
 /// Runs for ever.

@@ -1,15 +1,12 @@
 //! Clients that try again and again: `connect`, `udp`, `ping`.
 
 use super::attempts::Attempts;
-use crate::console::say;
 use crate::executor;
 use crate::net::tcp::Stream;
 use crate::net::{Handle, Net, ring};
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec;
-use core::cell::RefCell;
 use core::net::{Ipv4Addr, SocketAddrV4};
 use ocs_probe_logic::fold::Outcome;
 use ocs_probe_logic::pattern;
@@ -23,8 +20,6 @@ const CONNECT_BUFFER_BYTES: usize = 256;
 const DATAGRAM_BYTES: usize = 64;
 const DATAGRAMS: usize = 8;
 const PING_BYTES: usize = 32;
-/// More than may be in flight.
-const ANSWERS: usize = 16;
 
 /// `connect`: a new connection each time, closed at once.
 pub async fn connect(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
@@ -105,95 +100,68 @@ async fn udp_echo(socket: &Handle, remote: IpEndpoint, number: u16) -> Outcome {
     .await
 }
 
-/// `ping`: ICMP echo requests of one identifier, numbered.
+/// `ping`: an ICMP echo request with an identifier of its own each time.
 pub async fn ping(net: Rc<Net>, to: Ipv4Addr, every_ms: u32, report_us: u64) {
-    let ident = net.ephemeral_port();
+    Attempts::new(&net, to, format!("ping: {to}"), every_ms, report_us)
+        .run(move |number| {
+            let net = net.clone();
+            async move {
+                let ident = net.ephemeral_port();
+                match icmp_socket(&net, ident) {
+                    Some(socket) => icmp_echo(&socket, to, ident, number).await,
+                    None => Outcome::Unsent,
+                }
+            }
+        })
+        .await;
+}
+
+fn icmp_socket(net: &Rc<Net>, ident: u16) -> Option<Handle> {
     let packets = || {
         icmp::PacketBuffer::new(
             vec![icmp::PacketMetadata::EMPTY; DATAGRAMS],
             ring(DATAGRAMS * DATAGRAM_BYTES),
         )
     };
-    let Some(socket) = net.add(icmp::Socket::new(packets(), packets())) else {
-        say!("ping: {to} error=no-socket");
-        return;
-    };
-    let bound = socket.with(|s: &mut icmp::Socket| s.bind(icmp::Endpoint::Ident(ident)));
-    if bound.is_err() {
-        say!("ping: {to} error=bind");
-        return;
-    }
-    let shared = Rc::new(Pinger {
-        socket,
+    let socket = net.add(icmp::Socket::new(packets(), packets()))?;
+    socket
+        .with(|s: &mut icmp::Socket| s.bind(icmp::Endpoint::Ident(ident)))
+        .ok()
+        .map(|()| socket)
+}
+
+async fn icmp_echo(socket: &Handle, to: Ipv4Addr, ident: u16, seq_no: u16) -> Outcome {
+    let mut sent = [0; PING_BYTES];
+    pattern::fill(&mut sent, seq_no.into(), 0);
+    let request = Icmpv4Repr::EchoRequest {
         ident,
-        to,
-        answered: RefCell::new(VecDeque::with_capacity(ANSWERS)),
+        seq_no,
+        data: &sent,
+    };
+    let checksums = ChecksumCapabilities::default();
+    let queued = socket.with(|s: &mut icmp::Socket| {
+        let bytes = s.send(request.buffer_len(), IpAddress::Ipv4(to)).ok()?;
+        request.emit(&mut Icmpv4Packet::new_unchecked(bytes), &checksums);
+        Some(())
     });
-    Attempts::new(&net, to, format!("ping: {to}"), every_ms, report_us)
-        .run(move |number| {
-            let pinger = shared.clone();
-            async move { pinger.once(number).await }
-        })
-        .await;
-}
-
-struct Pinger {
-    socket: Handle,
-    ident: u16,
-    to: Ipv4Addr,
-    /// The last sequence numbers that were answered.
-    answered: RefCell<VecDeque<u16>>,
-}
-
-impl Pinger {
-    async fn once(&self, seq_no: u16) -> Outcome {
-        let mut data = [0; PING_BYTES];
-        pattern::fill(&mut data, seq_no.into(), 0);
-        let request = Icmpv4Repr::EchoRequest {
-            ident: self.ident,
-            seq_no,
-            data: &data,
-        };
-        let sent = self.socket.with(|s: &mut icmp::Socket| {
-            let bytes = s
-                .send(request.buffer_len(), IpAddress::Ipv4(self.to))
-                .ok()?;
-            request.emit(
-                &mut Icmpv4Packet::new_unchecked(bytes),
-                &ChecksumCapabilities::default(),
-            );
-            Some(())
-        });
-        if sent.is_none() {
-            return Outcome::Unsent;
-        }
-        executor::wait(|| {
-            self.collect();
-            let answered = self.answered.borrow().contains(&seq_no);
-            answered.then_some(Outcome::Ok)
-        })
-        .await
+    if queued.is_none() {
+        return Outcome::Unsent;
     }
-
-    /// Notes which requests the replies answer, for all that wait.
-    fn collect(&self) {
-        let mut answered = self.answered.borrow_mut();
-        self.socket.with(|s: &mut icmp::Socket| {
-            while let Ok((bytes, from)) = s.recv() {
-                let reply = Icmpv4Packet::new_checked(bytes).and_then(|packet| {
-                    Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default())
-                });
-                if let Ok(Icmpv4Repr::EchoReply { ident, seq_no, .. }) = reply
-                    && ident == self.ident
-                    && from == IpAddress::Ipv4(self.to)
-                {
-                    if answered.len() == ANSWERS {
-                        answered.pop_front();
-                    }
-                    answered.push_back(seq_no);
-                    executor::wake_at(0);
+    executor::wait(|| {
+        socket.with(|s: &mut icmp::Socket| {
+            let (bytes, from) = s.recv().ok()?;
+            let packet = Icmpv4Packet::new_checked(bytes).ok()?;
+            match Icmpv4Repr::parse(&packet, &checksums).ok()? {
+                Icmpv4Repr::EchoReply { data, .. } if from == IpAddress::Ipv4(to) => {
+                    Some(if data == sent {
+                        Outcome::Ok
+                    } else {
+                        Outcome::Mismatch
+                    })
                 }
+                _ => None,
             }
-        });
-    }
+        })
+    })
+    .await
 }
