@@ -1,0 +1,17 @@
+//! Runs the fake node of the API tests against a control by hand:
+//! `fake-node ADDRESS PKI_DIR`.
+
+#[path = "../tests/support/fake_node.rs"]
+#[allow(dead_code, reason = "what tests look at")]
+mod fake_node;
+
+#[tokio::main]
+async fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [address, pki] = args.as_slice() else {
+        eprintln!("usage: fake-node ADDRESS PKI_DIR");
+        std::process::exit(2);
+    };
+    let _node = fake_node::FakeNode::connect(address, pki.as_ref(), 1_000, 1 << 20).await;
+    std::future::pending::<()>().await;
+}

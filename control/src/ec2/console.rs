@@ -1,0 +1,55 @@
+//! GetConsoleOutput: asked of the node that holds the console ring.
+
+use super::{Ctx, present};
+use crate::rows::{Instance, InstanceId};
+use crate::wire::{ApiError, Value};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::json;
+
+/// Longest that EC2's answer may be before encoding.
+const MAX_BYTES: usize = 65_536;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Params {
+    instance_id: String,
+}
+
+/// GetConsoleOutput. An instance whose console nobody has (yet, or any more)
+/// has empty output.
+///
+/// # Errors
+/// EC2's codes; `InternalError` while the node cannot be asked.
+pub async fn output(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Params = ctx.params(action, request)?;
+    let id = InstanceId::parse(&params.instance_id)?;
+    let row = ctx
+        .read(|view| {
+            view.get::<Instance>(&ctx.scope, &id)
+                .cloned()
+                .ok_or_else(|| InstanceId::not_found(id))
+        })
+        .await?;
+    let mut item = json!({"InstanceId": id.to_string()});
+    let answer = ctx
+        .core
+        .fleet
+        .console(&row.node, &id.to_string())
+        .await
+        .map_err(|error| {
+            let mut refused = ApiError::internal(&error);
+            refused.message = format!("The console of '{id}' cannot be read now: {error}.");
+            refused
+        })?;
+    let bytes = answer.console_output;
+    let newest = &bytes[bytes.len().saturating_sub(MAX_BYTES)..];
+    item["Output"] = STANDARD.encode(newest).into();
+    item["Timestamp"] = present::timestamp(if answer.console_at_s > 0 {
+        answer.console_at_s
+    } else {
+        row.launched_at_s
+    });
+    Ok(item)
+}

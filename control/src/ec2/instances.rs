@@ -1,0 +1,300 @@
+//! DescribeInstances and DescribeInstanceStatus.
+
+use super::list::{Query, lookup};
+use super::params::Filter;
+use super::{Ctx, present};
+use crate::config::zone_id;
+use crate::rows::*;
+use crate::view::View;
+use crate::wire::{ApiError, Value};
+use serde::Deserialize;
+use serde_json::{Map, json};
+use std::sync::Arc;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Describe {
+    #[serde(default)]
+    instance_ids: Vec<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+    #[serde(default)]
+    include_all_instances: bool,
+}
+
+/// Where filter names of DescribeInstances lead.
+const PATHS: super::filters::Paths = &[
+    ("affinity", "Placement.Affinity"),
+    ("availability-zone", "Placement.AvailabilityZone"),
+    ("availability-zone-id", "Placement.AvailabilityZoneId"),
+    (
+        "block-device-mapping.attach-time",
+        "BlockDeviceMappings.Ebs.AttachTime",
+    ),
+    (
+        "block-device-mapping.delete-on-termination",
+        "BlockDeviceMappings.Ebs.DeleteOnTermination",
+    ),
+    (
+        "block-device-mapping.device-name",
+        "BlockDeviceMappings.DeviceName",
+    ),
+    (
+        "block-device-mapping.status",
+        "BlockDeviceMappings.Ebs.Status",
+    ),
+    (
+        "block-device-mapping.volume-id",
+        "BlockDeviceMappings.Ebs.VolumeId",
+    ),
+    ("dns-name", "PublicDnsName"),
+    (
+        "hibernation-options.configured",
+        "HibernationOptions.Configured",
+    ),
+    ("instance-state-code", "State.Code"),
+    ("instance-state-name", "State.Name"),
+    ("instance.group-id", "SecurityGroups.GroupId"),
+    ("instance.group-name", "SecurityGroups.GroupName"),
+    ("launch-index", "AmiLaunchIndex"),
+    ("metadata-options.http-tokens", "MetadataOptions.HttpTokens"),
+    (
+        "metadata-options.http-put-response-hop-limit",
+        "MetadataOptions.HttpPutResponseHopLimit",
+    ),
+    (
+        "metadata-options.http-endpoint",
+        "MetadataOptions.HttpEndpoint",
+    ),
+    (
+        "metadata-options.instance-metadata-tags",
+        "MetadataOptions.InstanceMetadataTags",
+    ),
+    ("monitoring-state", "Monitoring.State"),
+    (
+        "network-interface.addresses.primary",
+        "NetworkInterfaces.PrivateIpAddresses.Primary",
+    ),
+    (
+        "network-interface.addresses.private-ip-address",
+        "NetworkInterfaces.PrivateIpAddresses.PrivateIpAddress",
+    ),
+    (
+        "network-interface.attachment.attach-time",
+        "NetworkInterfaces.Attachment.AttachTime",
+    ),
+    (
+        "network-interface.attachment.attachment-id",
+        "NetworkInterfaces.Attachment.AttachmentId",
+    ),
+    (
+        "network-interface.attachment.delete-on-termination",
+        "NetworkInterfaces.Attachment.DeleteOnTermination",
+    ),
+    (
+        "network-interface.attachment.device-index",
+        "NetworkInterfaces.Attachment.DeviceIndex",
+    ),
+    ("network-interface.attachment.instance-id", "InstanceId"),
+    (
+        "network-interface.attachment.status",
+        "NetworkInterfaces.Attachment.Status",
+    ),
+    (
+        "network-interface.availability-zone",
+        "Placement.AvailabilityZone",
+    ),
+    (
+        "network-interface.description",
+        "NetworkInterfaces.Description",
+    ),
+    (
+        "network-interface.group-id",
+        "NetworkInterfaces.Groups.GroupId",
+    ),
+    (
+        "network-interface.group-name",
+        "NetworkInterfaces.Groups.GroupName",
+    ),
+    (
+        "network-interface.mac-address",
+        "NetworkInterfaces.MacAddress",
+    ),
+    (
+        "network-interface.network-interface-id",
+        "NetworkInterfaces.NetworkInterfaceId",
+    ),
+    ("network-interface.owner-id", "NetworkInterfaces.OwnerId"),
+    (
+        "network-interface.private-dns-name",
+        "NetworkInterfaces.PrivateDnsName",
+    ),
+    (
+        "network-interface.private-ip-address",
+        "NetworkInterfaces.PrivateIpAddress",
+    ),
+    (
+        "network-interface.source-dest-check",
+        "NetworkInterfaces.SourceDestCheck",
+    ),
+    ("network-interface.status", "NetworkInterfaces.Status"),
+    ("network-interface.subnet-id", "NetworkInterfaces.SubnetId"),
+    ("network-interface.vpc-id", "NetworkInterfaces.VpcId"),
+    ("placement-group-name", "Placement.GroupName"),
+    (
+        "private-dns-name-options.hostname-type",
+        "PrivateDnsNameOptions.HostnameType",
+    ),
+    (
+        "private-dns-name-options.enable-resource-name-dns-a-record",
+        "PrivateDnsNameOptions.EnableResourceNameDnsARecord",
+    ),
+    ("reason", "StateTransitionReason"),
+    ("state-reason-code", "StateReason.Code"),
+    ("state-reason-message", "StateReason.Message"),
+    ("tenancy", "Placement.Tenancy"),
+];
+
+/// The instances that a call names, or all.
+pub fn named(view: &View, scope: &Scope, ids: &[String]) -> Result<Vec<Arc<Instance>>, ApiError> {
+    if ids.is_empty() {
+        return Ok(view.all::<Instance>(scope).cloned().collect());
+    }
+    let mut found = lookup(
+        ids,
+        InstanceId::parse,
+        |id| view.get::<Instance>(scope, &id).cloned(),
+        |text| InstanceId::not_found(text),
+    )?;
+    found.sort_by_key(|row| row.id);
+    found.dedup_by_key(|row| row.id);
+    Ok(found)
+}
+
+/// DescribeInstances: instances by id, then grouped by reservation.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let query = Query {
+        action,
+        member: "Reservations",
+        by_id: !params.instance_ids.is_empty(),
+        filters: &params.filters,
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    let page = Query {
+        paths: PATHS,
+        ..query
+    }
+    .page()?;
+    ctx.read(|view| {
+        let rows = named(view, &ctx.scope, &params.instance_ids)?;
+        let mut reservations = Vec::with_capacity(rows.len());
+        let items = rows.iter().map(|row| {
+            let mut item = present::instance(view, &ctx.scope, row);
+            // For filters of the reservation; taken off again below.
+            item["ReservationId"] = row.reservation.to_string().into();
+            item["OwnerId"] = ctx.account().into();
+            (row.id.to_string(), item)
+        });
+        let (instances, token) = page.fill(items);
+        let mut places: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+        for mut instance in instances {
+            let id = instance.as_object_mut().and_then(|object| {
+                object.remove("OwnerId");
+                object.remove("ReservationId")?.as_str().map(str::to_owned)
+            });
+            let id = id.unwrap_or_default();
+            let place = *places.entry(id.clone()).or_insert_with(|| {
+                reservations.push(reservation(&id, ctx.account(), Vec::new()));
+                reservations.len() - 1
+            });
+            if let Some(list) = reservations[place]["Instances"].as_array_mut() {
+                list.push(instance);
+            }
+        }
+        let mut answer = Map::new();
+        answer.insert("Reservations".to_owned(), Value::Array(reservations));
+        if let Some(token) = token {
+            answer.insert("NextToken".to_owned(), token.into());
+        }
+        Ok(Value::Object(answer))
+    })
+    .await
+}
+
+/// A reservation with its instances.
+pub fn reservation(id: &str, owner: &str, instances: Vec<Value>) -> Value {
+    json!({"ReservationId": id, "OwnerId": owner, "Groups": [], "Instances": instances})
+}
+
+/// Where filter names of DescribeInstanceStatus lead.
+const STATUS_PATHS: super::filters::Paths = &[
+    ("instance-state-code", "InstanceState.Code"),
+    ("instance-state-name", "InstanceState.Name"),
+    (
+        "instance-status.reachability",
+        "InstanceStatus.Details.Status",
+    ),
+    ("instance-status.status", "InstanceStatus.Status"),
+    ("system-status.reachability", "SystemStatus.Details.Status"),
+    ("system-status.status", "SystemStatus.Status"),
+    ("attached-ebs-status.status", "AttachedEbsStatus.Status"),
+];
+
+/// DescribeInstanceStatus: running ones unless all are asked for. The system's
+/// status is impaired while the instance's node is out of reach.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn status(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let query = Query {
+        action,
+        member: "InstanceStatuses",
+        by_id: !params.instance_ids.is_empty(),
+        filters: &params.filters,
+        paths: STATUS_PATHS,
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        let rows = named(view, &ctx.scope, &params.instance_ids)?;
+        let shown = rows
+            .iter()
+            .filter(|row| params.include_all_instances || row.state == State::Running)
+            .map(|row| (row.id.to_string(), status_item(ctx, row)));
+        query.answer(shown)
+    })
+    .await
+}
+
+fn status_item(ctx: &Ctx, row: &Instance) -> Value {
+    let check = match (row.state, ctx.core.fleet.reachable(&row.node)) {
+        (State::Running, true) => ("ok", "passed"),
+        (State::Running, false) => ("impaired", "failed"),
+        (State::Pending, _) => ("initializing", "initializing"),
+        _ => ("not-applicable", ""),
+    };
+    let summary = |(status, detail): (&str, &str)| {
+        if detail.is_empty() {
+            return json!({"Status": status, "Details": []});
+        }
+        json!({"Status": status, "Details": [{"Name": "reachability", "Status": detail}]})
+    };
+    json!({
+        "AvailabilityZone": row.zone,
+        "AvailabilityZoneId": zone_id(&row.zone),
+        "InstanceId": row.id.to_string(),
+        "InstanceState": present::state(row.state),
+        "InstanceStatus": summary(check),
+        "SystemStatus": summary(check),
+        "Events": [],
+    })
+}

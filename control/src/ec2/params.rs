@@ -1,0 +1,236 @@
+//! From a decoded request to typed parameters. A parameter that the type does
+//! not have is refused by name: nothing is ignored in silence. Those in
+//! [`DEFAULTS`] pass where they carry the value that EC2 would assume anyway.
+
+use crate::wire::{ApiError, Model, ShapeId, Value};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Parameters (action, path without list indices) and EC2's default.
+pub const DEFAULTS: &[(&str, &str, &str)] = &[
+    ("RunInstances", "Monitoring.Enabled", "false"),
+    ("RunInstances", "EbsOptimized", "false"),
+    ("RunInstances", "EnablePrimaryIpv6", "false"),
+    ("RunInstances", "Ipv6AddressCount", "0"),
+    ("RunInstances", "Placement.Tenancy", "default"),
+    ("RunInstances", "HibernationOptions.Configured", "false"),
+    ("RunInstances", "EnclaveOptions.Enabled", "false"),
+    ("RunInstances", "CreditSpecification.CpuCredits", "standard"),
+    ("RunInstances", "MaintenanceOptions.AutoRecovery", "default"),
+    (
+        "RunInstances",
+        "CapacityReservationSpecification.CapacityReservationPreference",
+        "open",
+    ),
+    (
+        "RunInstances",
+        "PrivateDnsNameOptions.HostnameType",
+        "ip-name",
+    ),
+    (
+        "RunInstances",
+        "PrivateDnsNameOptions.EnableResourceNameDnsARecord",
+        "false",
+    ),
+    (
+        "RunInstances",
+        "PrivateDnsNameOptions.EnableResourceNameDnsAAAARecord",
+        "false",
+    ),
+    (
+        "RunInstances",
+        "NetworkPerformanceOptions.BandwidthWeighting",
+        "default",
+    ),
+    (
+        "RunInstances",
+        "MetadataOptions.HttpProtocolIpv6",
+        "disabled",
+    ),
+    (
+        "RunInstances",
+        "NetworkInterfaces.AssociatePublicIpAddress",
+        "false",
+    ),
+    (
+        "RunInstances",
+        "NetworkInterfaces.DeleteOnTermination",
+        "true",
+    ),
+    (
+        "RunInstances",
+        "NetworkInterfaces.InterfaceType",
+        "interface",
+    ),
+    ("RunInstances", "NetworkInterfaces.NetworkCardIndex", "0"),
+    ("RunInstances", "NetworkInterfaces.Ipv6AddressCount", "0"),
+    ("RunInstances", "BlockDeviceMappings.Ebs.Encrypted", "false"),
+    // The output is always the latest, on every type.
+    ("GetConsoleOutput", "Latest", "false"),
+    ("GetConsoleOutput", "Latest", "true"),
+    ("StopInstances", "Hibernate", "false"),
+    ("StopInstances", "Force", "false"),
+    ("StopInstances", "SkipOsShutdown", "false"),
+    ("TerminateInstances", "Force", "false"),
+    ("TerminateInstances", "SkipOsShutdown", "false"),
+    ("DescribeImages", "IncludeDeprecated", "false"),
+    ("DescribeImages", "IncludeDisabled", "false"),
+    ("DescribeRegions", "AllRegions", "false"),
+    ("DescribeAvailabilityZones", "AllAvailabilityZones", "false"),
+    (
+        "DescribeNetworkInterfaces",
+        "IncludeManagedResources",
+        "false",
+    ),
+    ("DescribeInstances", "IncludeManagedResources", "false"),
+    ("DescribeInstanceStatus", "IncludeManagedResources", "false"),
+    ("DescribeVolumes", "IncludeManagedResources", "false"),
+];
+
+/// Parses a request that the model has checked.
+///
+/// # Errors
+/// `UnsupportedOperation` naming the first parameter that is not honoured.
+pub fn parse<T: DeserializeOwned>(action: &str, mut request: Value) -> Result<T, ApiError> {
+    if let Some(object) = request.as_object_mut() {
+        object.remove("DryRun");
+    }
+    let mut ignored = Vec::new();
+    let typed: T = serde_ignored::deserialize(&request, |path| ignored.push(path.to_string()))
+        .map_err(|error| {
+            // The model has checked types: only what our types narrow is left.
+            ApiError::new(
+                "InvalidParameterValue",
+                format!("A parameter is invalid: {error}"),
+            )
+        })?;
+    for path in ignored {
+        // Options show in a path as `?`.
+        let parts: Vec<&str> = path.split('.').filter(|part| *part != "?").collect();
+        let leaves = leaves(&request, &parts);
+        for (leaf, value) in leaves {
+            let plain: Vec<&str> = leaf
+                .iter()
+                .map(String::as_str)
+                .filter(|p| p.parse::<u32>().is_err())
+                .collect();
+            let plain = plain.join(".");
+            let default = DEFAULTS.iter().any(|(on, path, default)| {
+                *on == action && *path == plain && *default == text_of(&value)
+            });
+            if !default {
+                return Err(ApiError::unsupported_parameter(&query_name(action, &leaf)));
+            }
+        }
+    }
+    Ok(typed)
+}
+
+/// The scalars at and below a path, with their paths.
+fn leaves(request: &Value, path: &[&str]) -> Vec<(Vec<String>, Value)> {
+    let mut at = request;
+    for part in path {
+        let next = match part.parse::<usize>() {
+            Ok(index) => at.get(index),
+            Err(_) => at.get(part),
+        };
+        at = next.unwrap_or(&Value::Null);
+    }
+    let mut found = Vec::new();
+    descend(
+        at,
+        path.iter().map(|part| (*part).to_owned()).collect(),
+        &mut found,
+    );
+    found
+}
+
+fn descend(value: &Value, path: Vec<String>, found: &mut Vec<(Vec<String>, Value)>) {
+    let below = |part: String| [path.clone(), vec![part]].concat();
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                descend(value, below(name.clone()), found);
+            }
+        }
+        Value::Array(elements) => {
+            for (index, value) in elements.iter().enumerate() {
+                descend(value, below(index.to_string()), found);
+            }
+        }
+        scalar => found.push((path, scalar.clone())),
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A path of member names as the query protocol writes it.
+fn query_name(action: &str, path: &[String]) -> String {
+    let model = crate::wire::ec2();
+    let mut shape = model
+        .operations
+        .get(action)
+        .and_then(|operation| operation.input);
+    let mut parts = Vec::with_capacity(path.len());
+    for part in path {
+        match part.parse::<usize>() {
+            Ok(index) => parts.push((index + 1).to_string()),
+            Err(_) => {
+                let (name, next) = step(model, shape, part);
+                parts.push(name);
+                shape = next;
+            }
+        }
+    }
+    parts.join(".")
+}
+
+fn step(model: &Model, shape: Option<ShapeId>, part: &str) -> (String, Option<ShapeId>) {
+    use crate::wire::shapes::Shape;
+    let structure = match shape.map(|shape| (shape, model.shape(shape))) {
+        Some((_, Shape::List { member, .. })) => Some(*member),
+        Some((shape, _)) => Some(shape),
+        None => None,
+    };
+    let member = structure.and_then(|s| model.members(s).iter().find(|member| member.name == part));
+    member.map_or_else(
+        || (part.to_owned(), None),
+        |m| (m.query.clone(), Some(m.shape)),
+    )
+}
+
+/// `Filter.N`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Filter {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its values, one of which has to match.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// `Tag.N`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Tag {
+    /// Its key.
+    pub key: Option<String>,
+    /// Its value.
+    pub value: Option<String>,
+}
+
+/// `TagSpecification.N`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TagSpecification {
+    /// What is tagged.
+    pub resource_type: Option<String>,
+    /// With what.
+    #[serde(default)]
+    pub tags: Vec<Tag>,
+}

@@ -1,0 +1,237 @@
+//! Rows as EC2 shows them.
+
+use super::defaults::private_dns;
+use super::list::tag_set;
+use crate::config::zone_id;
+use crate::rows::*;
+use crate::view::View;
+use crate::wire::Value;
+use serde_json::json;
+use time::OffsetDateTime;
+
+/// Unix seconds in ISO 8601.
+pub fn timestamp(at_s: i64) -> Value {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].000Z");
+    OffsetDateTime::from_unix_timestamp(at_s)
+        .ok()
+        .and_then(|at| at.format(&format).ok())
+        .map_or(Value::Null, Value::String)
+}
+
+/// Unix seconds as in StateTransitionReason.
+pub fn gmt(at_s: i64) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] GMT");
+    OffsetDateTime::from_unix_timestamp(at_s)
+        .ok()
+        .and_then(|at| at.format(&format).ok())
+        .unwrap_or_default()
+}
+
+/// `{Code, Name}`.
+pub fn state(state: State) -> Value {
+    json!({"Code": state.code(), "Name": state.name()})
+}
+
+fn group_refs(view: &View, scope: &Scope, groups: &[GroupId]) -> Value {
+    groups
+        .iter()
+        .map(|id| {
+            let name = view
+                .get::<Group>(scope, id)
+                .map_or("", |group| group.name.as_str());
+            json!({"GroupId": id.to_string(), "GroupName": name})
+        })
+        .collect()
+}
+
+/// An instance as DescribeInstances and RunInstances show it.
+pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
+    let mut item = json!({
+        "AmiLaunchIndex": row.launch_index,
+        "ImageId": row.boot.image.to_string(),
+        "InstanceId": row.id.to_string(),
+        "InstanceType": row.instance_type,
+        "LaunchTime": timestamp(row.launched_at_s),
+        "Monitoring": {"State": "disabled"},
+        "Placement": {
+            "AvailabilityZone": row.zone,
+            "AvailabilityZoneId": zone_id(&row.zone),
+            "GroupName": "",
+            "Tenancy": "default",
+        },
+        "PrivateDnsName": "",
+        "ProductCodes": [],
+        "PublicDnsName": "",
+        "State": state(row.state),
+        "StateTransitionReason": row.transition,
+        "Architecture": row.boot.architecture,
+        "BlockDeviceMappings": [],
+        "ClientToken": row.client_token,
+        "EbsOptimized": false,
+        "EnaSupport": false,
+        "Hypervisor": "xen",
+        "NetworkInterfaces": [],
+        "RootDeviceName": row.root_device,
+        "RootDeviceType": if row.boot.instance_store { "instance-store" } else { "ebs" },
+        "SecurityGroups": [],
+        "Tags": tag_set(&row.tags),
+        "VirtualizationType": "hvm",
+        "CpuOptions": {"CoreCount": row.vcpus, "ThreadsPerCore": 1},
+        "CapacityReservationSpecification": {"CapacityReservationPreference": "open"},
+        "HibernationOptions": {"Configured": false},
+        "MetadataOptions": metadata_options(&row.metadata),
+        "EnclaveOptions": {"Enabled": false},
+        "BootMode": "legacy-bios",
+        "CurrentInstanceBootMode": "legacy-bios",
+        "PlatformDetails": "Linux/UNIX",
+        "UsageOperation": "RunInstances",
+        "MaintenanceOptions": {"AutoRecovery": "default"},
+    });
+    if let Some(reason) = &row.reason {
+        item["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
+    }
+    if row.state == State::Terminated {
+        return item;
+    }
+    item["PrivateDnsName"] = private_dns(row.private_ip, &scope.region).into();
+    item["PrivateIpAddress"] = row.private_ip.to_string().into();
+    item["PrivateDnsNameOptions"] = json!({
+        "HostnameType": "ip-name",
+        "EnableResourceNameDnsARecord": false,
+        "EnableResourceNameDnsAAAARecord": false,
+    });
+    item["SubnetId"] = row.subnet.to_string().into();
+    item["VpcId"] = row.vpc.to_string().into();
+    item["SecurityGroups"] = group_refs(view, scope, &row.groups);
+    item["SourceDestCheck"] = true.into();
+    item["BlockDeviceMappings"] = row
+        .mappings
+        .iter()
+        .filter_map(|mapping| {
+            let volume = view.get::<Volume>(scope, &mapping.volume)?;
+            let attachment = volume.attachment.as_ref()?;
+            Some(json!({
+                "DeviceName": mapping.device,
+                "Ebs": {
+                    "AttachTime": timestamp(attachment.at_s),
+                    "DeleteOnTermination": attachment.delete_on_termination,
+                    "Status": attachment_status(volume),
+                    "VolumeId": mapping.volume.to_string(),
+                },
+            }))
+        })
+        .collect();
+    item["NetworkInterfaces"] = row
+        .interfaces
+        .iter()
+        .filter_map(|id| {
+            Some(instance_interface(
+                view,
+                scope,
+                view.get::<Interface>(scope, id)?,
+            ))
+        })
+        .collect();
+    item
+}
+
+/// Metadata options with their state.
+pub fn metadata_options(options: &MetadataOptions) -> Value {
+    let on = |on: bool| if on { "enabled" } else { "disabled" };
+    json!({
+        "State": "applied",
+        "HttpTokens": if options.tokens_required { "required" } else { "optional" },
+        "HttpPutResponseHopLimit": options.hop_limit,
+        "HttpEndpoint": on(options.enabled),
+        "HttpProtocolIpv6": "disabled",
+        "InstanceMetadataTags": on(options.tags),
+    })
+}
+
+fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
+    let dns = private_dns(row.private_ip, &scope.region);
+    let mut item = json!({
+        "NetworkInterfaceId": row.id.to_string(),
+        "VpcId": row.vpc.to_string(),
+        "SubnetId": row.subnet.to_string(),
+        "Description": row.description,
+        "OwnerId": *scope.account,
+        "Status": if row.attachment.is_some() { "in-use" } else { "available" },
+        "MacAddress": row.mac,
+        "PrivateIpAddress": row.private_ip.to_string(),
+        "PrivateDnsName": dns,
+        "SourceDestCheck": row.source_dest_check,
+        "Groups": group_refs(view, scope, &row.groups),
+        "InterfaceType": "interface",
+        "Ipv6Addresses": [],
+        "PrivateIpAddresses": [
+            {"Primary": true, "PrivateIpAddress": row.private_ip.to_string(), "PrivateDnsName": dns}
+        ],
+    });
+    if let Some(attachment) = &row.attachment {
+        item["Attachment"] = json!({
+            "AttachmentId": attachment.id.to_string(),
+            "AttachTime": timestamp(attachment.at_s),
+            "DeleteOnTermination": attachment.delete_on_termination,
+            "DeviceIndex": attachment.device_index,
+            "NetworkCardIndex": 0,
+            "Status": "attached",
+        });
+    }
+    item
+}
+
+/// A network interface as DescribeNetworkInterfaces shows it.
+pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
+    let mut item = instance_interface(view, scope, row);
+    item["AvailabilityZone"] = row.zone.clone().into();
+    item["RequesterManaged"] = false.into();
+    item["TagSet"] = tag_set(&row.tags);
+    if let Some(attachment) = &row.attachment {
+        item["Attachment"]["InstanceId"] = attachment.instance.to_string().into();
+        item["Attachment"]["InstanceOwnerId"] = (*scope.account).into();
+    }
+    item
+}
+
+fn attachment_status(volume: &Volume) -> &'static str {
+    if volume.state == VolumeState::InUse {
+        "attached"
+    } else {
+        "attaching"
+    }
+}
+
+/// A volume.
+pub fn volume(row: &Volume) -> Value {
+    let mut item = json!({
+        "VolumeId": row.id.to_string(),
+        "Size": row.size_gib,
+        "SnapshotId": row.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+        "AvailabilityZone": row.zone,
+        "AvailabilityZoneId": zone_id(&row.zone),
+        "State": row.state.name(),
+        "CreateTime": timestamp(row.created_at_s),
+        "VolumeType": row.volume_type,
+        "Encrypted": false,
+        "MultiAttachEnabled": false,
+        "Tags": tag_set(&row.tags),
+        "Attachments": [],
+    });
+    if let Some(iops) = row.iops {
+        item["Iops"] = iops.into();
+    }
+    if let Some(attachment) = &row.attachment {
+        item["Attachments"] = json!([{
+            "VolumeId": row.id.to_string(),
+            "InstanceId": attachment.instance.to_string(),
+            "Device": attachment.device,
+            "State": attachment_status(row),
+            "AttachTime": timestamp(attachment.at_s),
+            "DeleteOnTermination": attachment.delete_on_termination,
+        }]);
+    }
+    item
+}

@@ -1,0 +1,481 @@
+//! Security group rules: authorize, revoke, describe.
+
+use super::list::{Query, tag_set};
+use super::params::{Filter, TagSpecification};
+use super::{Ctx, groups, tags};
+use crate::core::Tx;
+use crate::rows::*;
+use crate::wire::{ApiError, Value};
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::json;
+
+/// Most rules of a group in each direction (EC2's default quota).
+const MAX_RULES: usize = 60;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct Permission {
+    ip_protocol: Option<String>,
+    from_port: Option<i32>,
+    to_port: Option<i32>,
+    #[serde(default)]
+    ip_ranges: Vec<Range>,
+    #[serde(default)]
+    ipv6_ranges: Vec<Range>,
+    #[serde(default)]
+    user_id_group_pairs: Vec<Pair>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Range {
+    #[serde(alias = "CidrIpv6")]
+    cidr_ip: Option<String>,
+    description: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Pair {
+    group_id: Option<String>,
+    group_name: Option<String>,
+    user_id: Option<String>,
+    description: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Change {
+    group_id: Option<String>,
+    group_name: Option<String>,
+    #[serde(default)]
+    ip_permissions: Vec<Permission>,
+    ip_protocol: Option<String>,
+    from_port: Option<i32>,
+    to_port: Option<i32>,
+    cidr_ip: Option<String>,
+    source_security_group_name: Option<String>,
+    source_security_group_owner_id: Option<String>,
+    #[serde(default)]
+    security_group_rule_ids: Vec<String>,
+    #[serde(default)]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+impl Change {
+    /// The permissions, those of the short form among them.
+    fn permissions(&mut self) -> Result<Vec<Permission>, ApiError> {
+        let short = self.ip_protocol.is_some()
+            || self.cidr_ip.is_some()
+            || self.source_security_group_name.is_some();
+        let mut all = std::mem::take(&mut self.ip_permissions);
+        if short {
+            if !all.is_empty() {
+                return Err(ApiError::combination(
+                    "The parameter ipPermissions may not be used with cidrIp or ipProtocol.",
+                ));
+            }
+            let range = |cidr: String| Range {
+                cidr_ip: Some(cidr),
+                description: None,
+            };
+            let pair = |name: String| Pair {
+                group_id: None,
+                group_name: Some(name),
+                user_id: self.source_security_group_owner_id.clone(),
+                description: None,
+            };
+            let (named, any) = (
+                self.source_security_group_name.clone(),
+                self.ip_protocol.clone(),
+            );
+            all.push(Permission {
+                ip_protocol: any.or_else(|| named.as_ref().map(|_| "-1".to_owned())),
+                from_port: self.from_port,
+                to_port: self.to_port,
+                ip_ranges: self.cidr_ip.clone().map(range).into_iter().collect(),
+                ipv6_ranges: Vec::new(),
+                user_id_group_pairs: named.map(pair).into_iter().collect(),
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// The name that EC2 shows for a protocol.
+pub fn protocol_name(protocol: i32) -> String {
+    match protocol {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+/// Protocol and ports of a permission, checked.
+fn ports(permission: &Permission) -> Result<(i32, i32, i32), ApiError> {
+    let name = permission
+        .ip_protocol
+        .as_deref()
+        .ok_or_else(|| ApiError::missing("IpProtocol"))?;
+    let protocol = match name.to_ascii_lowercase().as_str() {
+        "tcp" => 6,
+        "udp" => 17,
+        "icmp" => 1,
+        "icmpv6" => 58,
+        "all" | "-1" => -1,
+        number => number
+            .parse::<u8>()
+            .map(i32::from)
+            .map_err(|_| ApiError::value(name, "IpProtocol", "Unknown protocol."))?,
+    };
+    let (from, to) = (permission.from_port, permission.to_port);
+    match protocol {
+        6 | 17 => {
+            let from = from.ok_or_else(|| ApiError::missing("FromPort"))?;
+            let to = to.ok_or_else(|| ApiError::missing("ToPort"))?;
+            // EC2 takes -1 to -1 as all ports.
+            let (from, to) = if (from, to) == (-1, -1) {
+                (0, 65_535)
+            } else {
+                (from, to)
+            };
+            if !(0..=65_535).contains(&from) || !(0..=65_535).contains(&to) || from > to {
+                return Err(ApiError::new(
+                    "InvalidParameterValue",
+                    format!("Invalid TCP/UDP port range {from}-{to}."),
+                ));
+            }
+            Ok((protocol, from, to))
+        }
+        1 | 58 => {
+            let (from, to) = (from.unwrap_or(-1), to.unwrap_or(-1));
+            let valid = |n: i32| (-1..=255).contains(&n);
+            if !valid(from) || !valid(to) || (from == -1 && to != -1) {
+                return Err(ApiError::new(
+                    "InvalidParameterValue",
+                    format!("Invalid ICMP type {from} and code {to}."),
+                ));
+            }
+            Ok((protocol, from, to))
+        }
+        _ => Ok((protocol, -1, -1)),
+    }
+}
+
+fn cidr(text: Option<&str>, v6: bool) -> Result<IpNet, ApiError> {
+    let text = text.ok_or_else(|| ApiError::missing("CidrIp"))?;
+    text.parse::<IpNet>()
+        .ok()
+        .filter(|net| matches!(net, IpNet::V6(_)) == v6)
+        .map(|net| net.trunc())
+        .ok_or_else(|| {
+            ApiError::new(
+                "InvalidParameterValue",
+                format!("CIDR block {text} is malformed"),
+            )
+        })
+}
+
+fn check_description(text: Option<&String>) -> Result<(), ApiError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
+    match text {
+        Some(text) if text.len() > 255 || !text.chars().all(plain) => Err(ApiError::value(
+            text,
+            "Description",
+            "At most 255 of a-z, A-Z, 0-9, spaces, and ._-:/()#,@[]+=&;{}!$* are allowed.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The rules that permissions stand for.
+fn rules_of(
+    tx: &Tx<'_>,
+    group: &Group,
+    permissions: &[Permission],
+    egress: bool,
+) -> Result<Vec<Rule>, ApiError> {
+    let mut rules = Vec::new();
+    for permission in permissions {
+        let (protocol, from_port, to_port) = ports(permission)?;
+        let mut peers = Vec::new();
+        for (v6, ranges) in [
+            (false, &permission.ip_ranges),
+            (true, &permission.ipv6_ranges),
+        ] {
+            for range in ranges {
+                peers.push((
+                    Peer::Cidr(cidr(range.cidr_ip.as_deref(), v6)?),
+                    range.description.clone(),
+                ));
+            }
+        }
+        for pair in &permission.user_id_group_pairs {
+            peers.push((
+                Peer::Group(peer_group(tx, group, pair)?),
+                pair.description.clone(),
+            ));
+        }
+        if peers.is_empty() {
+            return Err(ApiError::missing(
+                "source or destination of the rule: CidrIp or GroupId",
+            ));
+        }
+        for (peer, description) in peers {
+            check_description(description.as_ref())?;
+            let rule = Rule {
+                id: RuleId::random(),
+                egress,
+                protocol,
+                from_port,
+                to_port,
+                peer,
+                description,
+                tags: Tags::new(),
+            };
+            if rules.iter().any(|other| rule.same_as(other)) {
+                return Err(ApiError::new(
+                    "InvalidParameterValue",
+                    "The same permission must not appear multiple times",
+                ));
+            }
+            rules.push(rule);
+        }
+    }
+    Ok(rules)
+}
+
+fn peer_group(tx: &Tx<'_>, group: &Group, pair: &Pair) -> Result<GroupId, ApiError> {
+    let own = pair
+        .user_id
+        .as_ref()
+        .is_none_or(|user| *user == *tx.scope.account);
+    let peer = groups::one(tx, pair.group_id.as_deref(), pair.group_name.as_deref())?;
+    if !own || peer.vpc != group.vpc {
+        return Err(GroupId::not_found(peer.id));
+    }
+    Ok(peer.id)
+}
+
+fn show(rule: &Rule) -> String {
+    let peer = match &rule.peer {
+        Peer::Cidr(cidr) => cidr.to_string(),
+        Peer::Group(id) => id.to_string(),
+    };
+    let protocol = if rule.protocol == -1 {
+        "ALL".to_owned()
+    } else {
+        protocol_name(rule.protocol).to_uppercase()
+    };
+    format!(
+        "peer: {peer}, {protocol}, from port: {}, to port: {}, ALLOW",
+        rule.from_port, rule.to_port
+    )
+}
+
+/// AuthorizeSecurityGroupIngress and …Egress.
+///
+/// # Errors
+/// `InvalidPermission.Duplicate`, `RulesPerSecurityGroupLimitExceeded`, ….
+pub async fn authorize(
+    ctx: &Ctx,
+    action: &str,
+    request: Value,
+    egress: bool,
+) -> Result<Value, ApiError> {
+    let mut params: Change = ctx.params(action, request)?;
+    if !params.security_group_rule_ids.is_empty() {
+        return Err(ApiError::unsupported_parameter("SecurityGroupRuleId"));
+    }
+    let permissions = params.permissions()?;
+    if permissions.is_empty() {
+        return Err(ApiError::missing("ipPermissions"));
+    }
+    let kind = "security-group-rule";
+    let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
+    ctx.write(|tx| {
+        let group = groups::one(tx, params.group_id.as_deref(), params.group_name.as_deref())?;
+        let mut group = group.as_ref().clone();
+        let mut new = rules_of(tx, &group, &permissions, egress)?;
+        if let Some(rule) = new
+            .iter()
+            .find(|new| group.rules.iter().any(|old| new.same_as(old)))
+        {
+            return Err(ApiError::new(
+                "InvalidPermission.Duplicate",
+                format!("the specified rule \"{}\" already exists", show(rule)),
+            ));
+        }
+        for rule in &mut new {
+            rule.tags.clone_from(&tags);
+        }
+        let kept = group
+            .rules
+            .iter()
+            .filter(|rule| rule.egress == egress)
+            .count();
+        if kept + new.len() > MAX_RULES {
+            return Err(ApiError::new(
+                "RulesPerSecurityGroupLimitExceeded",
+                "The maximum number of rules per security group has been reached.",
+            ));
+        }
+        let shown: Vec<Value> = new
+            .iter()
+            .map(|rule| present(&tx.scope, &group, rule))
+            .collect();
+        group.rules.extend(new);
+        group.generation += 1;
+        tx.put(group)?;
+        Ok(json!({"Return": true, "SecurityGroupRules": shown}))
+    })
+    .await
+}
+
+/// RevokeSecurityGroupIngress and …Egress: by rule ids or by permissions. Flows
+/// that are established live on.
+///
+/// # Errors
+/// `InvalidPermission.NotFound`, `InvalidSecurityGroupRuleId.NotFound`, ….
+pub async fn revoke(
+    ctx: &Ctx,
+    action: &str,
+    request: Value,
+    egress: bool,
+) -> Result<Value, ApiError> {
+    let mut params: Change = ctx.params(action, request)?;
+    if !params.tag_specifications.is_empty() {
+        return Err(ApiError::unsupported_parameter("TagSpecification"));
+    }
+    let permissions = params.permissions()?;
+    if permissions.is_empty() == params.security_group_rule_ids.is_empty() {
+        return Err(match permissions.is_empty() {
+            true => ApiError::missing("ipPermissions"),
+            false => ApiError::combination(
+                "Either ipPermissions or securityGroupRuleIds should be specified, not both.",
+            ),
+        });
+    }
+    ctx.write(|tx| {
+        let group = groups::one(tx, params.group_id.as_deref(), params.group_name.as_deref())?;
+        let mut group = group.as_ref().clone();
+        let mut gone: Vec<Rule> = Vec::new();
+        for text in &params.security_group_rule_ids {
+            let id = RuleId::parse(text)?;
+            let rule = group
+                .rules
+                .iter()
+                .find(|rule| rule.id == id && rule.egress == egress);
+            gone.push(rule.cloned().ok_or_else(|| RuleId::not_found(text))?);
+        }
+        for wanted in rules_of(tx, &group, &permissions, egress)? {
+            let rule = group.rules.iter().find(|rule| rule.same_as(&wanted));
+            gone.push(rule.cloned().ok_or_else(|| {
+                ApiError::new(
+                    "InvalidPermission.NotFound",
+                    "The specified rule does not exist in this security group.",
+                )
+            })?);
+        }
+        let shown: Vec<Value> = gone.iter().map(|rule| revoked(&group, rule)).collect();
+        group
+            .rules
+            .retain(|rule| !gone.iter().any(|gone| gone.id == rule.id));
+        group.generation += 1;
+        tx.put(group)?;
+        Ok(json!({"Return": true, "UnknownIpPermissions": [], "RevokedSecurityGroupRules": shown}))
+    })
+    .await
+}
+
+fn revoked(group: &Group, rule: &Rule) -> Value {
+    let mut item = json!({
+        "SecurityGroupRuleId": rule.id.to_string(),
+        "GroupId": group.id.to_string(),
+        "IsEgress": rule.egress,
+        "IpProtocol": protocol_name(rule.protocol),
+        "FromPort": rule.from_port,
+        "ToPort": rule.to_port,
+    });
+    match &rule.peer {
+        Peer::Cidr(cidr @ IpNet::V4(_)) => item["CidrIpv4"] = cidr.to_string().into(),
+        Peer::Cidr(cidr) => item["CidrIpv6"] = cidr.to_string().into(),
+        Peer::Group(id) => item["ReferencedGroupId"] = id.to_string().into(),
+    }
+    if let Some(description) = &rule.description {
+        item["Description"] = description.clone().into();
+    }
+    item
+}
+
+fn present(scope: &Scope, group: &Group, rule: &Rule) -> Value {
+    let mut item = revoked(group, rule);
+    item["GroupOwnerId"] = (*scope.account).into();
+    item["SecurityGroupRuleArn"] =
+        groups::arn(scope, "security-group-rule", &rule.id.to_string()).into();
+    item["Tags"] = tag_set(&rule.tags);
+    if let Peer::Group(id) = &rule.peer {
+        if let Some(object) = item.as_object_mut() {
+            object.remove("ReferencedGroupId");
+        }
+        item["ReferencedGroupInfo"] = json!({
+            "GroupId": id.to_string(), "UserId": *scope.account, "VpcId": group.vpc.to_string(),
+        });
+    }
+    item
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Describe {
+    #[serde(default)]
+    security_group_rule_ids: Vec<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// DescribeSecurityGroupRules.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let ids = params
+        .security_group_rule_ids
+        .iter()
+        .map(|text| RuleId::parse(text))
+        .collect::<Result<Vec<_>, _>>()?;
+    let query = Query {
+        action,
+        member: "SecurityGroupRules",
+        by_id: !ids.is_empty(),
+        filters: &params.filters,
+        paths: &[("group-id", "GroupId")],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        let mut items = Vec::new();
+        for group in view.all::<Group>(&ctx.scope) {
+            for rule in &group.rules {
+                if ids.is_empty() || ids.contains(&rule.id) {
+                    items.push((rule.id, present(&ctx.scope, group, rule)));
+                }
+            }
+        }
+        items.sort_by_key(|(id, _)| *id);
+        if let Some(id) = ids
+            .iter()
+            .find(|id| !items.iter().any(|(found, _)| found == *id))
+        {
+            return Err(RuleId::not_found(id));
+        }
+        query.answer(items.into_iter().map(|(id, item)| (id.to_string(), item)))
+    })
+    .await
+}

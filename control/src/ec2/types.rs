@@ -1,0 +1,261 @@
+//! Instance types, with the figures that EC2 publishes (DescribeInstanceTypes).
+
+use super::Ctx;
+use super::list::Query;
+use super::params::Filter;
+use crate::wire::{ApiError, Value};
+use serde::Deserialize;
+use serde_json::json;
+
+/// The type of an instance whose caller names none.
+pub const DEFAULT: &str = "m1.small";
+
+/// An instance type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceType {
+    /// `t2.micro`, …
+    pub name: &'static str,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory_mib: u64,
+    /// Instance-store disks: how many, of how many (decimal) gigabytes each.
+    pub disks: (u32, u64),
+    /// Most network interfaces, and private addresses of each.
+    pub network: (u32, u32),
+}
+
+const fn of(
+    name: &'static str,
+    vcpus: u32,
+    memory_mib: u64,
+    disks: (u32, u64),
+    network: (u32, u32),
+) -> InstanceType {
+    InstanceType {
+        name,
+        vcpus,
+        memory_mib,
+        disks,
+        network,
+    }
+}
+
+const NONE: (u32, u64) = (0, 0);
+
+/// All types, in order of name.
+pub const TYPES: &[InstanceType] = &[
+    of("c4.2xlarge", 8, 15_360, NONE, (4, 15)),
+    of("c4.large", 2, 3_840, NONE, (3, 10)),
+    of("c4.xlarge", 4, 7_680, NONE, (4, 15)),
+    of("c5.2xlarge", 8, 16_384, NONE, (4, 15)),
+    of("c5.large", 2, 4_096, NONE, (3, 10)),
+    of("c5.xlarge", 4, 8_192, NONE, (4, 15)),
+    of("i3.large", 2, 15_616, (1, 475), (3, 10)),
+    of("i3.xlarge", 4, 31_232, (1, 950), (4, 15)),
+    of("m1.large", 2, 7_680, (2, 420), (3, 10)),
+    of("m1.medium", 1, 3_788, (1, 410), (2, 6)),
+    of("m1.small", 1, 1_740, (1, 160), (2, 4)),
+    of("m1.xlarge", 4, 15_360, (4, 420), (4, 15)),
+    of("m5.2xlarge", 8, 32_768, NONE, (4, 15)),
+    of("m5.large", 2, 8_192, NONE, (3, 10)),
+    of("m5.xlarge", 4, 16_384, NONE, (4, 15)),
+    of("r5.large", 2, 16_384, NONE, (3, 10)),
+    of("r5.xlarge", 4, 32_768, NONE, (4, 15)),
+    of("t1.micro", 1, 627, NONE, (2, 2)),
+    of("t2.2xlarge", 8, 32_768, NONE, (3, 15)),
+    of("t2.large", 2, 8_192, NONE, (3, 12)),
+    of("t2.medium", 2, 4_096, NONE, (3, 6)),
+    of("t2.micro", 1, 1_024, NONE, (2, 2)),
+    of("t2.nano", 1, 512, NONE, (2, 2)),
+    of("t2.small", 1, 2_048, NONE, (3, 4)),
+    of("t2.xlarge", 4, 16_384, NONE, (3, 15)),
+    of("t3.2xlarge", 8, 32_768, NONE, (4, 15)),
+    of("t3.large", 2, 8_192, NONE, (3, 12)),
+    of("t3.medium", 2, 4_096, NONE, (3, 6)),
+    of("t3.micro", 2, 1_024, NONE, (2, 2)),
+    of("t3.nano", 2, 512, NONE, (2, 2)),
+    of("t3.small", 2, 2_048, NONE, (3, 4)),
+    of("t3.xlarge", 4, 16_384, NONE, (4, 15)),
+    of("t3a.medium", 2, 4_096, NONE, (3, 6)),
+    of("t3a.micro", 2, 1_024, NONE, (2, 2)),
+    of("t3a.nano", 2, 512, NONE, (2, 2)),
+    of("t3a.small", 2, 2_048, NONE, (2, 4)),
+];
+
+/// The type of a name.
+///
+/// # Errors
+/// `InvalidParameterValue`.
+pub fn find(name: &str) -> Result<InstanceType, ApiError> {
+    TYPES
+        .iter()
+        .find(|kind| kind.name == name)
+        .copied()
+        .ok_or_else(|| {
+            ApiError::new(
+                "InvalidParameterValue",
+                format!("Invalid value '{name}' for InstanceType."),
+            )
+        })
+}
+
+impl InstanceType {
+    /// Bytes of one instance-store disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disks.1 * 1_000_000_000
+    }
+
+    fn present(&self) -> Value {
+        let family = self.name.split('.').next().unwrap_or_default();
+        let old = matches!(family, "t1" | "m1");
+        let nitro = matches!(family, "t3" | "t3a" | "c5" | "m5" | "r5");
+        let threads = if nitro || self.vcpus > 1 { 2 } else { 1 };
+        let (interfaces, addresses) = self.network;
+        let mut item = json!({
+            "InstanceType": self.name,
+            "CurrentGeneration": !old,
+            "FreeTierEligible": matches!(self.name, "t2.micro" | "t3.micro"),
+            "SupportedUsageClasses": ["on-demand"],
+            "SupportedRootDeviceTypes":
+                if self.disks.0 > 0 && old { json!(["ebs", "instance-store"]) } else { json!(["ebs"]) },
+            "SupportedVirtualizationTypes": ["hvm"],
+            "BareMetal": false,
+            "Hypervisor": if nitro { "nitro" } else { "xen" },
+            "ProcessorInfo": {"SupportedArchitectures": ["x86_64"]},
+            "VCpuInfo": {
+                "DefaultVCpus": self.vcpus,
+                "DefaultCores": (self.vcpus / threads).max(1),
+                "DefaultThreadsPerCore": threads,
+            },
+            "MemoryInfo": {"SizeInMiB": self.memory_mib},
+            "InstanceStorageSupported": self.disks.0 > 0,
+            "EbsInfo": {
+                "EbsOptimizedSupport": "unsupported",
+                "EncryptionSupport": "unsupported",
+                "NvmeSupport": "unsupported",
+            },
+            "NetworkInfo": {
+                "MaximumNetworkInterfaces": interfaces,
+                "Ipv4AddressesPerInterface": addresses,
+                "Ipv6Supported": false,
+                "EnaSupport": "unsupported",
+                "EfaSupported": false,
+            },
+            "PlacementGroupInfo": {"SupportedStrategies": []},
+            "HibernationSupported": false,
+            "BurstablePerformanceSupported": family.starts_with('t'),
+            "DedicatedHostsSupported": false,
+            "AutoRecoverySupported": false,
+            "SupportedBootModes": ["legacy-bios"],
+        });
+        if self.disks.0 > 0 {
+            item["InstanceStorageInfo"] = json!({
+                "TotalSizeInGB": u64::from(self.disks.0) * self.disks.1,
+                "Disks": [{"SizeInGB": self.disks.1, "Count": self.disks.0, "Type": "hdd"}],
+                "NvmeSupport": "unsupported",
+                "EncryptionSupport": "required",
+            });
+        }
+        item
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Describe {
+    #[serde(default)]
+    instance_types: Vec<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// DescribeInstanceTypes.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let names: Vec<&str> = params
+        .instance_types
+        .iter()
+        .map(String::as_str)
+        .filter(|name| find(name).is_err())
+        .collect();
+    if !names.is_empty() {
+        return Err(ApiError::new(
+            "InvalidInstanceType",
+            format!(
+                "The following supplied instance types do not exist: [{}]",
+                names.join(", ")
+            ),
+        ));
+    }
+    let query = Query {
+        action,
+        member: "InstanceTypes",
+        by_id: !params.instance_types.is_empty(),
+        filters: &params.filters,
+        paths: &[
+            ("bare-metal", "BareMetal"),
+            ("memory-info.size-in-mib", "MemoryInfo.SizeInMiB"),
+            (
+                "processor-info.supported-architecture",
+                "ProcessorInfo.SupportedArchitectures",
+            ),
+            ("supported-boot-mode", "SupportedBootModes"),
+            ("supported-root-device-type", "SupportedRootDeviceTypes"),
+            ("supported-usage-class", "SupportedUsageClasses"),
+            (
+                "supported-virtualization-type",
+                "SupportedVirtualizationTypes",
+            ),
+            (
+                "instance-storage-info.disk.count",
+                "InstanceStorageInfo.Disks.Count",
+            ),
+            (
+                "instance-storage-info.disk.size-in-gb",
+                "InstanceStorageInfo.Disks.SizeInGB",
+            ),
+            (
+                "instance-storage-info.disk.type",
+                "InstanceStorageInfo.Disks.Type",
+            ),
+            (
+                "instance-storage-info.total-size-in-gb",
+                "InstanceStorageInfo.TotalSizeInGB",
+            ),
+            ("vcpu-info.default-cores", "VCpuInfo.DefaultCores"),
+            (
+                "vcpu-info.default-threads-per-core",
+                "VCpuInfo.DefaultThreadsPerCore",
+            ),
+            ("vcpu-info.default-vcpus", "VCpuInfo.DefaultVCpus"),
+        ],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    let wanted = |name: &&str| {
+        params.instance_types.is_empty() || params.instance_types.iter().any(|t| t == name)
+    };
+    let items = TYPES
+        .iter()
+        .filter(|kind| wanted(&kind.name))
+        .map(|kind| (kind.name.to_owned(), kind.present()));
+    let answer = query.answer(items)?;
+    ctx.read(|_| Ok(answer)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_has_the_default() {
+        assert!(TYPES.windows(2).all(|pair| pair[0].name < pair[1].name));
+        assert_eq!(find(DEFAULT).map(|kind| kind.memory_mib), Ok(1_740));
+    }
+}

@@ -1,0 +1,12 @@
+//! The fronts: translations between a wire and the semantics in `ec2`.
+//!
+//! ```text
+//!   HTTP ─ query.rs ─┐                                  ┌─ xml ─▶
+//!                    ├─ sigv4 ─ decode ─ call::execute ─┤
+//!   gRPC ─ grpc.rs ──┘                                  └─ proto ─▶
+//! ```
+
+pub mod call;
+pub mod grpc;
+pub mod query;
+pub mod sigv4;

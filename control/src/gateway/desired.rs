@@ -1,0 +1,305 @@
+//! What is desired of a node, from rows.
+
+use crate::config::zone_id;
+use crate::ec2::defaults::{domain_name, private_dns};
+use crate::rows::{self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, parse_key};
+use crate::store::Revision;
+use crate::view::View;
+use base64::Engine as _;
+use ocs_node_api as api;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// MTU of a VPC's networks: what is left of an Ethernet frame is the fabric's.
+const MTU: u32 = 1500;
+
+/// Groups that a node has been told of, and their generations.
+pub type Told = BTreeMap<GroupId, u64>;
+
+/// Everything desired of a node.
+pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
+    told.clear();
+    let mut snapshot = api::Snapshot {
+        revision: view.revision,
+        ..Default::default()
+    };
+    for (scope, _) in view.shards() {
+        for row in view
+            .all::<rows::Instance>(scope)
+            .filter(|row| row.node == node)
+        {
+            snapshot.instances.extend(instance(view, scope, row));
+            tell_groups(view, scope, row, told, &mut snapshot.security_groups);
+        }
+        let volumes = view
+            .all::<rows::Volume>(scope)
+            .filter(|row| row.node == node);
+        snapshot.volumes.extend(volumes.map(|row| volume(row)));
+    }
+    snapshot
+}
+
+/// What the rows of some keys mean for a node; nothing if nothing.
+pub fn delta(
+    view: &View,
+    node: &str,
+    keys: &[String],
+    revision: Revision,
+    told: &mut Told,
+) -> Option<api::Delta> {
+    let mut delta = api::Delta {
+        revision,
+        ..Default::default()
+    };
+    let mut instances: BTreeSet<(Scope, InstanceId)> = BTreeSet::new();
+    for key in keys.iter().collect::<BTreeSet<_>>() {
+        let Some((scope, kind, id)) = parse_key(key) else {
+            continue;
+        };
+        match kind {
+            rows::Instance::KIND => instances.extend(id.parse().ok().map(|id| (scope, id))),
+            rows::Interface::KIND => {
+                let row = id
+                    .parse()
+                    .ok()
+                    .and_then(|id| view.get::<rows::Interface>(&scope, &id));
+                let attached = row.and_then(|row| row.attachment.as_ref());
+                instances.extend(attached.map(|attachment| (scope.clone(), attachment.instance)));
+            }
+            rows::Volume::KIND => {
+                let row = id
+                    .parse()
+                    .ok()
+                    .and_then(|id| view.get::<rows::Volume>(&scope, &id));
+                delta
+                    .volumes
+                    .extend(row.filter(|row| row.node == node).map(|row| volume(row)));
+            }
+            rows::Group::KIND => {
+                if let Ok(id) = id.parse::<GroupId>() {
+                    group_changed(view, &scope, id, told, &mut delta);
+                }
+            }
+            _ => {}
+        }
+    }
+    for (scope, id) in instances {
+        let row = view
+            .get::<rows::Instance>(&scope, &id)
+            .filter(|row| row.node == node);
+        if let Some(row) = row {
+            delta.instances.extend(instance(view, &scope, row));
+            tell_groups(view, &scope, row, told, &mut delta.security_groups);
+        }
+    }
+    let nothing = delta.instances.is_empty()
+        && delta.volumes.is_empty()
+        && delta.security_groups.is_empty()
+        && delta.security_groups_gone.is_empty();
+    (!nothing).then_some(delta)
+}
+
+fn group_changed(view: &View, scope: &Scope, id: GroupId, told: &mut Told, delta: &mut api::Delta) {
+    if !told.contains_key(&id) {
+        return;
+    }
+    match view.get::<rows::Group>(scope, &id) {
+        Some(row) => {
+            if told.insert(id, row.generation) != Some(row.generation) {
+                delta.security_groups.push(group(row));
+            }
+        }
+        None => {
+            told.remove(&id);
+            delta.security_groups_gone.push(id.to_string());
+        }
+    }
+}
+
+/// The groups of an instance's interfaces that the node does not know yet.
+fn tell_groups(
+    view: &View,
+    scope: &Scope,
+    row: &rows::Instance,
+    told: &mut Told,
+    list: &mut Vec<api::SecurityGroup>,
+) {
+    let interfaces = row
+        .interfaces
+        .iter()
+        .filter_map(|id| view.get::<rows::Interface>(scope, id));
+    for id in interfaces.flat_map(|interface| &interface.groups) {
+        if let Some(row) = view.get::<rows::Group>(scope, id)
+            && told.insert(*id, row.generation) != Some(row.generation)
+        {
+            list.push(group(row));
+        }
+    }
+}
+
+fn group(row: &rows::Group) -> api::SecurityGroup {
+    let rules = row.rules.iter().map(|rule| api::Rule {
+        egress: rule.egress,
+        protocol: rule.protocol,
+        from_port: rule.from_port,
+        to_port: rule.to_port,
+        peer: Some(match &rule.peer {
+            rows::Peer::Cidr(cidr) => api::rule::Peer::Cidr(cidr.to_string()),
+            rows::Peer::Group(id) => api::rule::Peer::SecurityGroup(id.to_string()),
+        }),
+    });
+    api::SecurityGroup {
+        id: row.id.to_string(),
+        generation: row.generation,
+        vni: row.vni,
+        rules: rules.collect(),
+    }
+}
+
+fn volume(row: &rows::Volume) -> api::Volume {
+    let desired = match row.state {
+        VolumeState::Deleting => api::Desired::Absent,
+        _ => api::Desired::Present,
+    };
+    api::Volume {
+        id: row.id.to_string(),
+        generation: row.generation,
+        desired: desired.into(),
+        size_bytes: u64::from(row.size_gib) << 30,
+        image: row.image.clone(),
+    }
+}
+
+/// An instance as its node is told of it; nothing once it is gone.
+fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api::Instance> {
+    let desired = match row.state {
+        State::Pending | State::Running => api::Desired::Running,
+        State::Stopping | State::Stopped => api::Desired::Stopped,
+        State::ShuttingDown => api::Desired::Absent,
+        State::Terminated => return None,
+    };
+    let attachments = row.mappings.iter().map(|mapping| api::Attachment {
+        volume_id: mapping.volume.to_string(),
+        device_name: mapping.device.clone(),
+        read_only: false,
+    });
+    let stores = (0_u32..)
+        .zip(&row.store_disks)
+        .map(|(index, disk)| api::InstanceStore {
+            index,
+            device_name: disk.device.clone(),
+            size_bytes: disk.size_bytes,
+            image: disk.image.clone(),
+            root: disk.device == row.root_device,
+        });
+    let interfaces = row
+        .interfaces
+        .iter()
+        .filter_map(|id| interface(view, scope, id));
+    Some(api::Instance {
+        id: row.id.to_string(),
+        generation: row.generation,
+        desired: desired.into(),
+        vcpus: row.vcpus,
+        memory_mib: row.memory_mib,
+        image: Some(api::Image {
+            id: row.boot.image.to_string(),
+            kernel: row.boot.kernel.clone(),
+            initrd: row.boot.initrd.clone(),
+            cmdline: row.boot.cmdline.clone(),
+        }),
+        attachments: attachments.collect(),
+        network_interfaces: interfaces.collect(),
+        metadata: Some(metadata(view, scope, row)),
+        reboots: row.reboots,
+        instance_stores: stores.collect(),
+        terminate_on_shutdown: row.terminate_on_shutdown,
+        starts: row.starts,
+    })
+}
+
+fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::NetworkInterface> {
+    let row = view.get::<rows::Interface>(scope, id)?;
+    let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
+    let subnet = view.get::<rows::Subnet>(scope, &row.subnet)?;
+    Some(api::NetworkInterface {
+        id: row.id.to_string(),
+        vni: vpc.vni,
+        mac: row.mac.clone(),
+        private_ip: row.private_ip.to_string(),
+        subnet_cidr: subnet.cidr.to_string(),
+        vpc_cidr: vpc.cidr.to_string(),
+        security_groups: row.groups.iter().map(ToString::to_string).collect(),
+        source_dest_check: row.source_dest_check,
+        mtu: MTU,
+        domain_name: domain_name(&scope.region),
+    })
+}
+
+fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
+    let reservation = view.get::<rows::Reservation>(scope, &row.reservation);
+    // Checked when it came.
+    let user_data = reservation
+        .and_then(|r| {
+            base64::engine::general_purpose::STANDARD
+                .decode(&r.user_data)
+                .ok()
+        })
+        .unwrap_or_default();
+    let group_name = |id| {
+        view.get::<rows::Group>(scope, id)
+            .map(|group| group.name.clone())
+    };
+    api::Metadata {
+        account_id: scope.account.to_string(),
+        ami_id: row.boot.image.to_string(),
+        instance_type: row.instance_type.clone(),
+        region: scope.region.to_string(),
+        availability_zone: row.zone.clone(),
+        availability_zone_id: zone_id(&row.zone),
+        reservation_id: row.reservation.to_string(),
+        ami_launch_index: row.launch_index,
+        hostname: private_dns(row.private_ip, &scope.region),
+        public_ip: String::new(),
+        user_data,
+        security_group_names: row.groups.iter().filter_map(group_name).collect(),
+        vpc_id: row.vpc.to_string(),
+        subnet_id: row.subnet.to_string(),
+        key_name: String::new(),
+        public_key: String::new(),
+        http_endpoint_enabled: row.metadata.enabled,
+        http_tokens_required: row.metadata.tokens_required,
+        http_put_response_hop_limit: row.metadata.hop_limit,
+        instance_metadata_tags: row.metadata.tags,
+        tags: row
+            .tags
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        launch_time_s: row.launched_at_s,
+        block_device_mapping: block_devices(row),
+    }
+}
+
+/// As the metadata service calls devices: `ami`, `root`, `ebsN`, `ephemeralN`.
+fn block_devices(row: &rows::Instance) -> HashMap<String, String> {
+    let short = |device: &str| device.trim_start_matches("/dev/").to_owned();
+    let mut devices = HashMap::from([
+        ("ami".to_owned(), short(&row.root_device)),
+        ("root".to_owned(), row.root_device.clone()),
+    ]);
+    let others = row
+        .mappings
+        .iter()
+        .filter(|mapping| mapping.device != row.root_device);
+    devices.extend(
+        (1..)
+            .zip(others)
+            .map(|(n, mapping)| (format!("ebs{n}"), short(&mapping.device))),
+    );
+    let disks = row
+        .store_disks
+        .iter()
+        .filter(|disk| !disk.virtual_name.is_empty());
+    devices.extend(disks.map(|disk| (disk.virtual_name.clone(), short(&disk.device))));
+    devices
+}

@@ -1,0 +1,16 @@
+//! The node gateway: one stream a node, desired state down, observed state up.
+//!
+//! ```text
+//!   store ─ watch ─▶ session ─ desired.rs ─▶ Snapshot, Delta ─▶ node
+//!   store ◀─ transaction ─ reports.rs ◀──── Report ◀──────────── node
+//!   API ─ console ─▶ fleet ─ Query ─▶ node ─ Answer ─▶ fleet ─▶ API
+//! ```
+//!
+//! A node is who its certificate's common name says it is.
+
+pub mod desired;
+pub mod fleet;
+pub mod reports;
+pub mod session;
+
+pub use fleet::Fleet;

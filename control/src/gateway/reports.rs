@@ -1,0 +1,220 @@
+//! What nodes observe, made facts.
+//!
+//! ```text
+//!   pending ──UP──▶ running        stopping ──DOWN──▶ stopped
+//!   pending, running ──DOWN, FAILED by itself──▶ stopped, or shutting-down
+//!   any but terminated ──GONE──▶ terminated: address, capacity, interface freed
+//! ```
+//!
+//! A report on a generation older than the last change of state is dropped.
+
+use crate::core::{Core, Tx, now_s};
+use crate::ec2::{lifecycle::desire, place};
+use crate::rows::{
+    Addresses, Instance, InstanceId, Interface, Reason, Scope, State, Volume, VolumeId, VolumeState,
+};
+use crate::wire::ApiError;
+use ocs_node_api::{ObservedInstance, ObservedVolume, Phase, Report, report::Object};
+
+/// Reports of one transaction: each may touch half a dozen rows, and a
+/// transaction is limited.
+const GROUP: usize = 12;
+
+const BY_ITSELF: &str = "Client.InstanceInitiatedShutdown";
+const OUR_FAULT: &str = "Server.InternalError";
+
+/// Takes in the reports of a node.
+///
+/// # Errors
+/// Only those of the store.
+pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), ApiError> {
+    for group in reports.chunks(GROUP) {
+        core.write(&Scope::global(), |tx| {
+            for report in group {
+                match &report.object {
+                    Some(Object::Instance(seen)) => instance(tx, node, report.generation, seen)?,
+                    Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
+                    None => {}
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn instance(
+    tx: &mut Tx<'_>,
+    node: &str,
+    generation: u64,
+    seen: &ObservedInstance,
+) -> Result<(), ApiError> {
+    let found = seen
+        .id
+        .parse::<InstanceId>()
+        .ok()
+        .and_then(|id| tx.view.find::<Instance>(&id));
+    let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
+        return Ok(());
+    };
+    let scope = scope.clone();
+    let row = tx
+        .get_in::<Instance>(&scope, &row.id)
+        .unwrap_or_else(|| row.clone());
+    if generation < row.state_generation || row.state == State::Terminated {
+        return Ok(());
+    }
+    let mut new = row.as_ref().clone();
+    match (row.state, seen.phase()) {
+        (State::Pending, Phase::Up) => {
+            new.state = State::Running;
+            new.has_run = true;
+            new.reason = None;
+        }
+        (State::Stopping, Phase::Down) => {
+            new.state = State::Stopped;
+            place::give_back(tx, &mut new)?;
+        }
+        (State::Pending | State::Running, Phase::Down) if !seen.reason_code.is_empty() => {
+            ended_by_itself(tx, &mut new, seen)?;
+        }
+        (State::Pending | State::Running, Phase::Failed) => ended_by_itself(tx, &mut new, seen)?,
+        (_, Phase::Gone) => gone(tx, &scope, &mut new, seen)?,
+        _ => {}
+    }
+    if new == *row {
+        return Ok(());
+    }
+    tracing::info!(instance = %new.id, from = row.state.name(), to = new.state.name(), "transition");
+    tx.put_in(&scope, new)
+}
+
+/// It went down although it should be up: what becomes of it is EC2's rule.
+fn ended_by_itself(
+    tx: &mut Tx<'_>,
+    row: &mut Instance,
+    seen: &ObservedInstance,
+) -> Result<(), ApiError> {
+    let failed = seen.phase() == Phase::Failed;
+    let code = match seen.reason_code.as_str() {
+        "" if failed => OUR_FAULT,
+        "" => BY_ITSELF,
+        code => code,
+    };
+    let message = match (code, seen.message.as_str()) {
+        (BY_ITSELF, _) => "Instance initiated shutdown",
+        (OUR_FAULT, "") => "Internal error on launch",
+        (_, message) => message,
+    };
+    let ends = (failed && !row.has_run)
+        || row.boot.instance_store
+        || (row.terminate_on_shutdown && code == BY_ITSELF);
+    if ends {
+        desire(row, State::ShuttingDown, code, message);
+    } else {
+        desire(row, State::Stopped, code, message);
+        place::give_back(tx, row)?;
+    }
+    Ok(())
+}
+
+/// Nothing of it remains at its node: what it held is free.
+fn gone(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &mut Instance,
+    seen: &ObservedInstance,
+) -> Result<(), ApiError> {
+    if row.state != State::ShuttingDown {
+        if row.state.is_up() && row.terminate_on_shutdown {
+            ended_by_itself(tx, row, seen)?;
+        } else {
+            // Lost by its node; its volumes are its root's state, and kept.
+            let code = if seen.reason_code.is_empty() {
+                OUR_FAULT
+            } else {
+                seen.reason_code.as_str()
+            };
+            desire(row, State::Terminated, code, "Instance lost by its host");
+        }
+    }
+    row.state = State::Terminated;
+    row.terminated_at_s = Some(now_s());
+    if row.reason.is_none() {
+        row.reason = Some(Reason {
+            code: OUR_FAULT.to_owned(),
+            message: OUR_FAULT.to_owned(),
+        });
+    }
+    place::give_back(tx, row)?;
+    for id in std::mem::take(&mut row.interfaces) {
+        let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
+            continue;
+        };
+        if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
+            let mut addresses = addresses.as_ref().clone();
+            addresses.give_back(interface.private_ip);
+            tx.put_in(scope, addresses)?;
+        }
+        tx.delete_in::<Interface>(scope, &id);
+    }
+    for mapping in std::mem::take(&mut row.mappings) {
+        let Some(volume) = tx.get_in::<Volume>(scope, &mapping.volume) else {
+            continue;
+        };
+        let mut volume = volume.as_ref().clone();
+        let attachment = volume.attachment.take();
+        if attachment.is_some_and(|attachment| attachment.delete_on_termination) {
+            volume.state = VolumeState::Deleting;
+            volume.generation += 1;
+        } else if volume.state == VolumeState::InUse {
+            volume.state = VolumeState::Available;
+        }
+        tx.put_in(scope, volume)?;
+    }
+    Ok(())
+}
+
+fn volume(
+    tx: &mut Tx<'_>,
+    node: &str,
+    generation: u64,
+    seen: &ObservedVolume,
+) -> Result<(), ApiError> {
+    let found = seen
+        .id
+        .parse::<VolumeId>()
+        .ok()
+        .and_then(|id| tx.view.find::<Volume>(&id));
+    let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
+        return Ok(());
+    };
+    let scope = scope.clone();
+    let row = tx
+        .get_in::<Volume>(&scope, &row.id)
+        .unwrap_or_else(|| row.clone());
+    if generation < row.generation {
+        return Ok(());
+    }
+    match (row.state, seen.phase()) {
+        (VolumeState::Creating, Phase::Up) => {
+            let mut new = row.as_ref().clone();
+            new.state = if new.attachment.is_some() {
+                VolumeState::InUse
+            } else {
+                VolumeState::Available
+            };
+            tx.put_in(&scope, new)
+        }
+        (VolumeState::Deleting, Phase::Gone) => {
+            tx.delete_in::<Volume>(&scope, &row.id);
+            Ok(())
+        }
+        (state, Phase::Failed) => {
+            tracing::warn!(volume = %row.id, state = state.name(), message = seen.message, "volume failed");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,219 @@
+//! One node's session.
+
+use super::desired::{self, Told};
+use super::fleet::Downstream;
+use super::reports;
+use crate::core::Core;
+use crate::rows::{Node, Scope};
+use crate::store::{Revision, Store as _, StoreError};
+use ocs_node_api::node_gateway_server::NodeGateway;
+use ocs_node_api::{FromNode, Hello, Report, ToNode, from_node, to_node};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Version of the protocol.
+const PROTOCOL: u32 = 1;
+/// Messages that may wait for a slow node.
+const QUEUE: usize = 64;
+
+/// The gateway's service.
+pub struct Gateway {
+    /// The core.
+    pub core: Arc<Core>,
+}
+
+#[tonic::async_trait]
+impl NodeGateway for Gateway {
+    type SessionStream = ReceiverStream<Result<ToNode, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<FromNode>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let name = common_name(&request)?;
+        let mut upstream = request.into_inner();
+        let hello = match upstream.message().await?.and_then(|first| first.message) {
+            Some(from_node::Message::Hello(hello)) => hello,
+            _ => return Err(Status::invalid_argument("the first message is not Hello")),
+        };
+        if hello.node != name {
+            return Err(Status::permission_denied(format!(
+                "node {:?} has the certificate of {name:?}",
+                hello.node
+            )));
+        }
+        if hello.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "protocol {} is not {PROTOCOL}",
+                hello.protocol
+            )));
+        }
+        let (downstream, stream) = mpsc::channel(QUEUE);
+        let core = Arc::clone(&self.core);
+        tokio::spawn(async move {
+            let session = core.fleet.connect(&name, downstream.clone());
+            tracing::info!(node = name, boot_id = hello.boot_id, "node connected");
+            let end = serve(&core, &name, session, hello, upstream, downstream).await;
+            core.fleet.disconnect(&name, session);
+            tracing::info!(node = name, reason = %end, "node disconnected");
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// The common name of the caller's certificate.
+fn common_name(request: &Request<Streaming<FromNode>>) -> Result<String, Status> {
+    let unknown = || Status::unauthenticated("the caller has no certificate with a common name");
+    let certificates = request.peer_certs().ok_or_else(unknown)?;
+    let der = certificates.first().ok_or_else(unknown)?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|_| unknown())?;
+    let name = certificate
+        .subject()
+        .iter_common_name()
+        .next()
+        .and_then(|cn| cn.as_str().ok());
+    name.map(str::to_owned).ok_or_else(unknown)
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the node has closed it")]
+    Closed,
+    #[error("the stream broke: {0}")]
+    Broken(Status),
+    #[error("the node has begun another")]
+    Replaced,
+    #[error("the store has failed")]
+    Store,
+}
+
+async fn serve(
+    core: &Core,
+    name: &str,
+    session: u64,
+    hello: Hello,
+    mut upstream: Streaming<FromNode>,
+    downstream: Downstream,
+) -> End {
+    if capacity(core, name, &hello).await.is_err() {
+        return End::Store;
+    }
+    if reports::take(core, name, &hello.observed).await.is_err() {
+        return End::Store;
+    }
+    let mut watch = core.store().watch();
+    let mut told = Told::new();
+    let mut reached = match send_snapshot(core, name, &mut told, &downstream).await {
+        Some(revision) => revision,
+        None => return End::Closed,
+    };
+    loop {
+        tokio::select! {
+            message = upstream.message() => {
+                let message = match message {
+                    Ok(Some(message)) => message.message,
+                    Ok(None) => return End::Closed,
+                    Err(status) => return End::Broken(status),
+                };
+                if !core.fleet.is_current(name, session) {
+                    return End::Replaced;
+                }
+                match message {
+                    Some(from_node::Message::Report(report)) => {
+                        if take_one(core, name, &hello.boot_id, report).await.is_err() {
+                            return End::Store;
+                        }
+                    }
+                    Some(from_node::Message::Answer(answer)) => core.fleet.answered(answer),
+                    Some(from_node::Message::Hello(_)) | None => {}
+                }
+            }
+            changed = watch.changed() => {
+                if changed.is_err() {
+                    return End::Store;
+                }
+                if !core.fleet.is_current(name, session) {
+                    return End::Replaced;
+                }
+                match send_changes(core, name, reached, &mut told, &downstream).await {
+                    Some(revision) => reached = revision,
+                    None => return End::Closed,
+                }
+            }
+        }
+    }
+}
+
+async fn take_one(
+    core: &Core,
+    name: &str,
+    boot_id: &str,
+    report: Report,
+) -> Result<(), crate::wire::ApiError> {
+    if report.boot_id != boot_id {
+        return Ok(());
+    }
+    reports::take(core, name, &[report]).await
+}
+
+/// Writes the node's capacity down where it is new or has changed.
+async fn capacity(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::wire::ApiError> {
+    let scope = Scope::global();
+    core.write(&scope, |tx| {
+        let before = tx.get::<Node>(&name.to_owned());
+        let mut row = before.as_deref().cloned().unwrap_or_else(|| Node {
+            name: name.to_owned(),
+            vcpus: 0,
+            memory_mib: 0,
+            used_vcpus: 0,
+            used_memory_mib: 0,
+        });
+        (row.vcpus, row.memory_mib) = (hello.vcpus, hello.memory_mib);
+        if before.as_deref() == Some(&row) {
+            Ok(())
+        } else {
+            tx.put(row)
+        }
+    })
+    .await
+}
+
+async fn send_snapshot(
+    core: &Core,
+    name: &str,
+    told: &mut Told,
+    downstream: &Downstream,
+) -> Option<Revision> {
+    let snapshot = core.peek(|view| desired::snapshot(view, name, told));
+    let revision = snapshot.revision;
+    let message = ToNode {
+        message: Some(to_node::Message::Snapshot(snapshot)),
+    };
+    downstream.send(Ok(message)).await.ok().map(|()| revision)
+}
+
+/// Sends what changed after a revision, or all again where the log has lost it.
+async fn send_changes(
+    core: &Core,
+    name: &str,
+    after: Revision,
+    told: &mut Told,
+    downstream: &Downstream,
+) -> Option<Revision> {
+    let (revision, keys) = match core.store().changes_since(after) {
+        Ok(changes) => changes,
+        Err(StoreError::Compacted(_)) => return send_snapshot(core, name, told, downstream).await,
+        Err(_) => return None,
+    };
+    let delta = core.peek(|view| desired::delta(view, name, &keys, revision, told));
+    if let Some(delta) = delta {
+        let message = ToNode {
+            message: Some(to_node::Message::Delta(delta)),
+        };
+        downstream.send(Ok(message)).await.ok()?;
+    }
+    Some(revision)
+}

@@ -1,0 +1,70 @@
+//! Forgets what has been gone long enough.
+
+use crate::core::{Core, now_s};
+use crate::rows::{Instance, Reservation, Scope, Token};
+use crate::wire::ApiError;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// How long terminated instances stay visible, as in EC2.
+const VISIBLE_S: i64 = 3_600;
+/// How long a token is remembered at least.
+const TOKEN_S: i64 = 86_400;
+/// Rows of one transaction.
+const GROUP: usize = 100;
+/// How often it looks.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Runs until the process ends.
+pub async fn run(core: &Core) {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        if let Err(error) = sweep(core, now_s()).await {
+            tracing::error!(%error, "cannot forget what is gone");
+        }
+    }
+}
+
+/// Forgets what was gone long enough at a time.
+///
+/// # Errors
+/// Only those of the store.
+pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
+    let scopes: Vec<Scope> =
+        core.peek(|view| view.shards().map(|(scope, _)| scope.clone()).collect());
+    for scope in scopes {
+        core.write(&scope, |tx| {
+            let over =
+                |row: &Instance| row.terminated_at_s.is_some_and(|at| at + VISIBLE_S < now_s);
+            let view = tx.view;
+            let all = || view.all::<Instance>(&scope);
+            for row in all().filter(|row| over(row)).take(GROUP) {
+                tx.delete::<Instance>(&row.id);
+            }
+            Ok(())
+        })
+        .await?;
+        core.write(&scope, |tx| {
+            let view = tx.view;
+            let instances = || view.all::<Instance>(&scope);
+            let used: HashSet<_> = instances().map(|row| row.reservation).collect();
+            let unused = |row: &&std::sync::Arc<Reservation>| !used.contains(&row.id);
+            for row in view
+                .all::<Reservation>(&scope)
+                .filter(unused)
+                .take(GROUP / 2)
+            {
+                tx.delete::<Reservation>(&row.id);
+            }
+            let old = |token: &&std::sync::Arc<Token>| {
+                token.at_s + TOKEN_S < now_s && !used.contains(&token.reservation)
+            };
+            for token in view.all::<Token>(&scope).filter(old).take(GROUP / 2) {
+                tx.delete::<Token>(&token.key);
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,327 @@
+//! VPCs and what is in them.
+
+use super::{
+    AclAssociationId, AclId, AttachmentId, DhcpOptionsId, GatewayId, GroupId, InstanceId,
+    InterfaceId, RouteAssociationId, RouteTableId, RuleId, SubnetId, Tags, VpcId,
+};
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// A virtual private cloud.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vpc {
+    /// Its id.
+    pub id: VpcId,
+    /// Its addresses.
+    pub cidr: Ipv4Net,
+    /// The account's default one in its region.
+    pub default: bool,
+    /// Its virtual network, unique in the installation.
+    pub vni: u32,
+    /// Its DHCP options.
+    pub dhcp_options: DhcpOptionsId,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its id.
+    pub id: SubnetId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// Its addresses.
+    pub cidr: Ipv4Net,
+    /// Zone name.
+    pub zone: String,
+    /// The default one of its zone.
+    pub default: bool,
+    /// `MapPublicIpOnLaunch`.
+    pub map_public: bool,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// Which addresses of a subnet are taken: one value, compared and swapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Its addresses.
+    pub cidr: Ipv4Net,
+    /// Offsets from the network's address that interfaces hold, in order.
+    pub taken: Vec<u32>,
+}
+
+/// Addresses that EC2 keeps of each subnet: the first four and the last.
+pub const KEPT: u32 = 5;
+
+impl Addresses {
+    fn size(&self) -> u32 {
+        1 << (32 - u32::from(self.cidr.prefix_len()).max(1))
+    }
+
+    /// How many are free.
+    pub fn free(&self) -> u32 {
+        let taken = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
+        self.size().saturating_sub(KEPT).saturating_sub(taken)
+    }
+
+    fn address(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.cidr.network()).wrapping_add(offset))
+    }
+
+    /// Takes the lowest free one.
+    pub fn take(&mut self) -> Option<Ipv4Addr> {
+        let mut offset = 4;
+        let mut place = 0;
+        for taken in &self.taken {
+            if *taken > offset {
+                break;
+            }
+            offset = taken + 1;
+            place += 1;
+        }
+        (offset < self.size() - 1).then(|| {
+            self.taken.insert(place, offset);
+            self.address(offset)
+        })
+    }
+
+    /// Takes a certain one; false if it is taken, kept or elsewhere.
+    pub fn take_this(&mut self, address: Ipv4Addr) -> bool {
+        if !self.cidr.contains(&address) {
+            return false;
+        }
+        let offset = u32::from(address) - u32::from(self.cidr.network());
+        match self.taken.binary_search(&offset) {
+            Err(place) if offset >= 4 && offset < self.size() - 1 => {
+                self.taken.insert(place, offset);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives one back.
+    pub fn give_back(&mut self, address: Ipv4Addr) {
+        let offset = u32::from(address).wrapping_sub(u32::from(self.cidr.network()));
+        if let Ok(place) = self.taken.binary_search(&offset) {
+            self.taken.remove(place);
+        }
+    }
+}
+
+/// A network interface's attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceAttachment {
+    /// Its id.
+    pub id: AttachmentId,
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its place there.
+    pub device_index: u32,
+    /// It ends with the instance.
+    pub delete_on_termination: bool,
+    /// Unix seconds.
+    pub at_s: i64,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its id.
+    pub id: InterfaceId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// Zone name.
+    pub zone: String,
+    /// Its MAC address.
+    pub mac: String,
+    /// Its primary private address.
+    pub private_ip: Ipv4Addr,
+    /// Its security groups.
+    pub groups: Vec<GroupId>,
+    /// `Description`.
+    pub description: String,
+    /// `SourceDestCheck`.
+    pub source_dest_check: bool,
+    /// What it is attached to.
+    pub attachment: Option<InterfaceAttachment>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// Whom a rule lets in, or out to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Addresses.
+    Cidr(IpNet),
+    /// Interfaces of a group.
+    Group(GroupId),
+}
+
+/// A security group's rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Its id.
+    pub id: RuleId,
+    /// Out, not in.
+    pub egress: bool,
+    /// IP protocol, -1 for all.
+    pub protocol: i32,
+    /// First port, or ICMP type; -1 for all.
+    pub from_port: i32,
+    /// Last port, or ICMP code; -1 for all.
+    pub to_port: i32,
+    /// Whom it concerns.
+    pub peer: Peer,
+    /// `Description`.
+    pub description: Option<String>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+impl Rule {
+    /// Two rules that let the same packets pass: EC2 keeps only one.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.egress == other.egress
+            && self.protocol == other.protocol
+            && self.from_port == other.from_port
+            && self.to_port == other.to_port
+            && self.peer == other.peer
+    }
+}
+
+/// A security group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// The VPC's virtual network.
+    pub vni: u32,
+    /// `GroupName`, unique in the VPC.
+    pub name: String,
+    /// `GroupDescription`.
+    pub description: String,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+    /// Grows with each change of its rules.
+    pub generation: u64,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// An internet gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Its id.
+    pub id: GatewayId,
+    /// The VPC that it is attached to.
+    pub vpc: Option<VpcId>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A route table: the local route and a default route to a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteTable {
+    /// Its id.
+    pub id: RouteTableId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// The VPC's addresses, routed locally.
+    pub local: Ipv4Net,
+    /// Where 0.0.0.0/0 goes.
+    pub default_gateway: Option<GatewayId>,
+    /// Its association as the VPC's main table.
+    pub main: Option<RouteAssociationId>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A network ACL that lets everything pass, as a default one does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acl {
+    /// Its id.
+    pub id: AclId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// The VPC's default one.
+    pub default: bool,
+    /// The subnets that it guards.
+    pub associations: Vec<(AclAssociationId, SubnetId)>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A set of DHCP options.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DhcpOptions {
+    /// Its id.
+    pub id: DhcpOptionsId,
+    /// Options by name.
+    pub options: Vec<(String, Vec<String>)>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn subnet(prefix: u8) -> Addresses {
+        let cidr = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 16, 0), prefix);
+        Addresses {
+            subnet: SubnetId::random(),
+            cidr,
+            taken: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_subnet_runs_out_at_eleven_of_sixteen() {
+        let mut map = subnet(28);
+        let given: Vec<_> = std::iter::from_fn(|| map.take()).collect();
+        assert_eq!(given.len(), 11);
+        assert_eq!(given[0], Ipv4Addr::new(172, 31, 16, 4));
+        assert_eq!(given[10], Ipv4Addr::new(172, 31, 16, 14));
+        assert_eq!(map.free(), 0);
+        assert!(!map.take_this(Ipv4Addr::new(172, 31, 16, 15)));
+        assert!(!map.take_this(Ipv4Addr::new(172, 31, 17, 5)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice(steps in prop::collection::vec((0_u8..3, 0_u32..40), 0..200)) {
+            let mut map = subnet(27);
+            let mut held = BTreeSet::new();
+            for (step, n) in steps {
+                let this = Ipv4Addr::from(u32::from(map.cidr.network()) + n);
+                match step {
+                    0 => if let Some(address) = map.take() {
+                        prop_assert!(held.insert(address));
+                    },
+                    1 => if map.take_this(this) {
+                        prop_assert!(held.insert(this));
+                    },
+                    _ => {
+                        map.give_back(this);
+                        held.remove(&this);
+                    }
+                }
+                prop_assert_eq!(map.taken.len(), held.len());
+                prop_assert_eq!(usize::try_from(map.free()).unwrap(), 27 - held.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The wire: AWS's tables, and the one codec that they drive.
+//!
+//! ```text
+//!   form parameters ──query──▶ ┌───────┐ ──xml──▶ EC2's XML
+//!                              │ Value │
+//!   gRPC message ◀──fronts::grpc──▶    │          (JSON, members by the model's names)
+//!                              └───┬───┘
+//!                               validate: required, enumerations, bounds
+//! ```
+//!
+//! A request or answer between front and semantics is a [`serde_json::Value`]
+//! whose objects carry the model's member names; timestamps are RFC 3339 strings
+//! and blobs base64, as in XML and in proto3's JSON mapping alike.
+
+pub mod error;
+pub mod query;
+pub mod shapes;
+pub mod validate;
+pub mod xml;
+
+pub use error::ApiError;
+pub use serde_json::Value;
+pub use shapes::{Model, ShapeId, ec2, sts};

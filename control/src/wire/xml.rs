@@ -1,0 +1,147 @@
+//! The XML encoder: a [`Value`] to what EC2 and STS answer.
+
+use super::shapes::{Model, Shape, ShapeId};
+use super::{ApiError, Value};
+use std::fmt::Write as _;
+
+const PROLOGUE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
+
+/// EC2's answer: `<ActionResponse><requestId/>members…</ActionResponse>`. An
+/// action without an output shape answers `<return>true</return>`.
+pub fn ec2(model: &Model, action: &str, value: &Value, request_id: &str) -> String {
+    let mut out = String::with_capacity(1024);
+    out.push_str(PROLOGUE);
+    open(
+        &mut out,
+        &format!("{action}Response xmlns=\"{}/\"", model.xml_namespace),
+    );
+    text_element(&mut out, "requestId", request_id);
+    match model
+        .operations
+        .get(action)
+        .and_then(|operation| operation.output)
+    {
+        Some(shape) => members(&mut out, model, shape, value),
+        None => text_element(&mut out, "return", "true"),
+    }
+    close(&mut out, &format!("{action}Response"));
+    out
+}
+
+/// STS's answer: the `query` protocol's wrapper.
+pub fn sts(model: &Model, action: &str, value: &Value, request_id: &str) -> String {
+    let mut out = String::from(PROLOGUE);
+    open(
+        &mut out,
+        &format!("{action}Response xmlns=\"{}\"", model.xml_namespace),
+    );
+    open(&mut out, &format!("{action}Result"));
+    if let Some(shape) = model
+        .operations
+        .get(action)
+        .and_then(|operation| operation.output)
+    {
+        members(&mut out, model, shape, value);
+    }
+    close(&mut out, &format!("{action}Result"));
+    open(&mut out, "ResponseMetadata");
+    text_element(&mut out, "RequestId", request_id);
+    close(&mut out, "ResponseMetadata");
+    close(&mut out, &format!("{action}Response"));
+    out
+}
+
+/// EC2's error document.
+pub fn ec2_error(error: &ApiError, request_id: &str) -> String {
+    let mut out = String::from(PROLOGUE);
+    out.push_str("<Response><Errors><Error>");
+    text_element(&mut out, "Code", &error.code);
+    text_element(&mut out, "Message", &error.message);
+    out.push_str("</Error></Errors>");
+    text_element(&mut out, "RequestID", request_id);
+    out.push_str("</Response>");
+    out
+}
+
+/// STS's error document.
+pub fn sts_error(model: &Model, error: &ApiError, request_id: &str) -> String {
+    let mut out = String::from(PROLOGUE);
+    open(
+        &mut out,
+        &format!("ErrorResponse xmlns=\"{}\"", model.xml_namespace),
+    );
+    out.push_str("<Error>");
+    text_element(
+        &mut out,
+        "Type",
+        if error.status < 500 {
+            "Sender"
+        } else {
+            "Receiver"
+        },
+    );
+    text_element(&mut out, "Code", &error.code);
+    text_element(&mut out, "Message", &error.message);
+    out.push_str("</Error>");
+    text_element(&mut out, "RequestId", request_id);
+    close(&mut out, "ErrorResponse");
+    out
+}
+
+fn members(out: &mut String, model: &Model, shape: ShapeId, value: &Value) {
+    for member in model.members(shape) {
+        match value.get(&member.name) {
+            None | Some(Value::Null) => {}
+            Some(value) => element(out, model, member.shape, &member.xml, value),
+        }
+    }
+}
+
+fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &Value) {
+    match (model.shape(shape), value) {
+        (Shape::Structure { .. }, _) => {
+            open(out, name);
+            members(out, model, shape, value);
+            close(out, name);
+        }
+        (Shape::List { .. }, Value::Array(elements)) if elements.is_empty() => {
+            let _ = write!(out, "<{name}/>");
+        }
+        (Shape::List { member, xml }, Value::Array(elements)) => {
+            open(out, name);
+            for inner in elements {
+                element(out, model, *member, xml, inner);
+            }
+            close(out, name);
+        }
+        (_, Value::String(text)) => text_element(out, name, text),
+        (_, other) => text_element(out, name, &other.to_string()),
+    }
+}
+
+fn open(out: &mut String, name: &str) {
+    let _ = write!(out, "<{name}>");
+}
+
+fn close(out: &mut String, name: &str) {
+    let _ = write!(out, "</{name}>");
+}
+
+fn text_element(out: &mut String, name: &str, text: &str) {
+    open(out, name);
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\r' => out.push_str("&#xd;"),
+            '\t' | '\n' | '\u{20}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'.. => {
+                out.push(c);
+            }
+            // XML 1.0 §2.2 has no way to write other characters.
+            _ => out.push('\u{fffd}'),
+        }
+    }
+    close(out, name);
+}

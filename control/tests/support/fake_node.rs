@@ -1,0 +1,190 @@
+//! A fake node, for tests of the API alone: it does nothing, and says that it
+//! has done what is desired. Real nodes are under test in `xtask`'s system tests.
+
+use ocs_node_api::node_gateway_client::NodeGatewayClient;
+use ocs_node_api::{
+    Answer, Desired, FromNode, Hello, Instance, ObservedInstance, ObservedVolume, Phase, Report,
+    ToNode, Volume, from_node, query, report, to_node,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// What the node was told, for tests to look at.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Instances by id, as last desired.
+    pub instances: BTreeMap<String, Instance>,
+    /// Volumes by id, as last desired.
+    pub volumes: BTreeMap<String, Volume>,
+    /// Groups by id.
+    pub groups: BTreeMap<String, ocs_node_api::SecurityGroup>,
+}
+
+/// A handle to the fake.
+#[derive(Clone)]
+pub struct FakeNode {
+    /// What it was told.
+    pub seen: Arc<Mutex<Seen>>,
+    upstream: mpsc::Sender<FromNode>,
+}
+
+const BOOT: &str = "00000000-0000-4000-8000-000000000000";
+
+impl FakeNode {
+    /// Connects as the node of a certificate in `pki` (`ca.pem`, `node.pem`, `node.key`).
+    pub async fn connect(address: &str, pki: &Path, vcpus: u32, memory_mib: u64) -> Self {
+        let read = |name: &str| std::fs::read(pki.join(name)).unwrap();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read("ca.pem")))
+            .identity(Identity::from_pem(read("node.pem"), read("node.key")))
+            .domain_name("localhost");
+        let channel = Endpoint::from_shared(format!("https://{address}"))
+            .unwrap()
+            .tls_config(tls)
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        let (upstream, stream) = mpsc::channel(1_024);
+        let hello = Hello {
+            node: "fake".to_owned(),
+            boot_id: BOOT.to_owned(),
+            protocol: 1,
+            vcpus,
+            memory_mib,
+            observed: Vec::new(),
+        };
+        upstream
+            .send(FromNode {
+                message: Some(from_node::Message::Hello(hello)),
+            })
+            .await
+            .unwrap();
+        let mut client = NodeGatewayClient::new(channel).max_decoding_message_size(64 << 20);
+        let mut downstream = client
+            .session(ReceiverStream::new(stream))
+            .await
+            .unwrap()
+            .into_inner();
+        let node = Self {
+            seen: Arc::default(),
+            upstream,
+        };
+        let runner = node.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = downstream.message().await {
+                runner.take(message).await;
+            }
+        });
+        node
+    }
+
+    async fn take(&self, message: ToNode) {
+        match message.message {
+            Some(to_node::Message::Snapshot(all)) => {
+                for group in all.security_groups {
+                    self.seen
+                        .lock()
+                        .unwrap()
+                        .groups
+                        .insert(group.id.clone(), group);
+                }
+                self.follow(all.volumes, all.instances).await;
+            }
+            Some(to_node::Message::Delta(delta)) => {
+                for group in delta.security_groups {
+                    self.seen
+                        .lock()
+                        .unwrap()
+                        .groups
+                        .insert(group.id.clone(), group);
+                }
+                for id in delta.security_groups_gone {
+                    self.seen.lock().unwrap().groups.remove(&id);
+                }
+                self.follow(delta.volumes, delta.instances).await;
+            }
+            Some(to_node::Message::Query(query)) => {
+                let Some(query::Question::ConsoleOutputOf(id)) = query.question else {
+                    return;
+                };
+                let answer = Answer {
+                    id: query.id,
+                    error: String::new(),
+                    console_output: format!("[0.000001] fake: console of {id}\n").into_bytes(),
+                    console_at_s: 1_700_000_000,
+                };
+                self.send(from_node::Message::Answer(answer)).await;
+            }
+            None => {}
+        }
+    }
+
+    async fn follow(&self, volumes: Vec<Volume>, instances: Vec<Instance>) {
+        for volume in volumes {
+            let phase = match volume.desired() {
+                Desired::Absent => Phase::Gone,
+                _ => Phase::Up,
+            };
+            let (id, generation) = (volume.id.clone(), volume.generation);
+            self.seen.lock().unwrap().volumes.insert(id.clone(), volume);
+            let seen = ObservedVolume {
+                id,
+                phase: phase.into(),
+                message: String::new(),
+            };
+            self.report(generation, report::Object::Volume(seen)).await;
+        }
+        for instance in instances {
+            let phase = match instance.desired() {
+                Desired::Running => Phase::Up,
+                Desired::Stopped => Phase::Down,
+                _ => Phase::Gone,
+            };
+            let (id, generation) = (instance.id.clone(), instance.generation);
+            self.seen
+                .lock()
+                .unwrap()
+                .instances
+                .insert(id.clone(), instance);
+            self.say(&id, generation, phase, "").await;
+        }
+    }
+
+    /// Reports an instance.
+    pub async fn say(&self, id: &str, generation: u64, phase: Phase, reason_code: &str) {
+        let seen = ObservedInstance {
+            id: id.to_owned(),
+            phase: phase.into(),
+            reason_code: reason_code.to_owned(),
+            message: String::new(),
+            reboots: 0,
+            since_s: 0,
+        };
+        self.report(generation, report::Object::Instance(seen))
+            .await;
+    }
+
+    async fn report(&self, generation: u64, object: report::Object) {
+        let report = Report {
+            boot_id: BOOT.to_owned(),
+            generation,
+            object: Some(object),
+        };
+        self.send(from_node::Message::Report(report)).await;
+    }
+
+    async fn send(&self, message: from_node::Message) {
+        // Control may have gone away; a test that minds will see it.
+        let _ = self
+            .upstream
+            .send(FromNode {
+                message: Some(message),
+            })
+            .await;
+    }
+}

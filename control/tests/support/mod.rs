@@ -1,0 +1,234 @@
+//! Starts the real binary with a PKI of its own, and signs calls to it.
+
+pub mod fake_node;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use ring::{digest, hmac};
+use serde_json::Value;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, SystemTime};
+
+/// A running `ocs-control`, killed when dropped.
+pub struct Control {
+    child: Child,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its ready file.
+    pub ready: Value,
+    /// Its bootstrap file.
+    pub keys: Value,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes `ca.pem`, `control.{pem,key}`, `node.{pem,key}` (common name `fake`).
+pub fn make_pki(dir: &Path) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    let ca = params.self_signed(&ca_key).unwrap();
+    std::fs::write(dir.join("ca.pem"), ca.pem()).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    for (file, name) in [("control", "control"), ("node", "fake"), ("other", "other")] {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        std::fs::write(dir.join(format!("{file}.pem")), certificate.pem()).unwrap();
+        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+impl Control {
+    /// Starts on a folder, new or used.
+    pub fn start(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir.join("state")).unwrap();
+        if !dir.join("ca.pem").exists() {
+            make_pki(dir);
+        }
+        let _ = std::fs::remove_file(dir.join("ready"));
+        let file = |name: &str| dir.join(name);
+        let child = Command::new(env!("CARGO_BIN_EXE_ocs-control"))
+            .arg("--state")
+            .arg(file("state"))
+            .args(["--regions", "us-east-1,eu-west-1", "--zones", "3"])
+            .arg("--tls-ca")
+            .arg(file("ca.pem"))
+            .arg("--tls-cert")
+            .arg(file("control.pem"))
+            .arg("--tls-key")
+            .arg(file("control.key"))
+            .arg("--bootstrap-file")
+            .arg(file("keys"))
+            .arg("--ready-file")
+            .arg(file("ready"))
+            .arg("--images-manifest")
+            .arg(file("images.json"))
+            .arg("--lock-file")
+            .arg(file("lock"))
+            .env("RUST_LOG", "warn")
+            .spawn()
+            .unwrap();
+        let mut control =
+            Self { child, dir: dir.to_owned(), ready: Value::Null, keys: Value::Null };
+        while !dir.join("ready").exists() {
+            if let Some(status) = control.child.try_wait().unwrap() {
+                panic!("ocs-control ended at start: {status}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let json = |name: &str| serde_json::from_slice(&std::fs::read(file(name)).unwrap()).unwrap();
+        (control.ready, control.keys) = (json("ready"), json("keys"));
+        control
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
+
+    /// Calls an action in a region; status and body.
+    pub fn call_in(&self, region: &str, action: &str, params: &[(&str, &str)]) -> (u16, String) {
+        let mut pairs = vec![("Action", action), ("Version", "2016-11-15")];
+        pairs.extend(params);
+        let body: Vec<String> =
+            pairs.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
+        self.post(region, "ec2", &body.join("&"))
+    }
+
+    /// Calls an action in us-east-1; status and body.
+    pub fn call(&self, action: &str, params: &[(&str, &str)]) -> (u16, String) {
+        self.call_in("us-east-1", action, params)
+    }
+
+    /// Calls an action that has to succeed.
+    pub fn ok(&self, action: &str, params: &[(&str, &str)]) -> String {
+        let (status, body) = self.call(action, params);
+        assert_eq!(status, 200, "{action} {params:?}: {body}");
+        body
+    }
+
+    /// Calls an action that has to fail with a code.
+    pub fn refused(&self, action: &str, params: &[(&str, &str)], code: &str) {
+        let (status, body) = self.call(action, params);
+        let found = text(&body, "Code").into_iter().next().unwrap_or_default();
+        assert_eq!((found.as_str(), status != 200), (code, true), "{action} {params:?}: {body}");
+    }
+
+    /// Posts a signed body.
+    pub fn post(&self, region: &str, service: &str, body: &str) -> (u16, String) {
+        let host = self.ready["listen"].as_str().unwrap();
+        let now = time::OffsetDateTime::from(SystemTime::now());
+        let format =
+            time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+        let headers = sign(
+            self.keys["access_key_id"].as_str().unwrap(),
+            self.keys["secret_access_key"].as_str().unwrap(),
+            host,
+            &now.format(&format).unwrap(),
+            &format!("{region}/{service}"),
+            "/",
+            body.as_bytes(),
+        );
+        let mut stream = TcpStream::connect(host).unwrap();
+        let head: String =
+            headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        write!(
+            stream,
+            "POST / HTTP/1.1\r\nhost: {host}\r\n{head}content-type: application/x-www-form-urlencoded\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let (head, mut text) = answer.split_once("\r\n\r\n").unwrap();
+        let mut whole = String::new();
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            while let Some((size, rest)) = text.split_once("\r\n") {
+                let size = usize::from_str_radix(size, 16).unwrap();
+                if size == 0 {
+                    break;
+                }
+                whole.push_str(&rest[..size]);
+                text = &rest[size + 2..];
+            }
+        } else {
+            whole.push_str(text);
+        }
+        (status, whole)
+    }
+}
+
+/// Headers that sign a POST, made without the code under test.
+pub fn sign(
+    key: &str,
+    secret: &str,
+    host: &str,
+    timestamp: &str,
+    scope: &str,
+    path: &str,
+    body: &[u8],
+) -> Vec<(&'static str, String)> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let sha = |bytes: &[u8]| hex(digest::digest(&digest::SHA256, bytes).as_ref());
+    let mac = |key: &[u8], text: &str| {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+    };
+    let scope = format!("{}/{scope}/aws4_request", &timestamp[..8]);
+    let canonical = format!(
+        "POST\n{path}\n\nhost:{host}\nx-amz-date:{timestamp}\n\nhost;x-amz-date\n{}",
+        sha(body)
+    );
+    let to_sign = format!("AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}", sha(canonical.as_bytes()));
+    let mut signing = format!("AWS4{secret}").into_bytes();
+    for part in scope.split('/') {
+        signing = mac(&signing, part);
+    }
+    let signature = hex(&mac(&signing, &to_sign));
+    let authorization = format!(
+        "AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders=host;x-amz-date, Signature={signature}"
+    );
+    vec![("x-amz-date", timestamp.to_owned()), ("authorization", authorization)]
+}
+
+fn escape(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// The texts of all elements of a name.
+pub fn text(xml: &str, element: &str) -> Vec<String> {
+    let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+    xml.split(&open)
+        .skip(1)
+        .filter_map(|rest| rest.split_once(&close).map(|(text, _)| text.to_owned()))
+        .collect()
+}
+
+/// Looks until it finds, for half a minute at most.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..600 {
+        if let Some(found) = look() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{what}: not in half a minute");
+}
