@@ -1,3 +1,4 @@
 //! The host agent's library: the node's reconcilers and the responder.
 
+pub mod agent;
 pub mod responder;

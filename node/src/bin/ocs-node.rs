@@ -1,1 +1,199 @@
-fn main() {}
+//! `ocs-node`: the host agent, or `ocs-node cleanup`: what stops it for good.
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use ocs_dataplane::fabric::{Fabric, FabricConfig};
+use ocs_node::agent::blocks::Storaged;
+use ocs_node::agent::cgroup::Cgroups;
+use ocs_node::agent::cleanup::cleanup;
+use ocs_node::agent::config::Config;
+use ocs_node::agent::engine::Engine;
+use ocs_node::agent::layout::Layout;
+use ocs_node::agent::ledger::Ledger;
+use ocs_node::agent::lock::PartLock;
+use ocs_node::agent::machine::Machine;
+use ocs_node::agent::outbox::Outbox;
+use ocs_node::agent::policy::Switchboard;
+use ocs_node::agent::session::Session;
+use ocs_node::agent::vmm::OcsVmm;
+use ocs_node::agent::{capacity, netns, privilege, process};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Words of control that wait for the engine.
+const WORDS: usize = 64;
+
+/// Makes what control desires of this host true.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Cli {
+    #[command(flatten)]
+    serve: Option<Serve>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// With no node running: stop every instance and leave nothing but state.
+    Cleanup(Host),
+}
+
+#[derive(Args)]
+struct Host {
+    /// The state folder.
+    #[arg(long)]
+    state: PathBuf,
+    /// First of the user ids of this installation.
+    #[arg(long)]
+    uid_base: u32,
+    /// Seconds that a guest has to obey its power button.
+    #[arg(long, default_value_t = 30)]
+    stop_grace_s: u64,
+    /// The VMM; else the `ocs-vmm` beside this program.
+    #[arg(long)]
+    vmm: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    host: Host,
+    /// This node's name, the common name of its certificate.
+    #[arg(long)]
+    name: String,
+    /// Control's node port, such as `https://127.0.0.1:7443`.
+    #[arg(long)]
+    control: String,
+    /// The authority of control's certificate (PEM).
+    #[arg(long)]
+    tls_ca: PathBuf,
+    /// Our certificate (PEM).
+    #[arg(long)]
+    tls_cert: PathBuf,
+    /// Its key (PEM).
+    #[arg(long)]
+    tls_key: PathBuf,
+    /// Schedulable vCPUs for each CPU of the host.
+    #[arg(long, default_value_t = 1.0)]
+    overcommit_cpu: f64,
+    /// Schedulable memory for each MiB of the host.
+    #[arg(long, default_value_t = 1.0)]
+    overcommit_memory: f64,
+    /// Made, with our pid, once what runs has been adopted.
+    #[arg(long)]
+    ready_file: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let cli = Cli::parse();
+    privilege::keep_needed().context("dropping capabilities")?;
+    let host = match (&cli.command, &cli.serve) {
+        (Some(Command::Cleanup(host)), _) => host,
+        (None, Some(serve)) => &serve.host,
+        (None, None) => anyhow::bail!("nothing to do; see --help"),
+    };
+    // Before the runtime: the packet path's loader has one of its own.
+    let (machine, _lock) = machine(host)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let ended = match cli.serve {
+        Some(serve) if cli.command.is_none() => runtime.block_on(run(serve, machine)),
+        _ => runtime.block_on(cleanup(machine)),
+    };
+    // A job that waits for storaged must not hold up the end: it is crash-safe.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let outbox = Arc::new(Outbox::new(machine.boot_id.clone()));
+    let session = Session {
+        control: serve.control,
+        ca: serve.tls_ca,
+        certificate: serve.tls_cert,
+        key: serve.tls_key,
+        node: serve.name,
+        boot_id: machine.boot_id.clone(),
+        vcpus: capacity::vcpus(serve.overcommit_cpu)?,
+        memory_mib: capacity::memory_mib(serve.overcommit_memory)?,
+        layout: machine.config.layout.clone(),
+    };
+    let engine = Engine::start(machine, Arc::clone(&outbox), false).await?;
+    let (words, heard) = mpsc::channel(WORDS);
+    let mut session = tokio::spawn(session.keep(outbox, words));
+    if let Some(path) = &serve.ready_file {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| path.display().to_string())?;
+    }
+    tokio::select! {
+        () = engine.run(heard) => {}
+        ended = &mut session => ended?,
+        _ = terminated.recv() => tracing::info!("SIGTERM: what runs goes on"),
+        _ = interrupted.recv() => tracing::info!("SIGINT: what runs goes on"),
+    }
+    Ok(())
+}
+
+/// Everything the node works on, with its folders made and its lock taken.
+fn machine(host: &Host) -> anyhow::Result<(Arc<Machine>, PartLock)> {
+    let state = std::path::absolute(&host.state)?;
+    let layout = Layout::new(&state);
+    let config = Config {
+        uid_base: host.uid_base,
+        vmm: match &host.vmm {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("ocs-vmm"),
+        },
+        stop_grace: Duration::from_secs(host.stop_grace_s),
+        layout: layout.clone(),
+    };
+    folder(&layout.run(), 0o755, None)?;
+    let lock = PartLock::take(&layout.node_lock())?;
+    folder(&state.join("node"), 0o700, None)?;
+    folder(&layout.instances(), 0o711, None)?;
+    folder(&layout.consoles(), 0o700, None)?;
+    folder(&layout.responder(), 0o750, Some(config.responder_gid()))?;
+    let fabric = Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?;
+    let machine = Machine {
+        ledger: Ledger::open(&layout.ledger())?,
+        blocks: Box::new(Storaged::new(layout.storaged_socket())),
+        board: Switchboard::new(Box::new(fabric)),
+        vmms: Box::new(OcsVmm),
+        cgroups: Cgroups::detect(&state)?,
+        netns: Some(netns::open(&layout.void_netns()).context("the VMMs' network namespace")?),
+        boot_id: process::boot_id()?,
+        config,
+    };
+    Ok((Arc::new(machine), lock))
+}
+
+fn folder(path: &Path, mode: u32, gid: Option<u32>) -> anyhow::Result<()> {
+    let make = || {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        chown(path, None, gid)
+    };
+    make().with_context(|| path.display().to_string())
+}

@@ -1,0 +1,135 @@
+//! Block devices: what the node asks of storaged.
+
+use super::error::EffectError;
+use ocs_storaged_api::{
+    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus,
+};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// storaged answers after what was asked is durable; a first content may be copied.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A volume's definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Definition {
+    /// Its name at storaged.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// How it keeps its bytes.
+    pub kind: VolumeKind,
+    /// First content, or none.
+    pub image: Option<String>,
+}
+
+/// What is asked of storaged; all of it may be repeated.
+pub trait Blocks: Send + Sync {
+    /// The volume shall exist.
+    fn put(&self, volume: &Definition) -> Result<(), EffectError>;
+    /// It shall be served on `socket`.
+    fn attach(&self, name: &str, socket: &Path, read_only: bool) -> Result<(), EffectError>;
+    /// It shall be served to nobody; absent is fine.
+    fn detach(&self, name: &str) -> Result<(), EffectError>;
+    /// It shall not exist; absent is fine.
+    fn delete(&self, name: &str) -> Result<(), EffectError>;
+    /// All there are.
+    fn list(&self) -> Result<Vec<VolumeStatus>, EffectError>;
+}
+
+/// storaged itself, over its control socket; connects again after its restarts.
+pub struct Storaged {
+    socket: PathBuf,
+    client: Mutex<Option<Client>>,
+}
+
+impl Storaged {
+    /// The storaged that listens on `socket`, now or later.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            socket,
+            client: Mutex::new(None),
+        }
+    }
+
+    fn call(&self, request: &Request) -> Result<Reply, ClientError> {
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        // A connection kept from before may be to a storaged that is no more:
+        // every request may be repeated, so once more on a new one.
+        if let Some(client) = held.as_mut() {
+            match client.call(request) {
+                Err(ClientError::Transport(_) | ClientError::Protocol(_)) => *held = None,
+                other => return other,
+            }
+        }
+        let mut client = Client::connect(&self.socket, TIMEOUT)?;
+        let reply = client.call(request);
+        if !matches!(
+            reply,
+            Err(ClientError::Transport(_) | ClientError::Protocol(_))
+        ) {
+            *held = Some(client);
+        }
+        reply
+    }
+
+    fn ask(&self, request: &Request) -> Result<(), EffectError> {
+        Ok(self.call(request).map(|_| ())?)
+    }
+
+    fn ask_unless_absent(&self, request: &Request) -> Result<(), EffectError> {
+        match self.call(request) {
+            Err(ClientError::Refused {
+                code: ErrorCode::NotFound,
+                ..
+            }) => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+}
+
+impl Blocks for Storaged {
+    fn put(&self, volume: &Definition) -> Result<(), EffectError> {
+        self.ask(&Request::PutVolume {
+            volume: VolumeName(volume.name.clone()),
+            size_bytes: volume.size_bytes,
+            kind: volume.kind,
+            image: volume.image.clone(),
+        })
+        .map_err(|e| e.doing(format_args!("volume {}", volume.name)))
+    }
+
+    fn attach(&self, name: &str, socket: &Path, read_only: bool) -> Result<(), EffectError> {
+        self.ask(&Request::Attach {
+            volume: VolumeName(name.to_owned()),
+            socket: socket.to_owned(),
+            read_only,
+        })
+        .map_err(|e| e.doing(format_args!("attaching {name}")))
+    }
+
+    fn detach(&self, name: &str) -> Result<(), EffectError> {
+        self.ask_unless_absent(&Request::Detach {
+            volume: VolumeName(name.to_owned()),
+        })
+        .map_err(|e| e.doing(format_args!("detaching {name}")))
+    }
+
+    fn delete(&self, name: &str) -> Result<(), EffectError> {
+        self.ask_unless_absent(&Request::DeleteVolume {
+            volume: VolumeName(name.to_owned()),
+        })
+        .map_err(|e| e.doing(format_args!("deleting {name}")))
+    }
+
+    fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
+        match self.call(&Request::List)? {
+            Reply::Volumes { volumes } => Ok(volumes),
+            other => Err(EffectError::Transient(format!(
+                "storaged answered a list with {other:?}"
+            ))),
+        }
+    }
+}

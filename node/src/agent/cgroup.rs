@@ -1,0 +1,226 @@
+//! A control group for each VMM, outside the node's own: memory, processes and
+//! CPU share, by whichever of cgroup v1 and v2 the host has the controllers in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Beside guest memory: page tables, device state, the VMM itself.
+const OVERHEAD_MIB: u64 = 64;
+/// Beside one thread a vCPU.
+pub const OVERHEAD_THREADS: u64 = 16;
+
+/// What one instance may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Virtual CPUs.
+    pub vcpus: u64,
+    /// Guest memory.
+    pub memory_mib: u64,
+}
+
+/// The hierarchies, and our folder's name in each.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+    name: String,
+}
+
+#[derive(Clone, Debug)]
+struct Hierarchy {
+    root: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Memory,
+    Pids,
+    Cpu,
+    /// cgroup v2 with the three controllers.
+    Unified,
+}
+
+impl Cgroups {
+    /// Those of this host; `state` gives the folder its name, one an installation.
+    pub fn detect(state: &Path) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        Ok(Self {
+            hierarchies: hierarchies(&mounts, |root| {
+                fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
+            }),
+            name: format!("ocs-{:016x}", fnv1a(state.as_os_str().as_encoded_bytes())),
+        })
+    }
+
+    /// Makes the groups of instance `id` with `limits`. Each returned file takes
+    /// `0` for "the writer joins".
+    pub fn create(&self, id: &str, limits: Limits) -> io::Result<Vec<File>> {
+        let mut joins = Vec::new();
+        for hierarchy in &self.hierarchies {
+            let ours = hierarchy.root.join(&self.name);
+            let group = ours.join(id);
+            fs::create_dir_all(&group)?;
+            if hierarchy.kind == Kind::Unified {
+                for parent in [&hierarchy.root, &ours] {
+                    fs::write(parent.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+                }
+            }
+            for (file, value) in hierarchy.kind.limits(limits) {
+                fs::write(group.join(file), value.to_string())?;
+            }
+            joins.push(
+                OpenOptions::new()
+                    .write(true)
+                    .open(group.join("cgroup.procs"))?,
+            );
+        }
+        Ok(joins)
+    }
+
+    /// Removes the groups of instance `id`, whose processes are gone.
+    pub fn remove(&self, id: &str) -> io::Result<()> {
+        for hierarchy in &self.hierarchies {
+            remove_dir(&hierarchy.root.join(&self.name).join(id))?;
+        }
+        Ok(())
+    }
+
+    /// Removes our folders, which are empty.
+    pub fn remove_all(&self) -> io::Result<()> {
+        for hierarchy in &self.hierarchies {
+            remove_dir(&hierarchy.root.join(&self.name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Kind {
+    fn limits(self, limits: Limits) -> Vec<(&'static str, u64)> {
+        let memory = (limits.memory_mib + OVERHEAD_MIB) << 20;
+        let threads = limits.vcpus + OVERHEAD_THREADS;
+        match self {
+            Self::Memory => vec![("memory.limit_in_bytes", memory)],
+            Self::Pids => vec![("pids.max", threads)],
+            Self::Cpu => vec![("cpu.shares", 1024 * limits.vcpus)],
+            Self::Unified => vec![
+                ("memory.max", memory),
+                ("pids.max", threads),
+                ("cpu.weight", (100 * limits.vcpus).min(10_000)),
+            ],
+        }
+    }
+}
+
+/// From `/proc/mounts`; `controllers` reads `cgroup.controllers` of a v2 root.
+fn hierarchies(mounts: &str, controllers: impl Fn(&Path) -> String) -> Vec<Hierarchy> {
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(root), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let root = PathBuf::from(root);
+        let mut add = |kind| {
+            found.push(Hierarchy {
+                root: root.clone(),
+                kind,
+            });
+        };
+        match kind {
+            "cgroup" => {
+                for option in options.split(',') {
+                    match option {
+                        "memory" => add(Kind::Memory),
+                        "pids" => add(Kind::Pids),
+                        "cpu" => add(Kind::Cpu),
+                        _ => {}
+                    }
+                }
+            }
+            "cgroup2" => {
+                let has = controllers(&root);
+                if ["memory", "pids", "cpu"]
+                    .iter()
+                    .all(|c| has.split_whitespace().any(|h| h == *c))
+                {
+                    add(Kind::Unified);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::other(format!("{}: {e}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// FNV-1a, 64 bits: a stable short name, no secret.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_are_recognised() {
+        let v1 = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
+                  cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n\
+                  cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let kinds = |mounts: &str, controllers: &str| -> Vec<Kind> {
+            hierarchies(mounts, |_| controllers.to_owned())
+                .iter()
+                .map(|h| h.kind)
+                .collect()
+        };
+        assert_eq!(kinds(v1, ""), [Kind::Cpu, Kind::Memory]);
+        let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
+        assert_eq!(kinds(v2, "cpuset cpu io memory pids"), [Kind::Unified]);
+        assert_eq!(kinds(v2, "cpuset"), []);
+    }
+
+    #[test]
+    fn groups_are_made_with_limits_and_removed() {
+        let state = PathBuf::from(format!("/test/node/{}", std::process::id()));
+        let groups = Cgroups::detect(&state).unwrap();
+        struct Cleanup(Cgroups);
+        impl Drop for Cleanup {
+            fn drop(&mut self) {
+                let _ = self.0.remove("i-1");
+                let _ = self.0.remove_all();
+            }
+        }
+        let _cleanup = Cleanup(groups.clone());
+        let limits = Limits {
+            vcpus: 2,
+            memory_mib: 64,
+        };
+        let joins = groups.create("i-1", limits).unwrap();
+        assert_eq!(groups.create("i-1", limits).unwrap().len(), joins.len());
+        for hierarchy in &groups.hierarchies {
+            let group = hierarchy.root.join(&groups.name).join("i-1");
+            for (file, value) in hierarchy.kind.limits(limits) {
+                let now = fs::read_to_string(group.join(file)).unwrap();
+                assert_eq!(now.trim(), value.to_string(), "{file}");
+            }
+        }
+        groups.remove("i-1").unwrap();
+        groups.remove("i-1").unwrap();
+        groups.remove_all().unwrap();
+        for hierarchy in &groups.hierarchies {
+            assert!(!hierarchy.root.join(&groups.name).exists());
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The desired slice: what control said last, kept so that it holds without control.
+
+use super::durable::{self, Lasts};
+use super::layout::is_plain_id;
+use ocs_node_api as api;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+/// Everything desired of this node, by id.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Slice {
+    /// The revision it is as of; 0: control has never spoken.
+    pub revision: u64,
+    /// Instances.
+    pub instances: BTreeMap<String, api::Instance>,
+    /// Volumes.
+    pub volumes: BTreeMap<String, api::Volume>,
+    /// Security groups.
+    pub security_groups: BTreeMap<String, api::SecurityGroup>,
+}
+
+/// Ids whose desired state a message changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Instances.
+    pub instances: BTreeSet<String>,
+    /// Volumes.
+    pub volumes: BTreeSet<String>,
+    /// Any security group.
+    pub groups: bool,
+}
+
+impl Changed {
+    /// Both.
+    pub fn merge(&mut self, other: Self) {
+        self.instances.extend(other.instances);
+        self.volumes.extend(other.volumes);
+        self.groups |= other.groups;
+    }
+}
+
+impl Slice {
+    /// The slice at `path`; none there is an empty one.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        Ok(durable::read(path)?.unwrap_or_default())
+    }
+
+    /// Makes it last, before the call returns.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        durable::replace(path, self, Lasts::Always)
+    }
+
+    /// Control says that this is all.
+    pub fn replace(&mut self, snapshot: api::Snapshot) -> Changed {
+        let mut changed = Changed {
+            instances: self.instances.keys().cloned().collect(),
+            volumes: self.volumes.keys().cloned().collect(),
+            groups: true,
+        };
+        *self = Self::default();
+        changed.merge(self.merge(api::Delta {
+            revision: snapshot.revision,
+            instances: snapshot.instances,
+            volumes: snapshot.volumes,
+            security_groups: snapshot.security_groups,
+            security_groups_gone: Vec::new(),
+            remote_endpoints: Vec::new(),
+        }));
+        changed
+    }
+
+    /// Control says that this has changed.
+    pub fn merge(&mut self, delta: api::Delta) -> Changed {
+        let mut changed = Changed::default();
+        self.revision = delta.revision;
+        for instance in delta.instances {
+            if plain(&instance.id) {
+                changed.instances.insert(instance.id.clone());
+                self.instances.insert(instance.id.clone(), instance);
+            }
+        }
+        for volume in delta.volumes {
+            if plain(&volume.id) {
+                changed.volumes.insert(volume.id.clone());
+                self.volumes.insert(volume.id.clone(), volume);
+            }
+        }
+        for group in delta.security_groups {
+            changed.groups = true;
+            self.security_groups.insert(group.id.clone(), group);
+        }
+        for id in delta.security_groups_gone {
+            changed.groups |= self.security_groups.remove(&id).is_some();
+        }
+        changed
+    }
+}
+
+/// Ids become file names.
+fn plain(id: &str) -> bool {
+    let plain = is_plain_id(id);
+    if !plain {
+        tracing::error!(id, "control named an object that cannot be a file; ignored");
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(id: &str, generation: u64) -> api::Instance {
+        api::Instance {
+            id: id.to_owned(),
+            generation,
+            ..api::Instance::default()
+        }
+    }
+
+    #[test]
+    fn a_slice_survives_its_file_and_names_what_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slice.json");
+        let mut slice = Slice::load(&path).unwrap();
+        let changed = slice.replace(api::Snapshot {
+            revision: 4,
+            instances: vec![instance("i-1", 1), instance("../x", 1)],
+            security_groups: vec![api::SecurityGroup {
+                id: "sg-1".into(),
+                rules: vec![api::Rule {
+                    peer: Some(api::rule::Peer::Cidr("10.0.0.0/8".into())),
+                    ..api::Rule::default()
+                }],
+                ..api::SecurityGroup::default()
+            }],
+            ..api::Snapshot::default()
+        });
+        assert_eq!(changed.instances, BTreeSet::from(["i-1".to_owned()]));
+        slice.save(&path).unwrap();
+        assert_eq!(Slice::load(&path).unwrap(), slice);
+
+        let changed = slice.merge(api::Delta {
+            revision: 5,
+            instances: vec![instance("i-2", 1)],
+            security_groups_gone: vec!["sg-9".into()],
+            ..api::Delta::default()
+        });
+        assert_eq!(changed.instances, BTreeSet::from(["i-2".to_owned()]));
+        assert!(!changed.groups);
+
+        // What a snapshot leaves out has changed too: nobody claims it.
+        let changed = slice.replace(api::Snapshot {
+            revision: 6,
+            instances: vec![instance("i-2", 2)],
+            ..api::Snapshot::default()
+        });
+        assert_eq!(
+            changed.instances,
+            BTreeSet::from(["i-1".to_owned(), "i-2".to_owned()])
+        );
+        assert_eq!(slice.instances.len(), 1);
+    }
+}

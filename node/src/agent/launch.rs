@@ -1,0 +1,375 @@
+//! One launch: from a desired instance to a VMM that runs.
+//!
+//! `owner.json` comes first and names what will be made, so that a launch cut off
+//! anywhere is cleared by [`Machine::clear`] and made afresh. Every descriptor the
+//! VMM needs is opened here, for it may open nothing itself.
+
+use super::blocks::Definition;
+use super::cgroup::Limits;
+use super::error::{Doing, EffectError};
+use super::layout::is_plain_file;
+use super::ledger::Record;
+use super::machine::{Body, Machine};
+use super::owner::{Owner, RunDir};
+use super::plan::{Page, Run, Vmm};
+use super::policy::Plugged;
+use super::spawn;
+use super::vmm;
+use ocs_node_api as api;
+use ocs_storaged_api::VolumeKind;
+use ocs_vmm_spec as spec;
+use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::path::Path;
+
+/// EC2 keeps 64 KiB of console output.
+const CONSOLE_BYTES: u32 = 64 * 1024;
+/// Room beside guest memory in the largest file that a VMM may write.
+const FILE_SLACK_BYTES: u64 = 64 << 20;
+
+/// One block device of an instance.
+struct Device {
+    volume: String,
+    /// `VIRTIO_BLK_T_GET_ID`.
+    serial: String,
+    read_only: bool,
+    store: Option<Definition>,
+}
+
+/// Descriptors that the VMM inherits, and the numbers that the spec names.
+#[derive(Default)]
+struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> spec::Source {
+        let fd = fd.into();
+        let number: RawFd = fd.as_raw_fd();
+        self.0.push(fd);
+        spec::Source::Fd(number)
+    }
+}
+
+/// The instance store's name at storaged.
+fn store_name(id: &str, store: &api::InstanceStore) -> String {
+    format!("{id}-ephemeral{}", store.index)
+}
+
+/// Block devices in the guest's order: the root first.
+fn devices(desired: &api::Instance) -> Vec<Device> {
+    let stores = |root| {
+        desired
+            .instance_stores
+            .iter()
+            .filter(move |store| store.root == root)
+            .map(|store| {
+                let name = store_name(&desired.id, store);
+                Device {
+                    volume: name.clone(),
+                    serial: format!("ephemeral{}", store.index),
+                    read_only: false,
+                    store: Some(Definition {
+                        name,
+                        size_bytes: store.size_bytes,
+                        kind: VolumeKind::Ephemeral,
+                        image: Some(store.image.clone()).filter(|image| !image.is_empty()),
+                    }),
+                }
+            })
+    };
+    let attached = desired.attachments.iter().map(|attachment| Device {
+        volume: attachment.volume_id.clone(),
+        serial: attachment.volume_id.replace('-', ""),
+        read_only: attachment.read_only,
+        store: None,
+    });
+    stores(true).chain(attached).chain(stores(false)).collect()
+}
+
+impl Machine {
+    /// Makes a run of `desired`. The run directory must not exist.
+    pub(super) fn launch(
+        &self,
+        desired: &api::Instance,
+        body: &mut Body,
+    ) -> Result<(), EffectError> {
+        let devices = devices(desired);
+        let record = self.allot(desired, &devices)?;
+        body.seen.page = Some(Page::from(&record));
+        let run = RunDir::of(&self.config.layout, &desired.id);
+        let mut owner = self.intend(desired, &devices, &run)?;
+        let exit = lock_exit_record(&run)?;
+
+        let mut inherited = Inherited::default();
+        let block = self.listen_for_storaged(&run, &devices, &mut inherited)?;
+        let net = self.plug_taps(desired, &record, &mut owner, &run, &mut inherited)?;
+        self.tell_responder(desired, &record)?;
+        for (index, device) in devices.iter().enumerate() {
+            self.blocks
+                .attach(&device.volume, &run.block_socket(index), device.read_only)?;
+        }
+
+        let spec = spec::Spec {
+            version: spec::SPEC_VERSION,
+            id: desired.id.clone(),
+            vcpus: u8::try_from(desired.vcpus)
+                .map_err(|_| EffectError::Permanent(format!("{} vCPUs", desired.vcpus)))?,
+            memory_mib: desired.memory_mib,
+            boot: self.boot(desired, &mut inherited)?,
+            serial: spec::Serial {
+                ring: inherited.add(self.open_console(&desired.id)?),
+                capacity_bytes: CONSOLE_BYTES,
+            },
+            net,
+            block,
+            control: Some(
+                inherited
+                    .add(vmm::listen(&run.control_socket()).doing("the VMM's control socket")?),
+            ),
+            exit_record: Some(inherited.add(exit)),
+            kvm: Some(inherited.add(open_rw(Path::new("/dev/kvm"))?)),
+        };
+        spec.check()
+            .map_err(|e| EffectError::Permanent(e.to_string()))?;
+        let process = self.start(desired, &record, &owner, &run, &spec, &inherited)?;
+        drop(inherited);
+
+        owner.process = Some(process.id());
+        if let Err(error) = run.set_owner(&owner) {
+            process.kill().doing("killing a VMM that cannot be noted")?;
+            return Err(error).doing("owner.json");
+        }
+        body.seen.run = Some(Run {
+            starts: owner.starts,
+            reboots: owner.reboots,
+            up: false,
+            vmm: Vmm::Alive,
+            told: Some(desired.generation),
+            asked: None,
+        });
+        body.process = Some(process.into());
+        Ok(())
+    }
+
+    /// The ledger's page, with the stores of this start on it.
+    fn allot(&self, desired: &api::Instance, devices: &[Device]) -> Result<Record, EffectError> {
+        let enis: Vec<String> = desired
+            .network_interfaces
+            .iter()
+            .map(|eni| eni.id.clone())
+            .collect();
+        let mut record = self.ledger.allot(&desired.id, &enis).doing("ledger")?;
+        record.starts = desired.starts;
+        record.ended = None;
+        record.stores = devices
+            .iter()
+            .filter_map(|device| device.store.as_ref())
+            .map(|store| store.name.clone())
+            .collect();
+        self.ledger
+            .put(&desired.id, record.clone())
+            .doing("ledger")?;
+        Ok(record)
+    }
+
+    /// Makes the run directory and states in it what will be.
+    fn intend(
+        &self,
+        desired: &api::Instance,
+        devices: &[Device],
+        run: &RunDir,
+    ) -> Result<Owner, EffectError> {
+        let mut nonce = [0u8; 16];
+        getrandom::fill(&mut nonce).map_err(|e| EffectError::Transient(e.to_string()))?;
+        let owner = Owner {
+            generation: desired.generation,
+            starts: desired.starts,
+            reboots: desired.reboots,
+            nonce: format!("{:032x}", u128::from_ne_bytes(nonce)),
+            boot_id: self.boot_id.clone(),
+            volumes: devices
+                .iter()
+                .filter(|device| device.store.is_none())
+                .map(|device| device.volume.clone())
+                .collect(),
+            taps: BTreeMap::new(),
+            process: None,
+            up_since_s: None,
+        };
+        run.create().doing("run directory")?;
+        run.set_owner(&owner).doing("owner.json")?;
+        Ok(owner)
+    }
+
+    /// A listening socket a device, where storaged's user alone may connect.
+    fn listen_for_storaged(
+        &self,
+        run: &RunDir,
+        devices: &[Device],
+        inherited: &mut Inherited,
+    ) -> Result<Vec<spec::Block>, EffectError> {
+        let mut block = Vec::new();
+        for (index, device) in devices.iter().enumerate() {
+            if let Some(store) = &device.store {
+                self.blocks.put(store)?;
+            }
+            let path = run.block_socket(index);
+            let listener = vmm::listen(&path).doing(path.display())?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).doing(path.display())?;
+            chown(&path, Some(self.config.storaged_uid()), None).doing(path.display())?;
+            block.push(spec::Block {
+                id: device.serial.clone(),
+                listener: inherited.add(listener),
+                backend_uid: self.config.storaged_uid(),
+            });
+        }
+        Ok(block)
+    }
+
+    /// A tap an ENI, known to the packet path when this returns.
+    fn plug_taps(
+        &self,
+        desired: &api::Instance,
+        record: &Record,
+        owner: &mut Owner,
+        run: &RunDir,
+        inherited: &mut Inherited,
+    ) -> Result<Vec<spec::Net>, EffectError> {
+        let mut net = Vec::new();
+        for (index, eni) in desired.network_interfaces.iter().enumerate() {
+            let name = format!("t{}-{index}", record.slot);
+            let (fd, ifindex) = self.board.network().create_tap(&name)?;
+            owner.taps.insert(eni.id.clone(), ifindex);
+            net.push(spec::Net {
+                id: eni.id.clone(),
+                tap: inherited.add(fd),
+                mac: eni.mac.to_lowercase(),
+                mtu: u16::try_from(eni.mtu)
+                    .map_err(|_| EffectError::Permanent(format!("{}: MTU {}", eni.id, eni.mtu)))?,
+            });
+        }
+        run.set_owner(owner).doing("owner.json")?;
+        self.plug(desired, record, owner);
+        self.board.settle()?;
+        Ok(net)
+    }
+
+    /// States the instance's ENIs to the switchboard.
+    pub(super) fn plug(&self, desired: &api::Instance, record: &Record, owner: &Owner) {
+        self.board.plug(
+            &desired.id,
+            Plugged {
+                enis: desired.network_interfaces.clone(),
+                taps: owner.taps.clone(),
+                service_addresses: record.service_addresses.clone(),
+            },
+        );
+    }
+
+    fn boot(
+        &self,
+        desired: &api::Instance,
+        inherited: &mut Inherited,
+    ) -> Result<spec::Boot, EffectError> {
+        let image = desired
+            .image
+            .as_ref()
+            .ok_or_else(|| EffectError::Permanent("no image".to_owned()))?;
+        let initrd = match image.initrd.as_str() {
+            "" => None,
+            name => Some(inherited.add(self.open_image(name)?)),
+        };
+        Ok(spec::Boot {
+            kernel: inherited.add(self.open_image(&image.kernel)?),
+            initrd,
+            cmdline: image.cmdline.clone(),
+        })
+    }
+
+    fn open_image(&self, name: &str) -> Result<File, EffectError> {
+        if !is_plain_file(name) {
+            return Err(EffectError::Permanent(format!(
+                "image file {name:?} is not a plain file name"
+            )));
+        }
+        let path = self.config.layout.images().join(name);
+        File::open(&path).map_err(|e| EffectError::Permanent(format!("{}: {e}", path.display())))
+    }
+
+    fn open_console(&self, id: &str) -> Result<File, EffectError> {
+        open_rw(&self.config.layout.console(id))
+    }
+
+    fn start(
+        &self,
+        desired: &api::Instance,
+        record: &Record,
+        owner: &Owner,
+        run: &RunDir,
+        spec: &spec::Spec,
+        inherited: &Inherited,
+    ) -> Result<super::process::Process, EffectError> {
+        let json = serde_json::to_vec_pretty(spec).doing("spec")?;
+        File::create(run.spec())
+            .and_then(|mut file| file.write_all(&json))
+            .doing("spec.json")?;
+        let spec = File::open(run.spec()).doing("spec.json")?;
+        let limits = Limits {
+            vcpus: u64::from(desired.vcpus),
+            memory_mib: desired.memory_mib,
+        };
+        let program = File::open(&self.config.vmm).doing(self.config.vmm.display())?;
+        let cgroups = self
+            .cgroups
+            .create(&desired.id, limits)
+            .doing("control groups")?;
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(run.log())
+            .doing("vmm.log")?;
+        self.vmms
+            .start(spawn::Launch {
+                program: &program,
+                id: &desired.id,
+                nonce: &owner.nonce,
+                spec: spec.as_fd(),
+                inherits: &inherited.0,
+                uid: self.config.vmm_uid(record.slot),
+                cgroups: &cgroups,
+                netns: self.netns.as_ref(),
+                log,
+                max_file_bytes: (desired.memory_mib << 20) + FILE_SLACK_BYTES,
+                max_threads: limits.vcpus + super::cgroup::OVERHEAD_THREADS,
+            })
+            .doing(format_args!("starting {}", self.config.vmm.display()))
+    }
+}
+
+/// The exit record, new and locked. The lock belongs to the open file, which the
+/// VMM inherits: it lasts exactly as long as the VMM or we hold it.
+fn lock_exit_record(run: &RunDir) -> Result<File, EffectError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(run.exit_record())
+        .doing("exit.json")?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).doing("exit.json")?;
+    Ok(file)
+}
+
+fn open_rw(path: &Path) -> Result<File, EffectError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(!path.starts_with("/dev"))
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .doing(path.display())
+}

@@ -1,0 +1,33 @@
+//! The packet path: what the node asks of the Fabric.
+
+use super::error::{Doing, EffectError};
+use ocs_dataplane::fabric::Fabric;
+use ocs_dataplane::model::Policy;
+use std::os::fd::OwnedFd;
+
+/// What is asked of the packet path.
+pub trait Network: Send + Sync {
+    /// A tap that dies with its descriptor and passes nothing until a policy names it.
+    fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError>;
+    /// `policy` shall be what the packet path does.
+    fn apply(&self, policy: &Policy) -> Result<(), EffectError>;
+    /// Forgets taps that are gone.
+    fn collect_garbage(&self) -> Result<(), EffectError>;
+}
+
+impl Network for Fabric {
+    fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
+        let tap = Fabric::create_tap(self, name).doing(format_args!("tap {name}"))?;
+        Ok((tap.fd, tap.ifindex))
+    }
+
+    fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
+        Fabric::apply(self, policy).doing("policy")?;
+        Ok(())
+    }
+
+    fn collect_garbage(&self) -> Result<(), EffectError> {
+        Fabric::collect_garbage(self).doing("removing pins of gone taps")?;
+        Ok(())
+    }
+}

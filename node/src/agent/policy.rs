@@ -1,0 +1,227 @@
+//! From desired ENIs and security groups to the packet path's policy.
+//!
+//! ```text
+//!  groups (slice) ──┐
+//!  ENIs, taps ──────┴▶ Switchboard ── settle() ──▶ Network::apply(Policy)
+//! ```
+//! Callers change the inputs and then settle; whoever settles first carries the
+//! changes of all who wait, so a burst costs few applications.
+
+use super::error::EffectError;
+use super::network::Network;
+use ipnet::IpNet;
+use ocs_dataplane::model::{
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+};
+use ocs_node_api as api;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// The ENIs of one instance as they are plugged in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plugged {
+    /// As desired.
+    pub enis: Vec<api::NetworkInterface>,
+    /// Interface index of each ENI's tap.
+    pub taps: BTreeMap<String, u32>,
+    /// Service address of each ENI.
+    pub service_addresses: BTreeMap<String, Ipv4Addr>,
+}
+
+/// Keeps the packet path equal to its inputs.
+pub struct Switchboard {
+    network: Box<dyn Network>,
+    inputs: Mutex<Inputs>,
+    /// The version of the inputs that the packet path has.
+    applied: Mutex<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Inputs {
+    version: u64,
+    groups: BTreeMap<String, api::SecurityGroup>,
+    instances: BTreeMap<String, Plugged>,
+}
+
+impl Switchboard {
+    /// Over `network`, which is told nothing until the first [`Self::settle`].
+    #[must_use]
+    pub fn new(network: Box<dyn Network>) -> Self {
+        let inputs = Inputs {
+            version: 1,
+            ..Inputs::default()
+        };
+        Self {
+            network,
+            inputs: Mutex::new(inputs),
+            applied: Mutex::new(0),
+        }
+    }
+
+    /// The packet path itself.
+    #[must_use]
+    pub fn network(&self) -> &dyn Network {
+        self.network.as_ref()
+    }
+
+    /// States all security groups.
+    pub fn set_groups(&self, groups: &BTreeMap<String, api::SecurityGroup>) {
+        let mut inputs = lock(&self.inputs);
+        if inputs.groups != *groups {
+            inputs.groups.clone_from(groups);
+            inputs.version += 1;
+        }
+    }
+
+    /// States the ENIs of instance `id`.
+    pub fn plug(&self, id: &str, plugged: Plugged) {
+        let mut inputs = lock(&self.inputs);
+        if inputs.instances.get(id) != Some(&plugged) {
+            inputs.instances.insert(id.to_owned(), plugged);
+            inputs.version += 1;
+        }
+    }
+
+    /// Instance `id` has no ENIs any more.
+    pub fn unplug(&self, id: &str) {
+        let mut inputs = lock(&self.inputs);
+        if inputs.instances.remove(id).is_some() {
+            inputs.version += 1;
+        }
+    }
+
+    /// Returns once the packet path has all that was stated before the call.
+    pub fn settle(&self) -> Result<(), EffectError> {
+        let wanted = lock(&self.inputs).version;
+        let mut applied = lock(&self.applied);
+        if *applied >= wanted {
+            return Ok(());
+        }
+        let inputs = lock(&self.inputs).clone();
+        self.network.apply(&translate(&inputs))?;
+        *applied = inputs.version;
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What cannot be translated is left out, which denies it, and logged.
+fn translate(inputs: &Inputs) -> Policy {
+    let mut policy = Policy::default();
+    for plugged in inputs.instances.values() {
+        for eni in &plugged.enis {
+            match port(eni, plugged) {
+                Some(port) => {
+                    policy.ports.insert(PortId(eni.id.clone()), port);
+                }
+                None => tracing::error!(eni = ?eni, "an ENI is not valid; it stays closed"),
+            }
+        }
+    }
+    let mut wanted: BTreeSet<GroupId> = policy
+        .ports
+        .values()
+        .flat_map(|port| port.groups.iter().cloned())
+        .collect();
+    let direct: Vec<GroupId> = wanted.iter().cloned().collect();
+    for id in direct {
+        let group = inputs.groups.get(&id.0).map(group).unwrap_or_default();
+        wanted.extend(group.rules.iter().filter_map(|rule| match &rule.peer {
+            Peer::Group(peer) => Some(peer.clone()),
+            Peer::Cidr(_) => None,
+        }));
+        policy.groups.insert(id, group);
+    }
+    for id in wanted {
+        if !policy.groups.contains_key(&id) {
+            let group = inputs.groups.get(&id.0).map(group).unwrap_or_default();
+            policy.groups.insert(id, group);
+        }
+    }
+    policy
+}
+
+fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
+    Some(Port {
+        ifindex: *plugged.taps.get(&eni.id)?,
+        vni: Vni(eni.vni),
+        mac: Mac(ocs_vmm_spec::parse_mac(&eni.mac)?),
+        addresses: BTreeSet::from([eni.private_ip.parse().ok()?]),
+        subnet: eni.subnet_cidr.parse().ok()?,
+        groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
+        service_address: *plugged.service_addresses.get(&eni.id)?,
+    })
+}
+
+fn group(desired: &api::SecurityGroup) -> Group {
+    let mut rules = BTreeSet::new();
+    for desired_rule in &desired.rules {
+        match rule(desired_rule) {
+            Some(rule) => {
+                rules.insert(rule);
+            }
+            None => {
+                tracing::error!(group = desired.id, rule = ?desired_rule, "a rule is not valid; it allows nothing");
+            }
+        }
+    }
+    Group { rules }
+}
+
+fn rule(desired: &api::Rule) -> Option<Rule> {
+    let direction = if desired.egress {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
+    let peer = match desired.peer.as_ref()? {
+        api::rule::Peer::Cidr(cidr) => Peer::Cidr(cidr.parse::<IpNet>().ok()?.trunc()),
+        api::rule::Peer::SecurityGroup(id) => Peer::Group(GroupId(id.clone())),
+    };
+    Some(Rule {
+        direction,
+        traffic: traffic(desired)?,
+        peer,
+    })
+}
+
+/// EC2's `IpPermission`: protocol -1 is everything; -1 for an ICMP type or code is any.
+fn traffic(desired: &api::Rule) -> Option<Traffic> {
+    if desired.protocol == -1 {
+        return Some(Traffic::All);
+    }
+    let protocol = u8::try_from(desired.protocol).ok()?;
+    let (from, to) = (desired.from_port, desired.to_port);
+    match protocol {
+        TCP | UDP if (from, to) == (-1, -1) => Some(Traffic::Protocol(protocol)),
+        TCP | UDP => {
+            let (from, to) = (u16::try_from(from).ok()?, u16::try_from(to).ok()?);
+            (from <= to).then_some(Traffic::Ports { protocol, from, to })
+        }
+        ICMP | ICMPV6 => {
+            let part = |value: i32| match value {
+                -1 => Some(None),
+                value => u8::try_from(value).ok().map(Some),
+            };
+            Some(Traffic::Icmp {
+                protocol,
+                kind: part(from)?,
+                code: part(to)?,
+            })
+        }
+        _ => Some(Traffic::Protocol(protocol)),
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -1,0 +1,197 @@
+//! Persistent volumes: each is put or deleted at storaged, and reported.
+
+use super::blocks::Definition;
+use super::engine::{Engine, Event, backoff};
+use super::error::EffectError;
+use ocs_node_api as api;
+use ocs_storaged_api::VolumeKind;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One volume as the engine holds it.
+#[derive(Debug, Default)]
+pub(super) struct VolumeUnit {
+    state: State,
+    busy: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Unknown,
+    Present,
+    /// storaged will not make it; tried again at another generation.
+    Refused(u64),
+}
+
+/// The persistent volumes of an instance.
+pub(super) fn of(desired: &api::Instance) -> Vec<String> {
+    desired
+        .attachments
+        .iter()
+        .map(|attachment| attachment.volume_id.clone())
+        .collect()
+}
+
+impl Engine {
+    /// Whether an instance's volumes are there.
+    pub(super) fn volumes_ready(&self, desired: &api::Instance) -> bool {
+        of(desired).iter().all(|id| {
+            self.volumes
+                .get(id)
+                .is_some_and(|unit| unit.state == State::Present)
+        })
+    }
+
+    /// Asks storaged what there is: volumes that are there need no word, and
+    /// instance stores that no page of the ledger names are destroyed.
+    pub(super) async fn survey_volumes(&mut self) {
+        let machine = Arc::clone(&self.machine);
+        let listed = tokio::task::spawn_blocking(move || {
+            let listed = machine.blocks.list()?;
+            let claimed: BTreeSet<String> = machine
+                .ledger
+                .ids()
+                .iter()
+                .filter_map(|id| machine.ledger.get(id))
+                .flat_map(|record| record.stores)
+                .collect();
+            for volume in &listed {
+                let name = &volume.volume.0;
+                if volume.kind == VolumeKind::Ephemeral && !claimed.contains(name) {
+                    tracing::warn!(volume = name, "an instance store without an instance");
+                    machine.blocks.delete(name)?;
+                }
+            }
+            Ok::<_, EffectError>(listed)
+        })
+        .await;
+        let listed = match listed {
+            Ok(Ok(listed)) => listed,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "storaged is away");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the survey of volumes was cut off");
+                return;
+            }
+        };
+        for volume in listed {
+            let Some(desired) = self.slice.volumes.get(&volume.volume.0) else {
+                continue;
+            };
+            if desired.size_bytes == volume.size_bytes && volume.kind == VolumeKind::Persistent {
+                let unit = self.volumes.entry(volume.volume.0).or_default();
+                unit.state = State::Present;
+            }
+        }
+    }
+
+    /// Puts or deletes volume `id` if that is next.
+    pub(super) fn reconsider_volume(&mut self, id: &str) {
+        let Some(desired) = self.slice.volumes.get(id).cloned() else {
+            // Nobody's; its bytes are a tenant's, and stay until somebody says ABSENT.
+            self.volumes.remove(id);
+            return;
+        };
+        let absent = desired.desired() == api::Desired::Absent;
+        let in_use = self.is_in_use(id);
+        let unit = self.volumes.entry(id.to_owned()).or_default();
+        if unit.busy || unit.not_before.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        if !absent {
+            match unit.state {
+                State::Present => {
+                    self.outbox
+                        .volume(id, desired.generation, api::Phase::Up, String::new());
+                    return;
+                }
+                State::Refused(generation) if generation == desired.generation => return,
+                State::Refused(_) | State::Unknown => {}
+            }
+        } else if in_use {
+            return;
+        }
+        unit.busy = true;
+        let (machine, events, permits, id) = (
+            Arc::clone(&self.machine),
+            self.events.clone(),
+            Arc::clone(&self.jobs),
+            id.to_owned(),
+        );
+        tokio::spawn(async move {
+            let permit = permits.acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let result = if absent {
+                    machine.blocks.delete(&id)
+                } else {
+                    machine.blocks.put(&definition(&desired))
+                };
+                drop(permit);
+                let _ = events.send(Event::Volume(id, desired.generation, absent, result));
+            });
+        });
+    }
+
+    /// What came of it.
+    pub(super) fn on_volume_done(
+        &mut self,
+        id: &str,
+        generation: u64,
+        absent: bool,
+        result: Result<(), EffectError>,
+    ) {
+        let Some(unit) = self.volumes.get_mut(id) else {
+            return;
+        };
+        unit.busy = false;
+        match result {
+            Ok(()) if absent => {
+                self.volumes.remove(id);
+                self.slice.volumes.remove(id);
+                self.outbox
+                    .volume(id, generation, api::Phase::Gone, String::new());
+                return;
+            }
+            Ok(()) => {
+                unit.failures = 0;
+                unit.state = State::Present;
+            }
+            Err(EffectError::Permanent(why)) if !absent => {
+                tracing::error!(volume = id, why, "cannot be made");
+                unit.state = State::Refused(generation);
+                self.outbox.volume(id, generation, api::Phase::Failed, why);
+            }
+            Err(error) => {
+                tracing::warn!(volume = id, %error, "will be tried again");
+                unit.failures += 1;
+                let at = Instant::now() + backoff(unit.failures);
+                unit.not_before = Some(at);
+                let (events, id) = (self.events.clone(), id.to_owned());
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(at.into()).await;
+                    let _ = events.send(Event::WakeVolume(id));
+                });
+                return;
+            }
+        }
+        self.reconsider_volume(id);
+        for instance in self.waiting_for(id) {
+            self.reconsider(&instance);
+        }
+    }
+}
+
+fn definition(desired: &api::Volume) -> Definition {
+    Definition {
+        name: desired.id.clone(),
+        size_bytes: desired.size_bytes,
+        kind: VolumeKind::Persistent,
+        image: Some(desired.image.clone()).filter(|image| !image.is_empty()),
+    }
+}
