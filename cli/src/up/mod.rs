@@ -165,7 +165,7 @@ async fn start(
     supervisor.start(plan.storaged());
     supervisor.start(plan.responder());
     supervisor.start(plan.node(&control));
-    ready::node(&plan, supervisor).await?;
+    ready::others(&plan, supervisor).await?;
     let env = ready::environment(&plan, &control)?;
     if let Some(path) = &arguments.write_env {
         crate::state::write_whole(path, env.as_bytes(), 0o600, 0)?;

@@ -82,6 +82,11 @@ impl Plan<'_> {
         self.state.path("run/node.ready")
     }
 
+    /// Where storaged takes requests.
+    pub fn storaged_socket(&self) -> PathBuf {
+        self.state.path("run/storaged/control.sock")
+    }
+
     /// `ocs-control`, on the addresses that it already had if `known`.
     pub fn control(&self, known: Option<&Control>) -> Start {
         let listen = known.map_or(self.arguments.listen, |known| known.listen);
@@ -111,7 +116,7 @@ impl Plan<'_> {
         self.start(Part::Storaged)
             .with("--state", self.state.path("storaged"))
             .with("--images", self.state.path("images"))
-            .with("--control", self.state.path("run/storaged/control.sock"))
+            .with("--control", self.storaged_socket())
     }
 
     /// `ocs-responder`, which gives up root by itself.

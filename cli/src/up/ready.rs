@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -48,18 +49,29 @@ struct Bootstrap {
 /// Waits until control serves.
 pub async fn control(plan: &Plan<'_>, supervisor: &Supervisor) -> Result<Control> {
     let path = plan.control_ready();
-    wait(plan, supervisor, Part::Control, &path).await?;
+    wait(plan, supervisor, Part::Control, || path.exists()).await?;
     read(&path)
 }
 
-/// Waits until the node has its session with control.
-pub async fn node(plan: &Plan<'_>, supervisor: &Supervisor) -> Result<()> {
-    wait(plan, supervisor, Part::Node, &plan.node_ready()).await
+/// Waits until storaged takes requests and the node has its session with control.
+pub async fn others(plan: &Plan<'_>, supervisor: &Supervisor) -> Result<()> {
+    let socket = plan.storaged_socket();
+    wait(plan, supervisor, Part::Storaged, || {
+        UnixStream::connect(&socket).is_ok()
+    })
+    .await?;
+    let file = plan.node_ready();
+    wait(plan, supervisor, Part::Node, || file.exists()).await
 }
 
-async fn wait(plan: &Plan<'_>, supervisor: &Supervisor, part: Part, file: &Path) -> Result<()> {
+async fn wait(
+    plan: &Plan<'_>,
+    supervisor: &Supervisor,
+    part: Part,
+    is_ready: impl Fn() -> bool,
+) -> Result<()> {
     let until = Instant::now() + PATIENCE;
-    while !file.exists() {
+    while !is_ready() {
         if let Some(part) = supervisor.failing() {
             return Err(not_ready(plan, part, "keeps ending"));
         }

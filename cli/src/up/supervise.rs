@@ -127,7 +127,7 @@ async fn keep(
         match spawn(&start, &files) {
             Ok(mut child) => {
                 info!(part = part.name(), pid = child.id(), "started");
-                if !watch_over(&mut child, &files, &mut wanted).await {
+                if !watch_over(part, &mut child, &files, &mut wanted).await {
                     end(part, child).await;
                     return;
                 }
@@ -152,6 +152,7 @@ async fn keep(
 
 /// Until the child ends by itself (true) or shall end (false).
 async fn watch_over(
+    part: Part,
     child: &mut Child,
     files: &Files,
     wanted: &mut watch::Receiver<Option<Start>>,
@@ -160,8 +161,8 @@ async fn watch_over(
         tokio::select! {
             status = child.wait() => {
                 match status {
-                    Ok(status) => warn!(%status, "a part ended"),
-                    Err(error) => error!(%error, "waiting for a part"),
+                    Ok(status) => warn!(part = part.name(), %status, "ended"),
+                    Err(error) => error!(part = part.name(), %error, "cannot be waited for"),
                 }
                 return true;
             }
