@@ -1,0 +1,87 @@
+//! The XDP programs: they hand the kernel's packet and maps to `ocs-dataplane-shared`,
+//! which decides.
+//!
+//! ```text
+//!  tap  ──▶ port ──┬─▶ DEVICES[slot]  another guest's tap
+//!                  ├─▶ DEVICES[0]     svc0, to the responder
+//!                  └─▶ back           ARP
+//!  svc0 ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
+//!  svc1 ──▶ pass                      makes the veth pair deliver redirected frames
+//! ```
+//!
+//! Whatever is not sent on is dropped: no frame of a guest reaches a network stack.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod frame;
+mod kernel_maps;
+
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use ocs_dataplane_shared::layout::{Direction, Reason};
+use ocs_dataplane_shared::{Action, Maps, guest, responder};
+
+use frame::Frame;
+use kernel_maps::{DEVICES, KernelMaps};
+
+/// On each tap: frames from the guest.
+#[xdp]
+pub fn port(context: XdpContext) -> u32 {
+    let ifindex = context.ingress_ifindex() as u32;
+    let action = guest::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
+    carry_out(action)
+}
+
+/// On `svc0`: frames from the responder.
+#[xdp]
+pub fn svc(context: XdpContext) -> u32 {
+    let action = responder::receive(&mut Frame::new(&context), &KernelMaps);
+    carry_out(action)
+}
+
+/// On `svc1`: a veth takes redirected frames only while its peer runs a program.
+#[xdp]
+pub fn pass(_context: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// Writes the jiffies to the first eight bytes, for the loader to find their rate.
+#[xdp]
+pub fn clock(context: XdpContext) -> u32 {
+    // SAFETY: the helper takes no arguments and only reads a counter.
+    let now = unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() };
+    match Frame::new(&context).store_u64(0, now) {
+        Some(()) => XDP_PASS,
+        None => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn carry_out(action: Action) -> u32 {
+    match action {
+        Action::Drop => XDP_DROP,
+        Action::Bounce => XDP_TX,
+        Action::Redirect { slot, from } => {
+            if DEVICES.redirect(slot, 0).is_err() {
+                KernelMaps.count(from, Direction::Egress, Reason::NoDevice);
+                return XDP_DROP;
+            }
+            KernelMaps.count(from, Direction::Egress, Reason::Forwarded);
+            KernelMaps.count(slot, Direction::Ingress, Reason::Forwarded);
+            XDP_REDIRECT
+        }
+    }
+}
+
+/// The licence that the kernel asks for before it lends its helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

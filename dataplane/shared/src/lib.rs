@@ -1,0 +1,43 @@
+//! What the BPF programs do, as plain functions over a packet and the maps.
+//!
+//! ```text
+//!            Packet (bytes)      Maps (tables)
+//!                  │                 │
+//!  guest's frame ──▶ guest::receive ─┤── arp      answered in place
+//!                                    ├── service  rewritten, to the responder
+//!                                    └── forward  egress rules, ingress rules, to a tap
+//!  responder's ────▶ responder::receive ────────── rewritten, to a tap
+//! ```
+//!
+//! The programs give [`Packet`] and [`Maps`] the kernel's packet and maps; tests give
+//! them slices and hash maps. Both compile this very code. Start reading at
+//! [`guest::receive`].
+//!
+//! Addresses and ports are kept as they lie in the packet: an address is the `u32`, a
+//! port the `u16` whose bytes in memory are the bytes on the wire. Nothing is swapped
+//! on the way to a map.
+
+#![no_std]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(asm_experimental_arch, core_intrinsics),
+    allow(internal_features, reason = "compare-and-swap: see `word`")
+)]
+
+pub mod arp;
+pub mod checksum;
+pub mod flow;
+pub mod forward;
+pub mod guest;
+pub mod layout;
+pub mod maps;
+pub mod packet;
+pub mod parse;
+pub mod responder;
+pub mod service;
+pub mod tracker;
+mod verifier;
+mod word;
+
+pub use maps::{Action, Maps};
+pub use packet::Packet;

@@ -1,0 +1,93 @@
+//! To the responder: DHCP and the metadata service.
+//!
+//! The responder tells guests apart by address alone, and addresses of networks overlap.
+//! So a port's packets reach it from the port's *service address*, which is unique on
+//! the host. No rule of a group holds for them, as in EC2.
+
+use crate::checksum::Delta;
+use crate::layout::{METADATA_ADDRESS, RESPONDER_SLOT, Reason, SVC0_MAC, SVC1_MAC, Tap};
+use crate::maps::Action;
+use crate::packet::Packet;
+use crate::parse::{
+    ETH_SOURCE, IP_CHECKSUM, IP_DESTINATION, IP_SOURCE, Ipv4, Part, TCP, UDP, transport,
+};
+
+/// DHCP client's port (RFC 2131 §4.1) as it lies in a packet.
+pub(crate) const DHCP_CLIENT: u16 = 68u16.to_be();
+/// DHCP server's port as it lies in a packet.
+pub(crate) const DHCP_SERVER: u16 = 67u16.to_be();
+/// HTTP's port as it lies in a packet.
+pub(crate) const HTTP: u16 = 80u16.to_be();
+
+/// Whether a packet is a DHCP client's.
+#[inline(always)]
+pub(crate) fn is_dhcp(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> bool {
+    if ip.protocol != UDP || ip.part == Part::Later {
+        return false;
+    }
+    let (Some(source), Some(destination)) =
+        (packet.load_u16(ip.payload), packet.load_u16(ip.payload + 2))
+    else {
+        return false;
+    };
+    source == DHCP_CLIENT && destination == DHCP_SERVER
+}
+
+/// Rewrites a packet for the responder.
+#[inline(always)]
+pub(crate) fn to_responder(
+    packet: &mut (impl Packet + ?Sized),
+    tap: &Tap,
+    ip: &Ipv4,
+) -> Result<Action, Reason> {
+    if ip.part != Part::Whole {
+        return Err(Reason::Fragment);
+    }
+    let ports = transport(packet, ip).ok_or(Reason::Malformed)?;
+    let dhcp =
+        ip.protocol == UDP && ports.source == DHCP_CLIENT && ports.destination == DHCP_SERVER;
+    let metadata = ip.protocol == TCP && ports.destination == HTTP;
+    if ip.source != tap.address && !(dhcp && ip.source == 0) {
+        return Err(Reason::Spoofed);
+    }
+    if !dhcp && !metadata {
+        return Err(Reason::NotServed);
+    }
+    readdress(packet, ip, tap.service, METADATA_ADDRESS).ok_or(Reason::Malformed)?;
+    packet.store_mac(0, SVC1_MAC).ok_or(Reason::Malformed)?;
+    packet
+        .store_mac(ETH_SOURCE, SVC0_MAC)
+        .ok_or(Reason::Malformed)?;
+    Ok(Action::Redirect {
+        slot: RESPONDER_SLOT,
+        from: tap.slot,
+    })
+}
+
+/// Changes the addresses of a whole TCP or UDP packet and the checksums that cover them.
+#[inline(always)]
+pub(crate) fn readdress(
+    packet: &mut (impl Packet + ?Sized),
+    ip: &Ipv4,
+    source: u32,
+    destination: u32,
+) -> Option<()> {
+    let delta = Delta::default()
+        .long(ip.source, source)
+        .long(ip.destination, destination);
+    packet.store_u32(IP_SOURCE, source)?;
+    packet.store_u32(IP_DESTINATION, destination)?;
+    delta.store(packet, IP_CHECKSUM)?;
+    if ip.protocol == TCP {
+        return delta.store(packet, ip.payload + 16);
+    }
+    let at = ip.payload + 6;
+    match packet.load_u16(at)? {
+        // No checksum (RFC 768).
+        0 => Some(()),
+        old => {
+            let new = delta.apply(old);
+            packet.store_u16(at, if new == 0 { 0xffff } else { new })
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Help for the kernel's verifier.
+
+/// The same index, of which the verifier knows no more than that it is below `N`, a power
+/// of two.
+///
+/// The verifier follows each value that an index may have through the rest of the
+/// program. Where a search ends, that multiplies its work by the number of places where it
+/// may end. `any` is a value that the verifier does not know.
+#[inline(always)]
+pub(crate) fn forget<const N: usize>(index: usize, any: u64) -> usize {
+    const { assert!(N.is_power_of_two()) };
+    (index + zero(any)) & (N - 1)
+}
+
+/// 0, computed in a way that the verifier does not see through.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn zero(any: u64) -> usize {
+    let mut zero = any;
+    // SAFETY: arithmetic on two registers.
+    unsafe {
+        core::arch::asm!(
+            "{0} -= {1}",
+            inout(reg) zero,
+            in(reg) any,
+            options(pure, nomem, nostack)
+        );
+    }
+    zero as usize
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn zero(_any: u64) -> usize {
+    0
+}

@@ -1,0 +1,269 @@
+//! Entries that say what is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+use ocs_dataplane_shared::layout::{
+    self, Identity, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RuleKey,
+};
+
+use super::{CompileError, Entries, Identities, Numbers, Prefixes};
+use crate::model::{Direction, GroupId, Peer, Policy, Rule, Traffic, Vni};
+
+/// All IPv4 prefixes that rules of a network's ports name. Prefixes of IPv6 match no
+/// packet, since none passes.
+pub(super) fn prefixes(policy: &Policy) -> Prefixes {
+    let mut found = Prefixes::new();
+    let mut seen = BTreeSet::new();
+    for port in policy.ports.values() {
+        for group in &port.groups {
+            if !seen.insert((port.vni, group)) {
+                continue;
+            }
+            let rules = policy.groups.get(group).into_iter().flat_map(|g| &g.rules);
+            for rule in rules {
+                if let Peer::Cidr(IpNet::V4(prefix)) = rule.peer {
+                    found.entry(port.vni).or_default().insert(prefix.trunc());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The narrowest prefix that covers an address.
+pub(super) fn narrowest(
+    prefixes: Option<&BTreeSet<Ipv4Net>>,
+    address: Ipv4Addr,
+) -> Option<Ipv4Net> {
+    let prefixes = prefixes?;
+    (0..=32u8)
+        .rev()
+        .filter_map(|length| Ipv4Net::new(address, length).ok())
+        .map(|net| net.trunc())
+        .find(|net| prefixes.contains(net))
+}
+
+/// Adds the entries of all policies in use.
+pub(super) fn add(
+    entries: &mut Entries,
+    policy: &Policy,
+    prefixes: &Prefixes,
+    identities: &Identities,
+    numbers: &Numbers,
+) -> Result<(), CompileError> {
+    let peers = Peers::new(prefixes, identities, numbers);
+    for ((vni, groups), number) in numbers.sets() {
+        for group in groups {
+            let rules = policy.groups.get(group).into_iter().flat_map(|g| &g.rules);
+            for rule in rules {
+                let matches = matches(group, &rule.traffic)?;
+                for peer in peers.of(*vni, rule) {
+                    add_rule(entries, number, *peer, rule.direction, &matches)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Numbers that a rule's peer stands for.
+struct Peers {
+    by_group: BTreeMap<(Vni, GroupId), Vec<u32>>,
+    by_prefix: BTreeMap<(Vni, Ipv4Net), Vec<u32>>,
+}
+
+impl Peers {
+    fn new(prefixes: &Prefixes, identities: &Identities, numbers: &Numbers) -> Self {
+        let used: BTreeSet<u32> = identities
+            .values()
+            .flat_map(|Identity { set, atom }| [*set, *atom])
+            .collect();
+        let mut by_group = BTreeMap::<_, Vec<u32>>::new();
+        for ((vni, groups), number) in numbers.sets() {
+            for group in groups {
+                by_group
+                    .entry((*vni, group.clone()))
+                    .or_default()
+                    .push(number);
+            }
+        }
+        let mut by_prefix = BTreeMap::<_, Vec<u32>>::new();
+        for ((vni, atom), number) in numbers.atoms() {
+            if !used.contains(&number) {
+                continue;
+            }
+            for prefix in prefixes.get(vni).into_iter().flatten() {
+                if prefix.contains(atom) {
+                    by_prefix.entry((*vni, *prefix)).or_default().push(number);
+                }
+            }
+        }
+        Self {
+            by_group,
+            by_prefix,
+        }
+    }
+
+    fn of(&self, vni: Vni, rule: &Rule) -> &[u32] {
+        let numbers = match &rule.peer {
+            Peer::Group(group) => self.by_group.get(&(vni, group.clone())),
+            Peer::Cidr(IpNet::V4(prefix)) => self.by_prefix.get(&(vni, prefix.trunc())),
+            Peer::Cidr(IpNet::V6(_)) => None,
+        };
+        numbers.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Leading bits of (protocol, port).
+struct Match {
+    protocol: u8,
+    port: u16,
+    bits: u32,
+}
+
+fn add_rule(
+    entries: &mut Entries,
+    policy: u32,
+    peer: u32,
+    direction: Direction,
+    matches: &[Match],
+) -> Result<(), CompileError> {
+    for Match {
+        protocol,
+        port,
+        bits,
+    } in matches
+    {
+        let key = RuleKey {
+            policy,
+            peer,
+            direction: layout::Direction::from(direction) as u8,
+            protocol: *protocol,
+            port: port.to_be(),
+        };
+        entries.rules.insert((key, *bits));
+    }
+    super::check_size("RULES", entries.rules.len(), MAX_RULES)
+}
+
+impl From<Direction> for layout::Direction {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Ingress => Self::Ingress,
+            Direction::Egress => Self::Egress,
+        }
+    }
+}
+
+/// A traffic's prefixes.
+fn matches(group: &GroupId, traffic: &Traffic) -> Result<Vec<Match>, CompileError> {
+    let invalid = || CompileError::Traffic {
+        group: group.0.clone(),
+        traffic: format!("{traffic:?}"),
+    };
+    let found = match *traffic {
+        Traffic::All => vec![Match {
+            protocol: 0,
+            port: 0,
+            bits: RULE_BITS_ANY,
+        }],
+        Traffic::Protocol(protocol) => vec![Match {
+            protocol,
+            port: 0,
+            bits: RULE_BITS_PROTOCOL,
+        }],
+        Traffic::Ports { protocol, from, to } => {
+            if !matches!(protocol, 6 | 17) || from > to {
+                return Err(invalid());
+            }
+            port_prefixes(from, to)
+                .map(|(port, bits)| Match {
+                    protocol,
+                    port,
+                    bits: RULE_BITS_PROTOCOL + bits,
+                })
+                .collect()
+        }
+        Traffic::Icmp {
+            protocol,
+            kind,
+            code,
+        } => {
+            if !matches!(protocol, 1 | 58) {
+                return Err(invalid());
+            }
+            icmp_prefixes(protocol, kind, code)
+        }
+    };
+    Ok(found)
+}
+
+fn icmp_prefixes(protocol: u8, kind: Option<u8>, code: Option<u8>) -> Vec<Match> {
+    let kinds = match (kind, code) {
+        (None, None) => {
+            return vec![Match {
+                protocol,
+                port: 0,
+                bits: RULE_BITS_PROTOCOL,
+            }];
+        }
+        (None, Some(_)) => 0..=u8::MAX,
+        (Some(kind), _) => kind..=kind,
+    };
+    kinds
+        .map(|kind| Match {
+            protocol,
+            port: u16::from_be_bytes([kind, code.unwrap_or(0)]),
+            bits: match code {
+                Some(_) => RULE_BITS,
+                None => RULE_BITS_PROTOCOL + 8,
+            },
+        })
+        .collect()
+}
+
+/// The fewest prefixes that make up `from..=to`: at most 30.
+fn port_prefixes(from: u16, to: u16) -> impl Iterator<Item = (u16, u32)> {
+    let end = u32::from(to) + 1;
+    let mut start = u32::from(from);
+    std::iter::from_fn(move || {
+        if start >= end {
+            return None;
+        }
+        let aligned = if start == 0 {
+            16
+        } else {
+            start.trailing_zeros()
+        };
+        let fits = (end - start).ilog2();
+        let size_bits = aligned.min(fits).min(16);
+        let port = u16::try_from(start).ok()?;
+        start += 1 << size_bits;
+        Some((port, 16 - size_bits))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn fuzz_port_prefixes_make_up_exactly_the_range(a: u16, b: u16) {
+            let (from, to) = (a.min(b), a.max(b));
+            let prefixes: Vec<_> = port_prefixes(from, to).collect();
+            prop_assert!(prefixes.len() <= 30);
+            let mut next = u32::from(from);
+            for (port, bits) in prefixes {
+                prop_assert_eq!(u32::from(port), next);
+                let size = 1u32 << (16 - bits);
+                prop_assert_eq!(u32::from(port) % size, 0);
+                next += size;
+            }
+            prop_assert_eq!(next, u32::from(to) + 1);
+        }
+    }
+}

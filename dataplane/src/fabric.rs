@@ -1,0 +1,320 @@
+//! The packet path of this host: made, adopted, told what to do, taken down.
+//!
+//! ```text
+//!  netns taps (no address, no route, lo down)        netns svc
+//!  ┌──────────────────────────────────────┐   ┌───────────────────────────┐
+//!  │ tap… ◀─XDP port─▶ DEVICES ─▶ svc0 ───┼───┼── svc1 169.254.169.254/32 │
+//!  └───▲──────────────────────────────────┘   └─────────▲─────────────────┘
+//!      │ fd                                             │ sockets
+//!     VMM                                           ocs-responder
+//!
+//!  bpffs/v1/maps/NAME, bpffs/v1/links/{svc0,svc1,INTERFACE}
+//! ```
+//!
+//! Everything that matters is in the kernel, held by pins, and outlives this process:
+//! [`Fabric::open`] finds what a predecessor left, at whatever moment it died, and
+//! carries on. A tap without a program passes nothing to anyone: its namespace has no
+//! address that would answer and no route that would forward.
+
+mod bpffs;
+mod clock;
+mod contents;
+mod elements;
+mod error;
+mod links;
+mod maps;
+mod netns;
+mod programs;
+mod rtnl;
+mod switch;
+mod tap;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ocs_dataplane_shared::layout::{Direction, Reason, Timeouts};
+
+use crate::compiler::{self, Numbers, Slots};
+use crate::model::{Policy, PortId};
+
+use bpffs::Pins;
+use contents::Contents;
+use maps::KernelMaps;
+use programs::Programs;
+
+pub use error::FabricError;
+pub use tap::Tap;
+
+/// Where a fabric's parts are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FabricConfig {
+    /// A folder on which a BPF file system is mounted, or will be.
+    pub bpffs: PathBuf,
+    /// The file that the taps' network namespace is mounted on, or will be.
+    pub taps_netns: PathBuf,
+    /// The file that the responder's network namespace is mounted on, or will be.
+    pub svc_netns: PathBuf,
+}
+
+impl FabricConfig {
+    /// The usual places in a run directory.
+    #[must_use]
+    pub fn under(run_dir: &Path) -> Self {
+        Self {
+            bpffs: run_dir.join("bpf"),
+            taps_netns: run_dir.join("netns/taps"),
+            svc_netns: run_dir.join("netns/svc"),
+        }
+    }
+}
+
+/// What [`Fabric::apply`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Map elements written or deleted; 0: nothing had changed.
+    pub map_writes: usize,
+}
+
+/// What became of a port's packets: those it sent count as egress, those that reached
+/// its ingress rules as ingress.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets by direction and reason; none that are 0.
+    pub packets: BTreeMap<(Direction, Reason), u64>,
+}
+
+impl Counters {
+    /// Packets of one direction and reason.
+    #[must_use]
+    pub fn get(&self, direction: Direction, reason: Reason) -> u64 {
+        self.packets.get(&(direction, reason)).copied().unwrap_or(0)
+    }
+}
+
+/// All that there is of a fabric.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Taps by interface index.
+    pub taps: BTreeMap<u32, String>,
+    /// Interfaces whose program is pinned.
+    pub links: BTreeSet<u32>,
+    /// Entries of each map.
+    pub map_entries: BTreeMap<String, usize>,
+    /// Ports of the policy in force.
+    pub ports: BTreeSet<PortId>,
+}
+
+/// What a test run of the `port` program gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The XDP action.
+    pub action: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// Mean duration of a run.
+    pub mean_ns: u64,
+}
+
+/// The packet path of this host.
+#[derive(Debug)]
+pub struct Fabric {
+    config: FabricConfig,
+    taps_netns: OwnedFd,
+    pins: Pins,
+    timeouts: Timeouts,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    programs: Programs,
+    maps: KernelMaps,
+    contents: Contents,
+    numbers: Numbers,
+    slots: Slots,
+}
+
+impl Fabric {
+    /// Makes the packet path, or adopts what is there and swaps its programs for ours.
+    pub fn open(config: FabricConfig) -> Result<Self, FabricError> {
+        bpffs::mount(&config.bpffs)?;
+        let pins = Pins::make(&config.bpffs)?;
+        let taps_netns = netns::ensure(&config.taps_netns)?;
+        let svc_netns = netns::ensure(&config.svc_netns)?;
+        links::ensure(taps_netns.as_fd(), svc_netns.as_fd())?;
+
+        let mut object = programs::load(&pins)?;
+        let mut maps = KernelMaps::take(&mut object, &pins)?;
+        let mut programs = Programs::new(object)?;
+        let timeouts = clock::timeouts(&programs)?;
+        let contents = maps.read()?;
+        programs.adopt(&pins)?;
+        let svc0 = netns::within(taps_netns.as_fd(), || {
+            let svc0 = rtnl::index_of(links::SVC0)?;
+            programs.attach_svc(&pins, svc0)?;
+            maps.set_responder_device(svc0)?;
+            Ok(svc0)
+        })?;
+        netns::within(svc_netns.as_fd(), || {
+            let svc1 = rtnl::index_of(links::SVC1)?;
+            programs.attach_pass(&pins, svc1)
+        })?;
+        tracing::debug!(svc0, hz = timeouts.hz, "packet path open");
+        let state = State {
+            programs,
+            maps,
+            numbers: Numbers::after(contents.highest_number()),
+            slots: Slots::adopt(&contents.entries.taps),
+            contents,
+        };
+        Ok(Self {
+            config,
+            taps_netns,
+            pins,
+            timeouts,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Makes a tap whose frames the programs see before anyone else could. It passes
+    /// nothing until a policy names its interface, and is gone when the last copy of its
+    /// descriptor is closed.
+    pub fn create_tap(&self, name: &str) -> Result<Tap, FabricError> {
+        let mut state = self.state();
+        let programs = &mut state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            let tap = tap::create(name)?;
+            programs.attach_port(&self.pins, tap.ifindex)?;
+            rtnl::set_up(tap.ifindex)?;
+            Ok(tap)
+        })
+    }
+
+    /// Puts the program on a tap again after [`Fabric::detach`].
+    pub fn attach(&self, ifindex: u32) -> Result<(), FabricError> {
+        let mut state = self.state();
+        let programs = &mut state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            programs.attach_port(&self.pins, ifindex)
+        })
+    }
+
+    /// Takes the program off a tap, which then passes nothing.
+    pub fn detach(&self, ifindex: u32) -> Result<(), FabricError> {
+        let _state = self.state();
+        programs::detach(&self.pins, ifindex)
+    }
+
+    /// Makes the maps say what `policy` says. At no moment does a packet pass that
+    /// neither the old nor the new policy allows. On an error the old one is in force.
+    pub fn apply(&self, policy: &Policy) -> Result<Applied, FabricError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut numbers = state.numbers.clone();
+        let mut slots = state.slots.clone();
+        let entries = compiler::compile(policy, &mut numbers, &mut slots, self.timeouts)?;
+        let map_writes = netns::within(self.taps_netns.as_fd(), || {
+            switch::switch(&mut state.contents, &mut state.maps, entries)
+        })?;
+        state.numbers = numbers;
+        state.slots = slots;
+        Ok(Applied { map_writes })
+    }
+
+    /// What became of a port's packets since it got its slot.
+    pub fn counters(&self, port: &PortId) -> Result<Counters, FabricError> {
+        let state = self.state();
+        let slot = state
+            .slots
+            .of(port)
+            .ok_or_else(|| FabricError::UnknownPort {
+                port: port.0.clone(),
+            })?;
+        state.maps.counters(slot)
+    }
+
+    /// What became of the responder's packets, and of those that no port claims.
+    pub fn responder_counters(&self) -> Result<Counters, FabricError> {
+        self.state()
+            .maps
+            .counters(ocs_dataplane_shared::layout::RESPONDER_SLOT)
+    }
+
+    /// Lists taps, pins, map entries and ports.
+    pub fn inventory(&self) -> Result<Inventory, FabricError> {
+        let state = self.state();
+        Ok(Inventory {
+            taps: netns::within(self.taps_netns.as_fd(), rtnl::taps)?,
+            links: self.pins.port_links()?,
+            map_entries: state.contents.entries.sizes(),
+            ports: state.slots.ports().cloned().collect(),
+        })
+    }
+
+    /// Removes the pins of taps that are gone; how many there were.
+    pub fn collect_garbage(&self) -> Result<usize, FabricError> {
+        let _state = self.state();
+        let taps = netns::within(self.taps_netns.as_fd(), rtnl::taps)?;
+        let mut removed = 0;
+        for ifindex in self.pins.port_links()? {
+            if !taps.contains_key(&ifindex) {
+                programs::detach(&self.pins, ifindex)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Runs the `port` program on a frame as if it had come in on `ifindex`, `repeat`
+    /// times. For tests and benches: with `live_batch` the frames really go where the
+    /// program sends them.
+    pub fn run_port(
+        &self,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+        live_batch: Option<u32>,
+    ) -> Result<Run, FabricError> {
+        let state = self.state();
+        let programs = &state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            programs.run_port(ifindex, frame, repeat, live_batch)
+        })
+    }
+
+    /// Runs the `svc` program on a frame as if the responder had sent it.
+    pub fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
+        let state = self.state();
+        state.programs.run_svc(frame)
+    }
+
+    /// Removes everything: programs, maps, pins, mounts, namespaces. Taps go with the
+    /// descriptors that hold them.
+    pub fn teardown(self) -> Result<(), FabricError> {
+        let Self {
+            config,
+            taps_netns,
+            state,
+            ..
+        } = self;
+        drop(state);
+        drop(taps_netns);
+        Self::destroy(&config)
+    }
+
+    /// [`Fabric::teardown`] of what a predecessor left.
+    pub fn destroy(config: &FabricConfig) -> Result<(), FabricError> {
+        bpffs::remove(&config.bpffs)?;
+        links::remove(&config.taps_netns)?;
+        netns::remove(&config.taps_netns)?;
+        netns::remove(&config.svc_netns)
+    }
+
+    /// A panic elsewhere leaves maps and contents as the last completed step did, and
+    /// [`Self::apply`] compares before it writes.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

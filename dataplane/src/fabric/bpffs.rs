@@ -1,0 +1,102 @@
+//! The BPF file system: what is pinned there outlives its maker.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ocs_dataplane_shared::layout::LAYOUT_VERSION;
+use rustix::fs::statfs;
+use rustix::mount::{MountFlags, UnmountFlags, mount as mount_fs, unmount};
+
+use super::error::{FabricError, file};
+
+/// Magic number of the BPF file system (`BPF_FS_MAGIC` of linux/magic.h).
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+fn is_mounted(path: &Path) -> Result<bool, FabricError> {
+    match statfs(path) {
+        Ok(status) => Ok(status.f_type == BPF_FS_MAGIC),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(file("look at", path)(error.into())),
+    }
+}
+
+/// Mounts a BPF file system on `path`, unless it is one.
+pub(super) fn mount(path: &Path) -> Result<(), FabricError> {
+    fs::create_dir_all(path).map_err(file("create folder", path))?;
+    if is_mounted(path)? {
+        return Ok(());
+    }
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount_fs("ocs-bpf", path, "bpf", flags, Some(c"mode=0700"))
+        .map_err(io::Error::from)
+        .map_err(file("mount a BPF file system on", path))
+}
+
+/// Removes all pins below `path`, which takes links off their interfaces, unmounts it and
+/// removes it.
+pub(super) fn remove(path: &Path) -> Result<(), FabricError> {
+    if is_mounted(path)? {
+        for entry in fs::read_dir(path).map_err(file("list", path))? {
+            let entry = entry.map_err(file("list", path))?.path();
+            if entry.is_dir() {
+                fs::remove_dir_all(&entry).map_err(file("remove", &entry))?;
+            }
+        }
+        unmount(path, UnmountFlags::DETACH)
+            .map_err(io::Error::from)
+            .map_err(file("unmount", path))?;
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Names of pins of this layout's version.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    maps: PathBuf,
+    links: PathBuf,
+}
+
+impl Pins {
+    /// Makes the folders.
+    pub(super) fn make(bpffs: &Path) -> Result<Self, FabricError> {
+        let version = bpffs.join(format!("v{LAYOUT_VERSION}"));
+        let pins = Self {
+            maps: version.join("maps"),
+            links: version.join("links"),
+        };
+        for folder in [&pins.maps, &pins.links] {
+            fs::create_dir_all(folder).map_err(file("create folder", folder))?;
+        }
+        Ok(pins)
+    }
+
+    /// A map's pin.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps.join(name)
+    }
+
+    /// The pin of a link by its name.
+    pub(super) fn link(&self, name: &str) -> PathBuf {
+        self.links.join(name)
+    }
+
+    /// The pin of a tap's link.
+    pub(super) fn port_link(&self, ifindex: u32) -> PathBuf {
+        self.links.join(ifindex.to_string())
+    }
+
+    /// Interfaces of taps whose links are pinned.
+    pub(super) fn port_links(&self) -> Result<BTreeSet<u32>, FabricError> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(&self.links).map_err(file("list", &self.links))? {
+            let name = entry.map_err(file("list", &self.links))?.file_name();
+            found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(found)
+    }
+}

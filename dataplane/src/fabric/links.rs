@@ -1,0 +1,114 @@
+//! The namespaces' settings, and the pair of interfaces between them.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use ocs_dataplane_shared::layout::{METADATA, SVC0_MAC, SVC1_MAC};
+
+use super::error::{FabricError, system};
+use super::{netns, rtnl};
+use crate::compiler::NEXT_HOP;
+
+/// The pair's end among the taps.
+pub(super) const SVC0: &str = "svc0";
+/// The pair's end at the responder.
+pub(super) const SVC1: &str = "svc1";
+
+/// Makes the pair and sets both namespaces up; harmless where all is as it should be.
+pub(super) fn ensure(taps: BorrowedFd<'_>, svc: BorrowedFd<'_>) -> Result<(), FabricError> {
+    let svc_has_end = netns::within(svc, || {
+        disable_ipv6()?;
+        netns::sysctl("ipv4/ip_forward", "0")?;
+        netns::sysctl("ipv4/ip_unprivileged_port_start", "0")?;
+        rtnl::set_up(rtnl::index_of("lo")?)?;
+        rtnl::find(SVC1)
+    })?
+    .is_some();
+    netns::within(taps, || {
+        disable_ipv6()?;
+        netns::sysctl("ipv4/ip_forward", "0")?;
+        ensure_pair(svc, svc_has_end)
+    })?;
+    netns::within(svc, || {
+        let svc1 = rtnl::index_of(SVC1)?;
+        turn_off_tx_checksums(SVC1)?;
+        rtnl::set_mac(svc1, SVC1_MAC)?;
+        rtnl::set_up(svc1)?;
+        rtnl::set_addresses(
+            svc1,
+            Ipv4Addr::from(METADATA),
+            (NEXT_HOP, SVC0_MAC),
+            (Ipv4Addr::new(169, 254, 0, 0), 16),
+        )
+    })
+}
+
+/// Makes the pair in the taps' namespace and moves one end. A half that a predecessor
+/// left behind is replaced.
+fn ensure_pair(svc: BorrowedFd<'_>, svc_has_end: bool) -> Result<(), FabricError> {
+    match rtnl::find(SVC0)? {
+        Some(_) if svc_has_end => {}
+        Some(half) => {
+            rtnl::remove(half)?;
+            make_pair(svc)?;
+        }
+        None => make_pair(svc)?,
+    }
+    let svc0 = rtnl::index_of(SVC0)?;
+    rtnl::set_mac(svc0, SVC0_MAC)?;
+    rtnl::set_up(svc0)
+}
+
+fn make_pair(svc: BorrowedFd<'_>) -> Result<(), FabricError> {
+    rtnl::add_veth(SVC0, SVC1)?;
+    rtnl::move_to(rtnl::index_of(SVC1)?, svc.as_raw_fd())
+}
+
+/// Removes the pair, which would otherwise live until the kernel gets round to the
+/// namespace.
+pub(super) fn remove(taps_netns: &Path) -> Result<(), FabricError> {
+    let Some(taps) = netns::find(taps_netns)? else {
+        return Ok(());
+    };
+    netns::within(taps.as_fd(), || match rtnl::find(SVC0)? {
+        Some(svc0) => rtnl::remove(svc0),
+        None => Ok(()),
+    })
+}
+
+fn disable_ipv6() -> Result<(), FabricError> {
+    netns::sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+    netns::sysctl("ipv6/conf/default/disable_ipv6", "1")
+}
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+/// `ETHTOOL_STXCSUM` of linux/ethtool.h.
+const ETHTOOL_STXCSUM: u32 = 0x17;
+
+/// Makes the stack write whole checksums: XDP does not see that one is missing.
+fn turn_off_tx_checksums(name: &str) -> Result<(), FabricError> {
+    let mut value = EthtoolValue {
+        command: ETHTOOL_STXCSUM,
+        data: 0,
+    };
+    let mut request = super::tap::request(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    super::tap::with_socket(|socket| {
+        // SAFETY: the request names an interface and points to an `ethtool_value`, as
+        // SIOCETHTOOL wants; both live until the call returns.
+        let result =
+            unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+        if result < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    })
+    .map_err(system(format!("turn off checksum offload of {name}")))
+}

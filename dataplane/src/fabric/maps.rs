@@ -1,0 +1,269 @@
+//! The kernel's maps, by name and form.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, ArrayOfMaps, DevMap, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::{Ebpf, Pod};
+use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::layout::{
+    self, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, REASONS, RESPONDER_SLOT, Reason, RuleKey,
+    Service, Tap,
+};
+
+use super::bpffs::Pins;
+use super::contents::Contents;
+use super::error::{FabricError, map};
+use super::{Counters, elements};
+use crate::compiler::Entries;
+
+/// Every map of the object.
+pub(super) const NAMES: [&str; 7] = [TAPS, ENDPOINTS, SERVICES, RULES, FLOWS, COUNTERS, DEVICES];
+const TAPS: &str = "TAPS";
+const ENDPOINTS: &str = "ENDPOINTS";
+const SERVICES: &str = "SERVICES";
+const RULES: &str = "RULES";
+const FLOWS: &str = "FLOWS";
+const COUNTERS: &str = "COUNTERS";
+const DEVICES: &str = "DEVICES";
+
+/// A key or value of [`layout`], as bytes for the kernel.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Raw<T>(T);
+
+/// Marks types without padding, for which every pattern of bytes is a value.
+trait Plain: Copy + 'static {}
+impl Plain for Tap {}
+impl Plain for Endpoint {}
+impl Plain for EndpointKey {}
+impl Plain for Service {}
+impl Plain for RuleKey {}
+impl Plain for layout::Counters {}
+
+// SAFETY: the types marked `Plain` are `repr(C)` structures of integers whose fields fill
+// them (`layout` asserts their sizes).
+unsafe impl<T: Plain> Pod for Raw<T> {}
+
+/// A flow table's bucket as words.
+type BucketWords = [u64; size_of::<Bucket>() / 8];
+
+/// The maps that the loader writes.
+pub(super) struct KernelMaps {
+    taps: HashMap<MapData, u32, Raw<Tap>>,
+    endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
+    services: HashMap<MapData, u32, Raw<Service>>,
+    rules: LpmTrie<MapData, Raw<RuleKey>, u32>,
+    flows: ArrayOfMaps<MapData, Array<MapData, BucketWords>>,
+    counters: PerCpuArray<MapData, Raw<layout::Counters>>,
+    devices: DevMap<MapData>,
+    /// `flows` and `devices` once more, to delete from.
+    flows_data: MapData,
+    devices_data: MapData,
+}
+
+impl fmt::Debug for KernelMaps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelMaps").finish_non_exhaustive()
+    }
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, FabricError> {
+    let found = object
+        .take_map(name)
+        .ok_or(FabricError::Object { kind: "map", name })?;
+    T::try_from(found).map_err(map(name))
+}
+
+impl KernelMaps {
+    /// Takes the maps out of an object.
+    pub(super) fn take(object: &mut Ebpf, pins: &Pins) -> Result<Self, FabricError> {
+        Ok(Self {
+            taps: take(object, TAPS)?,
+            endpoints: take(object, ENDPOINTS)?,
+            services: take(object, SERVICES)?,
+            rules: take(object, RULES)?,
+            flows: take(object, FLOWS)?,
+            counters: take(object, COUNTERS)?,
+            devices: take(object, DEVICES)?,
+            flows_data: MapData::from_pin(pins.map(FLOWS)).map_err(map(FLOWS))?,
+            devices_data: MapData::from_pin(pins.map(DEVICES)).map_err(map(DEVICES))?,
+        })
+    }
+
+    /// What the maps hold, whoever wrote it.
+    pub(super) fn read(&self) -> Result<Contents, FabricError> {
+        let mut entries = Entries::default();
+        for entry in self.taps.iter() {
+            let (ifindex, Raw(tap)) = entry.map_err(map(TAPS))?;
+            entries.taps.insert(ifindex, tap);
+        }
+        for entry in self.endpoints.iter() {
+            let (Raw(key), Raw(endpoint)) = entry.map_err(map(ENDPOINTS))?;
+            entries.endpoints.insert(key, endpoint);
+        }
+        for entry in self.services.iter() {
+            let (address, Raw(service)) = entry.map_err(map(SERVICES))?;
+            entries.services.insert(address, service);
+        }
+        for key in self.rules.keys() {
+            let key = key.map_err(map(RULES))?;
+            let Raw(rule) = key.data();
+            entries.rules.insert((rule, key.prefix_len()));
+        }
+        entries.devices = self.read_devices()?;
+        let mut tables = BTreeSet::new();
+        for slot in 1..self.flows.len() {
+            match self.flows.get(&slot, 0) {
+                Ok(_) => {
+                    tables.insert(slot);
+                }
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map(FLOWS)(error)),
+            }
+        }
+        Ok(Contents { entries, tables })
+    }
+
+    fn read_devices(&self) -> Result<BTreeMap<u32, u32>, FabricError> {
+        let mut found = BTreeMap::new();
+        for slot in RESPONDER_SLOT + 1..self.devices.len() {
+            match self.devices.get(slot, 0) {
+                Ok(device) => {
+                    found.insert(slot, device.if_index);
+                }
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(map(DEVICES)(error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes or deletes an element of `TAPS`.
+    pub(super) fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
+        match tap {
+            Some(tap) => self.taps.insert(ifindex, Raw(tap), 0),
+            None => absent_is_fine(self.taps.remove(&ifindex)),
+        }
+        .map_err(map(TAPS))
+    }
+
+    /// Writes or deletes an element of `ENDPOINTS`.
+    pub(super) fn put_endpoint(
+        &mut self,
+        key: EndpointKey,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), FabricError> {
+        match endpoint {
+            Some(endpoint) => self.endpoints.insert(Raw(key), Raw(endpoint), 0),
+            None => absent_is_fine(self.endpoints.remove(&Raw(key))),
+        }
+        .map_err(map(ENDPOINTS))
+    }
+
+    /// Writes or deletes an element of `SERVICES`.
+    pub(super) fn put_service(
+        &mut self,
+        address: u32,
+        service: Option<Service>,
+    ) -> Result<(), FabricError> {
+        match service {
+            Some(service) => self.services.insert(address, Raw(service), 0),
+            None => absent_is_fine(self.services.remove(&address)),
+        }
+        .map_err(map(SERVICES))
+    }
+
+    /// Adds a rule.
+    pub(super) fn add_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
+        self.rules
+            .insert(&Key::new(bits, Raw(key)), 1, 0)
+            .map_err(map(RULES))
+    }
+
+    /// Removes a rule.
+    pub(super) fn remove_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
+        absent_is_fine(self.rules.remove(&Key::new(bits, Raw(key)))).map_err(map(RULES))
+    }
+
+    /// Gives a slot an empty flow table and counters of zero.
+    pub(super) fn make_table(&mut self, slot: u32) -> Result<(), FabricError> {
+        let buckets = u32::try_from(FLOW_BUCKETS).unwrap_or(u32::MAX);
+        let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(FLOWS))?;
+        self.flows.set(slot, &table, 0).map_err(map(FLOWS))?;
+        let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
+        let zero = Raw(layout::Counters {
+            cells: [0; 2 * REASONS],
+        });
+        let zeros = aya::maps::PerCpuValues::try_from(vec![zero; cpus])
+            .map_err(|source| map(COUNTERS)(MapError::IoError(source)))?;
+        self.counters.set(slot, zeros, 0).map_err(map(COUNTERS))
+    }
+
+    /// Takes a slot's flow table away.
+    pub(super) fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
+        elements::delete(&self.flows_data, slot, FLOWS)
+    }
+
+    /// Sets or clears a slot's interface; in the taps' namespace.
+    pub(super) fn put_device(
+        &mut self,
+        slot: u32,
+        ifindex: Option<u32>,
+    ) -> Result<(), FabricError> {
+        match ifindex {
+            Some(ifindex) => self
+                .devices
+                .set(slot, ifindex, None, 0)
+                .map_err(|error| device_refused(ifindex, &error)),
+            None => elements::delete(&self.devices_data, slot, DEVICES),
+        }
+    }
+
+    /// Sets the responder's interface; in the taps' namespace.
+    pub(super) fn set_responder_device(&mut self, ifindex: u32) -> Result<(), FabricError> {
+        self.put_device(RESPONDER_SLOT, Some(ifindex))
+    }
+
+    /// A slot's counters, over all CPUs.
+    pub(super) fn counters(&self, slot: u32) -> Result<Counters, FabricError> {
+        let values = self.counters.get(&slot, 0).map_err(map(COUNTERS))?;
+        let mut found = Counters::default();
+        for direction in [Direction::Ingress, Direction::Egress] {
+            for reason in Reason::ALL {
+                let cell = direction as usize * REASONS + *reason as usize;
+                let packets = values
+                    .iter()
+                    .filter_map(|Raw(counters)| counters.cells.get(cell))
+                    .sum::<u64>();
+                if packets != 0 {
+                    found.packets.insert((direction, *reason), packets);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn device_refused(ifindex: u32, error: &aya::maps::xdp::XdpMapError) -> FabricError {
+    FabricError::Link {
+        name: format!("{DEVICES} to interface {ifindex}"),
+        reason: error.to_string(),
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

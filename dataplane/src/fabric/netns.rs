@@ -1,0 +1,108 @@
+//! Network namespaces that live as long as a file is mounted on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::fstatfs;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+use super::error::{FabricError, file, system};
+
+/// Magic number of the namespaces' file system (`NSFS_MAGIC` of linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Opens the namespace that is mounted on `path`; makes a new one if there is none.
+pub(super) fn ensure(path: &Path) -> Result<OwnedFd, FabricError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(file("create folder", parent))?;
+    }
+    if let Some(namespace) = existing(path)? {
+        return Ok(namespace);
+    }
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(file("create", path))?;
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                // SAFETY: only this thread, which was made for it, leaves its namespace;
+                // its descriptors stay shared.
+                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+                    .map_err(io::Error::from)
+                    .map_err(system("make a network namespace"))?;
+                mount_bind("/proc/thread-self/ns/net", path)
+                    .map_err(io::Error::from)
+                    .map_err(file("mount a network namespace on", path))
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    existing(path)?.ok_or_else(|| {
+        file("find a network namespace on", path)(io::Error::from(io::ErrorKind::NotFound))
+    })
+}
+
+/// The namespace mounted on `path`, if one is.
+fn existing(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
+    let opened = match File::open(path) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(file("open", path)(error)),
+    };
+    let status = fstatfs(&opened)
+        .map_err(io::Error::from)
+        .map_err(file("look at", path))?;
+    Ok((status.f_type == NSFS_MAGIC).then(|| opened.into()))
+}
+
+/// Opens the namespace that is mounted on `path`, if there is one.
+pub(super) fn find(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
+    existing(path)
+}
+
+/// Unmounts `path` and removes it.
+pub(super) fn remove(path: &Path) -> Result<(), FabricError> {
+    while existing(path)?.is_some() {
+        unmount(path, UnmountFlags::DETACH)
+            .map_err(io::Error::from)
+            .map_err(file("unmount", path))?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Does something in a namespace, on a thread of its own.
+pub(super) fn within<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, FabricError> + Send,
+) -> Result<T, FabricError> {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+                    .map_err(io::Error::from)
+                    .map_err(system("enter a network namespace"))?;
+                work()
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Writes a sysctl of the thread's namespace.
+pub(super) fn sysctl(name: &str, value: &str) -> Result<(), FabricError> {
+    let path = Path::new("/proc/sys/net").join(name);
+    match fs::write(&path, value) {
+        // A kernel without IPv6 has no switch to turn it off.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6") => Ok(()),
+        other => other.map_err(file("write", &path)),
+    }
+}

@@ -1,0 +1,250 @@
+//! The programs: loaded, attached, and swapped under what runs.
+//!
+//! A link's pin keeps its program on the interface whatever becomes of us. To open the
+//! fabric again is to update each link to the programs just loaded; no frame passes
+//! between them unseen.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+
+use super::Run;
+use super::bpffs::Pins;
+use super::error::{FabricError, file};
+use super::{links, maps};
+use crate::object;
+
+/// Loads the object with the pinned maps, or pins new ones.
+pub(super) fn load(pins: &Pins) -> Result<Ebpf, FabricError> {
+    let object = object::bytes().ok_or(FabricError::NoPrograms)?;
+    let mut loader = EbpfLoader::new();
+    for name in maps::NAMES {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader
+        .load(object)
+        .map_err(|error| FabricError::Load(Box::new(error)))
+}
+
+/// The loaded programs.
+#[derive(Debug)]
+pub(super) struct Programs {
+    object: Ebpf,
+}
+
+const PORT: &str = "port";
+const SVC: &str = "svc";
+const PASS: &str = "pass";
+const CLOCK: &str = "clock";
+
+impl Programs {
+    /// Gives an object's programs to the kernel.
+    pub(super) fn new(object: Ebpf) -> Result<Self, FabricError> {
+        let mut programs = Self { object };
+        for name in [PORT, SVC, PASS, CLOCK] {
+            programs.get_mut(name)?.load().map_err(failed(name))?;
+        }
+        Ok(programs)
+    }
+
+    fn get(&self, name: &'static str) -> Result<&Xdp, FabricError> {
+        let program = self.object.program(name).ok_or(FabricError::Object {
+            kind: "program",
+            name,
+        })?;
+        program.try_into().map_err(failed(name))
+    }
+
+    fn get_mut(&mut self, name: &'static str) -> Result<&mut Xdp, FabricError> {
+        let program = self.object.program_mut(name).ok_or(FabricError::Object {
+            kind: "program",
+            name,
+        })?;
+        program.try_into().map_err(failed(name))
+    }
+
+    /// Swaps the programs of taps that a predecessor attached.
+    pub(super) fn adopt(&mut self, pins: &Pins) -> Result<(), FabricError> {
+        let program = self.get_mut(PORT)?;
+        for ifindex in pins.port_links()? {
+            update(program, PORT, &pins.port_link(ifindex))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches to a tap of the thread's namespace.
+    pub(super) fn attach_port(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        attach(self.get_mut(PORT)?, PORT, &pins.port_link(ifindex), ifindex)
+    }
+
+    /// Attaches to `svc0`.
+    pub(super) fn attach_svc(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        attach(self.get_mut(SVC)?, SVC, &pins.link(links::SVC0), ifindex)
+    }
+
+    /// Attaches to `svc1`.
+    pub(super) fn attach_pass(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        attach(self.get_mut(PASS)?, PASS, &pins.link(links::SVC1), ifindex)
+    }
+
+    /// Jiffies since boot.
+    pub(super) fn jiffies(&self) -> Result<u64, FabricError> {
+        let run = run(self.get(CLOCK)?, CLOCK, &[0; 64], None, 1, None)?;
+        let bytes = run.frame.first_chunk::<8>().copied().unwrap_or_default();
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// See [`super::Fabric::run_port`].
+    pub(super) fn run_port(
+        &self,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+        live_batch: Option<u32>,
+    ) -> Result<Run, FabricError> {
+        let port = self.get(PORT)?;
+        run(port, PORT, frame, Some(ifindex), repeat, live_batch)
+    }
+
+    /// See [`super::Fabric::run_svc`].
+    pub(super) fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
+        run(self.get(SVC)?, SVC, frame, None, 1, None)
+    }
+}
+
+fn failed(name: &'static str) -> impl FnOnce(ProgramError) -> FabricError {
+    move |source| FabricError::Program {
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn link_failed(pin: &Path) -> impl FnOnce(LinkError) -> FabricError {
+    let name = pin.display().to_string();
+    move |error| FabricError::Link {
+        name,
+        reason: error.to_string(),
+    }
+}
+
+/// Attaches a program and pins the link; where a link is in force, swaps its program.
+fn attach(
+    program: &mut Xdp,
+    name: &'static str,
+    pin: &Path,
+    ifindex: u32,
+) -> Result<(), FabricError> {
+    if pin.exists() {
+        if update(program, name, pin)? {
+            return Ok(());
+        }
+        fs::remove_file(pin).map_err(file("remove", pin))?;
+    }
+    let id = program
+        .attach_to_if_index(ifindex, XdpMode::Driver)
+        .map_err(failed(name))?;
+    let link = program.take_link(id).map_err(failed(name))?;
+    FdLink::try_from(link)
+        .map_err(link_failed(pin))?
+        .pin(pin)
+        .map_err(|error| FabricError::Link {
+            name: pin.display().to_string(),
+            reason: error.to_string(),
+        })?;
+    Ok(())
+}
+
+/// Swaps the program of a pinned link. `false`: its interface is gone.
+fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, FabricError> {
+    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            drop(program.take_link(id).map_err(failed(name))?);
+            Ok(true)
+        }
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(failed(name)(error)),
+    }
+}
+
+/// Takes the program off a tap.
+pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+    let pin = pins.port_link(ifindex);
+    fs::remove_file(&pin).map_err(file("remove", &pin))
+}
+
+/// `struct xdp_md` of linux/bpf.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl XdpMd {
+    fn bytes(self) -> Vec<u8> {
+        [
+            self.data,
+            self.data_end,
+            self.data_meta,
+            self.ingress_ifindex,
+            self.rx_queue_index,
+            self.egress_ifindex,
+        ]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect()
+    }
+}
+
+/// More than any frame grows by.
+const GROWTH: usize = 256;
+
+fn run(
+    program: &Xdp,
+    name: &'static str,
+    frame: &[u8],
+    ifindex: Option<u32>,
+    repeat: u32,
+    live_batch: Option<u32>,
+) -> Result<Run, FabricError> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let context = ifindex.map(|ingress_ifindex| {
+        XdpMd {
+            data_end: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            ingress_ifindex,
+            ..XdpMd::default()
+        }
+        .bytes()
+    });
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.ctx_in = context.as_deref();
+    options.repeat = repeat;
+    match live_batch {
+        Some(batch) => options.attrs = TestRunAttrs::new().xdp_live_frames(batch),
+        None => options.data_out = Some(&mut out),
+    }
+    let result = program
+        .test_run(options)
+        .map_err(|error| failed(name)(error))?;
+    out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
+    Ok(Run {
+        action: result.return_value,
+        frame: out,
+        mean_ns: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
+    })
+}

@@ -1,0 +1,139 @@
+//! A fabric of the test's own, guests at its taps, and frames.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod frames;
+pub mod policy;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
+
+/// A fabric in a folder of its own; gone with this, panic or not.
+pub struct Lab {
+    fabric: Option<Fabric>,
+    config: FabricConfig,
+    _folder: tempfile::TempDir,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("ocs-dataplane-{}-", std::process::id()))
+            .tempdir()
+            .expect("a temporary folder");
+        let config = FabricConfig::under(folder.path());
+        let mut lab = Self {
+            fabric: None,
+            config,
+            _folder: folder,
+        };
+        lab.restart();
+        lab
+    }
+
+    pub fn config(&self) -> &FabricConfig {
+        &self.config
+    }
+
+    /// Ends the loader's process, as far as the kernel can tell, and starts another.
+    pub fn restart(&mut self) {
+        self.fabric = None;
+        self.fabric = Some(
+            Fabric::open(self.config.clone())
+                .unwrap_or_else(|error| panic!("cannot open the fabric: {}", chain(&error))),
+        );
+    }
+}
+
+impl std::ops::Deref for Lab {
+    type Target = Fabric;
+
+    fn deref(&self) -> &Fabric {
+        self.fabric.as_ref().expect("a fabric between restarts")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.fabric = None;
+        if let Err(error) = Fabric::destroy(&self.config) {
+            eprintln!("cannot remove the fabric: {}", chain(&error));
+        }
+    }
+}
+
+/// An error and its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// The guest's end of a tap.
+pub struct Guest {
+    file: File,
+    pub ifindex: u32,
+}
+
+/// Length of `virtio_net_hdr_v1`.
+const HEADER: usize = 12;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Guest {
+    pub fn new(fabric: &Fabric, name: &str) -> Self {
+        let Tap { fd, ifindex } = fabric
+            .create_tap(name)
+            .unwrap_or_else(|error| panic!("cannot make a tap: {}", chain(&error)));
+        Self {
+            file: fd.into(),
+            ifindex,
+        }
+    }
+
+    /// Sends a frame.
+    pub fn send(&mut self, frame: &[u8]) {
+        self.try_send(frame).expect("the tap takes a frame");
+    }
+
+    pub fn try_send(&mut self, frame: &[u8]) -> std::io::Result<usize> {
+        let mut bytes = vec![0; HEADER];
+        bytes.extend_from_slice(frame);
+        self.file.write(&bytes)
+    }
+
+    /// The next frame that arrives.
+    pub fn receive(&mut self) -> Vec<u8> {
+        let began = Instant::now();
+        loop {
+            if let Some(frame) = self.poll() {
+                return frame;
+            }
+            assert!(began.elapsed() < PATIENCE, "no frame arrived");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A frame, if one is there. XDP on a tap runs within the sender's write, so what was
+    /// redirected to another tap is there when the write returns.
+    pub fn poll(&mut self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; 65_536];
+        match self.file.read(&mut bytes) {
+            Ok(length) => Some(bytes[HEADER..length].to_vec()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("reading from a tap: {error}"),
+        }
+    }
+
+    /// Asserts that nothing has arrived.
+    pub fn hears_nothing(&mut self) {
+        let heard = self.poll();
+        assert_eq!(heard, None, "a frame arrived that should not");
+    }
+}
