@@ -6,7 +6,7 @@
 //! ```
 //!
 //! There are no wakers: after each interrupt every task looks whether what it waits for
-//! has come, and each task that goes on causes another round, since what it does may be
+//! has come, and each task that starts, goes on or ends causes another round, since what it does may be
 //! what another waits for. There are at most some hundred tasks, and a look costs
 //! nanoseconds.
 
@@ -109,16 +109,19 @@ pub fn run() -> ! {
     let mut context = Context::from_waker(Waker::noop());
     let mut armed = false;
     loop {
-        STATE.with(|state| {
+        let mut moved = STATE.with(|state| {
             state.next_us = u64::MAX;
+            let new = !state.new_tasks.is_empty();
             tasks.append(&mut state.new_tasks);
             drivers.append(&mut state.new_drivers);
+            new
         });
         for driver in &mut drivers {
             driver();
         }
+        let count = tasks.len();
         tasks.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
-        let mut moved = false;
+        moved |= tasks.len() < count;
         for driver in &mut drivers {
             moved |= driver();
         }
