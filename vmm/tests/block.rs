@@ -144,6 +144,7 @@ fn a_guest_under_load_survives_kills_of_its_backend() {
         assert_eq!(last_number(&console, "errors"), Some(0), "{console}");
         assert_eq!(control.counter("block.vol1.faults"), 0);
         assert_eq!(control.counter("block.vol1.failed_handshakes"), 0);
+        assert_eq!(control.counter("block.vol1.failed_rings"), 0);
         control.ask(&control::Request::Stop);
         assert!(vmm.finish().0.success());
     }

@@ -15,6 +15,8 @@ pub struct BlockMetrics {
     pub refused_peers: AtomicU64,
     /// Backends that could not be agreed with.
     pub failed_handshakes: AtomicU64,
+    /// Rings that a connected backend would not start or stop.
+    pub failed_rings: AtomicU64,
 }
 
 impl BlockMetrics {
@@ -30,6 +32,7 @@ impl Metrics for BlockMetrics {
             ("disconnects", &self.disconnects),
             ("refused_peers", &self.refused_peers),
             ("failed_handshakes", &self.failed_handshakes),
+            ("failed_rings", &self.failed_rings),
         ] {
             out.insert(format!("{prefix}.{name}"), counter.load(Ordering::Relaxed));
         }

@@ -100,17 +100,20 @@ impl Session {
                 offer.features, before.features
             )));
         }
-        match inflight {
-            Some(kept) => frontend
-                .set_inflight_fd(&kept.info, kept.fd())
-                .map_err(ask("hand the inflight region back"))?,
+        let region = match inflight.take() {
+            Some(kept) => kept,
             None => {
                 let (info, file) = frontend
                     .get_inflight_fd(&Inflight::wanted())
                     .map_err(ask("get an inflight region"))?;
-                *inflight = Some(Inflight::new(info, file)?);
+                Inflight::new(info, file)?
             }
-        }
+        };
+        // A new region too takes effect only when it is set.
+        let region = inflight.insert(region);
+        frontend
+            .set_inflight_fd(&region.info, region.fd())
+            .map_err(ask("hand over the inflight region"))?;
         Ok(Self {
             frontend,
             stream,

@@ -224,6 +224,7 @@ impl BlockWorker {
         };
         if let Err(error) = session.start(active, resumed, &self.no_call, &self.broken) {
             tracing::warn!(device = self.id, %error, "the ring cannot be started");
+            BlockMetrics::count(&self.metrics.failed_rings);
             self.disconnect("the backend failed");
         }
     }
@@ -235,6 +236,7 @@ impl BlockWorker {
                 && let Err(error) = session.stop()
             {
                 tracing::warn!(device = self.id, %error, "the ring cannot be stopped");
+                BlockMetrics::count(&self.metrics.failed_rings);
                 self.disconnect("the backend failed");
             }
             if let Some(inflight) = &self.inflight

@@ -317,3 +317,6 @@ impl Function for VirtioPci {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
