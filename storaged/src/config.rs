@@ -1,6 +1,6 @@
 //! What the device offers: feature bits and configuration space (virtio 1.3 §5.2).
 
-use crate::disk::{BLOCK_SIZE, Disk};
+use crate::disk::Disk;
 use crate::request::MAX_ZERO_SECTORS;
 
 /// `VIRTIO_RING_F_INDIRECT_DESC`.
@@ -19,6 +19,8 @@ pub const READ_ONLY: u64 = 1 << 5;
 pub const BLK_SIZE: u64 = 1 << 6;
 /// `VIRTIO_BLK_F_FLUSH`.
 pub const FLUSH: u64 = 1 << 9;
+/// `VIRTIO_BLK_F_TOPOLOGY`.
+pub const TOPOLOGY: u64 = 1 << 10;
 /// `VIRTIO_BLK_F_MQ`.
 pub const MQ: u64 = 1 << 12;
 /// `VIRTIO_BLK_F_DISCARD`.
@@ -26,6 +28,10 @@ pub const DISCARD: u64 = 1 << 13;
 /// `VIRTIO_BLK_F_WRITE_ZEROES`.
 pub const WRITE_ZEROES: u64 = 1 << 14;
 
+/// Logical blocks, as EC2's volumes have; images with 512-byte partition tables need it.
+const LOGICAL_BYTES: u32 = 512;
+/// A physical block is 2³ logical ones: the unit of encryption and of most file systems.
+const PHYSICAL_EXPONENT: u8 = 3;
 /// Most data segments of a request: what fits a queue of 128 beside header and status.
 const SEGMENTS: u32 = 126;
 /// Length of `struct virtio_blk_config` up to `write_zeroes_may_unmap` and padding.
@@ -35,7 +41,7 @@ pub const CONFIG_BYTES: usize = 60;
 #[must_use]
 pub fn features(disk: &Disk) -> u64 {
     let always = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT | PROTOCOL_FEATURES;
-    let block = SEG_MAX | BLK_SIZE | FLUSH | MQ;
+    let block = SEG_MAX | BLK_SIZE | FLUSH | TOPOLOGY | MQ;
     let writes = if disk.read_only {
         READ_ONLY
     } else {
@@ -51,12 +57,14 @@ pub fn space(disk: &Disk) -> [u8; CONFIG_BYTES] {
     let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(disk.size_bytes / 512).to_le_bytes());
     put(12, &SEGMENTS.to_le_bytes());
-    put(20, &BLOCK_SIZE.to_le_bytes());
-    // Behind topology (24..32) and writeback (32): one segment a request, whole blocks.
+    put(20, &LOGICAL_BYTES.to_le_bytes());
+    put(24, &[PHYSICAL_EXPONENT, 0]);
+    put(26, &(1u16 << PHYSICAL_EXPONENT).to_le_bytes());
     put(34, &disk.queues.to_le_bytes());
+    // Discard and write-zeroes: one segment a request, best in physical blocks.
     put(36, &MAX_ZERO_SECTORS.to_le_bytes());
     put(40, &1u32.to_le_bytes());
-    put(44, &(BLOCK_SIZE / 512).to_le_bytes());
+    put(44, &(1u32 << PHYSICAL_EXPONENT).to_le_bytes());
     put(48, &MAX_ZERO_SECTORS.to_le_bytes());
     put(52, &1u32.to_le_bytes());
     put(56, &[1]);

@@ -1,13 +1,11 @@
 //! What a device serves: a file (plain or encrypted) or nothing at all.
 
-use crate::crypt::{BLOCK_BYTES, Key};
+use crate::crypt::Key;
 use rustix::fs::{Mode, OFlags, fstatfs};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The block size offered to guests: the unit of encryption and of most file systems.
-pub const BLOCK_SIZE: u32 = BLOCK_BYTES as u32;
 /// Alignment that every O_DIRECT transfer meets; the few file systems that ask for
 /// more answer EINVAL and are served buffered.
 pub const DIRECT_ALIGN: u64 = 512;

@@ -20,7 +20,12 @@ fn a_file_is_read_written_flushed_and_identified() {
     guest.attach(connect(&socket));
     let config = guest.config(60);
     assert_eq!(config[..8], (8u64 << 11).to_le_bytes());
-    assert_eq!(config[20..24], 4096u32.to_le_bytes());
+    assert_eq!(config[20..24], 512u32.to_le_bytes());
+    assert_eq!(
+        config[24..28],
+        [3, 0, 8, 0],
+        "physical blocks of 4096 bytes"
+    );
     for (offset, len) in [
         (0, 4096),
         (4096, 65536),

@@ -339,6 +339,24 @@ fn an_ephemeral_volume_survives_its_daemon_and_shows_no_plaintext() {
     let mut expected = planted.clone();
     expected[512..71 * 512].fill(0x11);
     assert_eq!(guest.read_at(4 * MIB, planted.len()), expected);
+    // Neighbours in one block, all in flight at once.
+    for slot in 0..SLOTS {
+        guest.bytes(Guest::data_at(slot), 512).fill(slot as u8);
+        guest.submit(slot, T_OUT, 6 * 2048 + slot as u64, 512);
+    }
+    let mut done = 0;
+    wait("neighbours", || {
+        done += guest
+            .poll()
+            .iter()
+            .filter(|(_, status)| *status == 0)
+            .count();
+        (done == SLOTS).then_some(())
+    });
+    let neighbours = guest.read_at(6 * MIB, SLOTS * 512);
+    for (slot, bytes) in neighbours.chunks(512).enumerate() {
+        assert_eq!(bytes, [slot as u8; 512]);
+    }
     survive_kills(&mut host, &listener, &mut guest, kills() / 4);
     assert_eq!(guest.read_at(4 * MIB, planted.len()), expected);
     assert_eq!(guest.zeroes(T_DISCARD, 4 * MIB, 8192, false), 0);
