@@ -41,7 +41,11 @@ esac
 /// An HTTP server whose body is `bytes` times the letter `a`, ended by closing.
 pub fn letters(folder: &Path, bytes: usize) -> PathBuf {
     let script = format!(
-        "#!/bin/sh\nread -r _\nprintf 'HTTP/1.0 200 OK\\r\\n\\r\\n'\nhead -c {bytes} /dev/zero | tr '\\0' a\n"
+        r#"#!/bin/sh
+while read -r header && [ "$header" != "$(printf '\r')" ]; do :; done
+printf 'HTTP/1.0 200 OK\r\n\r\n'
+head -c {bytes} /dev/zero | tr '\0' a
+"#
     );
     install(folder.join("letters"), &script)
 }

@@ -100,7 +100,7 @@ impl Request<'_> {
         let mut buffer = [0; 2048];
         while !matches!(rest, Rest::Bytes(0)) {
             match self.patient(stream.recv(&mut buffer)).await? {
-                Ok(0) | Err(Gone) if matches!(rest, Rest::UntilClose) => break,
+                Ok(0) if matches!(rest, Rest::UntilClose) => break,
                 Ok(0) | Err(Gone) => return Err(HttpError::Broken),
                 Ok(len) => take(&buffer[..len], &mut rest, &mut sink)?,
             }
