@@ -30,6 +30,8 @@ pub struct Running {
     pub call_again: bool,
     /// In the shard's list of ready queues.
     pub ready: bool,
+    /// In the shard's list of queues that were found empty.
+    pub parked: bool,
     /// Has staged completions.
     pub touched: bool,
     /// Popped and not completed.
@@ -64,6 +66,7 @@ impl Running {
             call_busy: false,
             call_again: false,
             ready: false,
+            parked: false,
             touched: false,
             outstanding: 0,
             broken: false,

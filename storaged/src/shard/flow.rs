@@ -41,15 +41,10 @@ impl Worker {
                     }
                 }
                 Ok(None) => {
-                    // Show completions before asking to be told: a driver that
-                    // polls then goes on, and its next chain needs no kick.
-                    self.publish();
-                    let Some(running) = self.slot_queue(device, queue) else {
-                        return;
-                    };
-                    if !running.queue.enable_kicks() {
-                        return;
+                    if !std::mem::replace(&mut running.parked, true) {
+                        self.parked.push((device, queue));
                     }
+                    return;
                 }
                 Err(error) => return self.broke(device, queue, &error),
             }
@@ -126,6 +121,7 @@ impl Worker {
                 }
                 (Step::Submit(op), Backing::File(file)) => {
                     let entry = entry(&op, file).user_data(Token::Io(index as u32).pack());
+                    self.on_ring += 1;
                     return self.push(entry);
                 }
                 (Step::Submit(_), Backing::Null) => return,

@@ -16,6 +16,7 @@ pub mod flow;
 pub mod op;
 pub mod slot;
 pub mod token;
+pub mod window;
 pub mod worker;
 
 use crate::disk::Disk;

@@ -3,6 +3,7 @@
 use super::device::{Device, Running, Scratch};
 use super::slot::Slot;
 use super::token::{Place, Token};
+use super::window::Window;
 use super::{Command, DeviceId, QueueStart};
 use crate::disk::Disk;
 use crate::queue::QueueError;
@@ -11,9 +12,12 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 4096;
+/// `IORING_ENTER_GETEVENTS`: run deferred completions.
+const ENTER_GETEVENTS: u32 = 1;
 
 /// Most devices of a shard.
 pub const MAX_DEVICES: usize = 4096;
@@ -32,7 +36,12 @@ pub struct Worker {
     pub(super) free: Vec<usize>,
     pub(super) ready: VecDeque<(usize, u16)>,
     pub(super) touched: Vec<(usize, u16)>,
+    /// Queues found empty, whose drivers were not told to kick yet.
+    pub(super) parked: Vec<(usize, u16)>,
     pub(super) scratch: Scratch,
+    /// Requests that wait for the ring.
+    pub(super) on_ring: usize,
+    window: Window,
     generation: u32,
     ended: bool,
 }
@@ -44,6 +53,7 @@ impl Worker {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
@@ -56,7 +66,10 @@ impl Worker {
             free: Vec::new(),
             ready: VecDeque::new(),
             touched: Vec::new(),
+            parked: Vec::new(),
             scratch: Scratch::default(),
+            on_ring: 0,
+            window: Window::default(),
             generation: 0,
             ended: false,
         };
@@ -73,8 +86,12 @@ impl Worker {
                 }
             }
             self.publish();
-            let wanted = usize::from(self.ready.is_empty());
-            if let Err(error) = self.ring.submit_and_wait(wanted)
+            let outcome = if self.ready.is_empty() {
+                self.idle()
+            } else {
+                self.enter(false)
+            };
+            if let Err(error) = outcome
                 && !matches!(
                     error.raw_os_error(),
                     Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)
@@ -92,6 +109,80 @@ impl Worker {
         }
     }
 
+    /// Nothing is ready: polls for a while, if that has been worth it, then sleeps.
+    fn idle(&mut self) -> std::io::Result<()> {
+        let began = Instant::now();
+        // While the disk works, sleeping costs less than its time.
+        if self.on_ring == 0 && self.window.get() > Duration::ZERO {
+            self.enter(false)?;
+            while began.elapsed() < self.window.get() {
+                if self.work_came() {
+                    self.window.learn(began.elapsed());
+                    return self.enter(false);
+                }
+                std::hint::spin_loop();
+            }
+        }
+        let idle = self.on_ring == 0;
+        if !self.enable_kicks() {
+            self.enter(true)?;
+        }
+        if idle {
+            self.window.learn(began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Is there a completion, or did a driver that was not told to kick offer more?
+    fn work_came(&mut self) -> bool {
+        for at in 0..self.parked.len() {
+            let (device, queue) = self.parked[at];
+            if self
+                .slot_queue(device, queue)
+                .is_some_and(|r| r.queue.has_more())
+            {
+                self.make_ready(device, queue);
+            }
+        }
+        !self.ready.is_empty()
+            || self.ring.submission().taskrun()
+            || !self.ring.completion().is_empty()
+    }
+
+    /// Asks all drivers to kick; true if one offered something meanwhile.
+    fn enable_kicks(&mut self) -> bool {
+        while let Some((device, queue)) = self.parked.pop() {
+            if let Some(running) = self.slot_queue(device, queue) {
+                running.parked = false;
+                if running.queue.enable_kicks() {
+                    self.make_ready(device, queue);
+                }
+            }
+        }
+        !self.ready.is_empty()
+    }
+
+    /// Submits what is queued and takes what has completed; may `wait` for one.
+    fn enter(&mut self, wait: bool) -> std::io::Result<()> {
+        let (queued, due) = {
+            let queue = self.ring.submission();
+            (queue.len(), queue.taskrun())
+        };
+        if queued == 0 && !due && !wait {
+            return Ok(());
+        }
+        // SAFETY: the entries queued hold what `push` demands; no argument is passed.
+        unsafe {
+            self.ring.submitter().enter::<libc::sigset_t>(
+                queued as u32,
+                u32::from(wait),
+                ENTER_GETEVENTS,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
     fn completed(&mut self, done: &cqueue::Entry) {
         match Token::unpack(done.user_data()) {
             Token::Wake => {
@@ -103,7 +194,10 @@ impl Worker {
                 self.obey();
             }
             Token::Ignore => {}
-            Token::Io(slot) => self.advanced(slot as usize, done.result()),
+            Token::Io(slot) => {
+                self.on_ring -= 1;
+                self.advanced(slot as usize, done.result());
+            }
             Token::Kick(place) => {
                 if self.at(place).is_some() {
                     self.make_ready(usize::from(place.device), u16::from(place.queue));
