@@ -1,8 +1,15 @@
 //! What the process gives up before a guest runs.
 //!
+//! ```text
+//!  caller: uid, namespaces, cgroup ─▶ mod.rs: capabilities, limits ─▶ seccomp.rs: a filter a thread
+//! ```
 //! The caller has chosen uid, namespaces and cgroup before `execve`; here the VMM
 //! drops what it could still have: capabilities, new privileges, core dumps (they
 //! would hold guest memory), large files, processes.
+
+mod seccomp;
+
+pub use seccomp::{confine_disk, confine_events, confine_vcpu};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
@@ -34,20 +41,5 @@ pub fn confine_process() -> io::Result<()> {
         };
         setrlimit(resource, limit)?;
     }
-    Ok(())
-}
-
-/// For a vCPU thread.
-pub fn confine_vcpu() -> io::Result<()> {
-    Ok(())
-}
-
-/// For a disk's thread.
-pub fn confine_disk() -> io::Result<()> {
-    Ok(())
-}
-
-/// For the event thread, when all others exist.
-pub fn confine_events() -> io::Result<()> {
     Ok(())
 }

@@ -1,0 +1,251 @@
+//! A system-call filter for each kind of thread: what is not listed kills the process.
+//!
+//! | thread | beyond memory, locks and its own end |
+//! |---|---|
+//! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; console writes; eventfds |
+//! | disk | accept, send and receive on Unix sockets; the inflight region |
+//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs |
+//!
+//! No thread may open a file, make a socket, start a program or map code.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+use std::io;
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+const KVM_RUN: u64 = 0xae80;
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
+const KVM_IRQFD: u64 = 0x4020_ae76;
+const KVM_IOEVENTFD: u64 = 0x4040_ae79;
+
+/// What the runtime itself needs in any thread.
+const COMMON: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_futex,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_rseq,
+    libc::SYS_set_robust_list,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// For a vCPU thread.
+pub fn confine_vcpu() -> io::Result<()> {
+    let mut rules = common()?;
+    allow(
+        &mut rules,
+        &[libc::SYS_pwrite64, libc::SYS_poll, libc::SYS_ppoll],
+    );
+    rules.insert(
+        libc::SYS_ioctl,
+        one_of(
+            1,
+            &[
+                KVM_RUN,
+                KVM_GET_REGS,
+                KVM_SET_GSI_ROUTING,
+                KVM_IRQFD,
+                KVM_IOEVENTFD,
+            ],
+        )?,
+    );
+    duplicate(&mut rules)?;
+    apply(rules)
+}
+
+/// For a disk's thread.
+pub fn confine_disk() -> io::Result<()> {
+    let mut rules = common()?;
+    allow(
+        &mut rules,
+        &[
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_accept4,
+            libc::SYS_getsockopt,
+            libc::SYS_setsockopt,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+            libc::SYS_recvmsg,
+            libc::SYS_recvfrom,
+            libc::SYS_fstat,
+            libc::SYS_statx,
+            libc::SYS_pwrite64,
+        ],
+    );
+    rules.insert(libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])?);
+    duplicate(&mut rules)?;
+    apply(rules)
+}
+
+/// For the event thread, when all others exist.
+pub fn confine_events() -> io::Result<()> {
+    let mut rules = common()?;
+    allow(
+        &mut rules,
+        &[
+            libc::SYS_epoll_wait,
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+            libc::SYS_epoll_ctl,
+            libc::SYS_readv,
+            libc::SYS_writev,
+            libc::SYS_accept4,
+            libc::SYS_recvfrom,
+            libc::SYS_sendto,
+            libc::SYS_tgkill,
+            libc::SYS_lseek,
+            libc::SYS_ftruncate,
+            libc::SYS_fdatasync,
+        ],
+    );
+    rules.insert(libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])?);
+    duplicate(&mut rules)?;
+    apply(rules)
+}
+
+fn common() -> io::Result<Rules> {
+    let mut rules = Rules::new();
+    allow(&mut rules, COMMON);
+    // Memory, but never code.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        let exec = u64::from(libc::PROT_EXEC.unsigned_abs());
+        let no_code = condition(2, SeccompCmpOp::MaskedEq(exec), 0)?;
+        rules.insert(call, vec![rule(no_code)?]);
+    }
+    Ok(rules)
+}
+
+fn allow(rules: &mut Rules, calls: &[i64]) {
+    rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+}
+
+/// Second descriptors of what is open already.
+fn duplicate(rules: &mut Rules) -> io::Result<()> {
+    let commands = [
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GETFL,
+        libc::F_SETFL,
+        libc::F_GETFD,
+    ]
+    .map(|command| u64::from(command.unsigned_abs()));
+    rules.insert(libc::SYS_fcntl, one_of(1, &commands)?);
+    Ok(())
+}
+
+fn one_of(argument: u8, values: &[u64]) -> io::Result<Vec<SeccompRule>> {
+    values
+        .iter()
+        .map(|value| rule(condition(argument, SeccompCmpOp::Eq, *value)?))
+        .collect()
+}
+
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> io::Result<SeccompCondition> {
+    // The kernel looks at the low half of a command or protection.
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+        .map_err(io::Error::other)
+}
+
+fn rule(condition: SeccompCondition) -> io::Result<SeccompRule> {
+    SeccompRule::new(vec![condition]).map_err(io::Error::other)
+}
+
+fn apply(rules: Rules) -> io::Result<()> {
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )
+    .map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const CHILD: &str = "OCS_VMM_SECCOMP_CHILD";
+
+    /// Runs one forbidden act under each filter, in a process of its own: this test
+    /// starts itself again.
+    #[test]
+    fn forbidden_calls_kill() {
+        if let Ok(kind) = std::env::var(CHILD) {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let (confine, act) = kind.split_once(' ').unwrap();
+            match confine {
+                "vcpu" => confine_vcpu().unwrap(),
+                "disk" => confine_disk().unwrap(),
+                _ => confine_events().unwrap(),
+            }
+            match act {
+                "open" => drop(std::fs::File::open("/")),
+                "socket" => drop(std::os::unix::net::UnixDatagram::unbound()),
+                "code" => drop(map_code()),
+                // SAFETY: a KVM command on a closed descriptor.
+                "ioctl" => drop(unsafe { libc::ioctl(-1, 0xae01) }),
+                _ => {}
+            }
+            // SAFETY: ends the process without the test harness's own clean-up.
+            unsafe { libc::_exit(0) };
+        }
+        for confine in ["vcpu", "disk", "events"] {
+            for act in ["nothing", "open", "socket", "code", "ioctl"] {
+                let status = Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "jail::seccomp::tests::forbidden_calls_kill"])
+                    .env(CHILD, format!("{confine} {act}"))
+                    .output()
+                    .unwrap()
+                    .status;
+                if act == "nothing" {
+                    assert!(status.success(), "{confine}: {status}");
+                } else {
+                    assert_eq!(
+                        status.signal(),
+                        Some(libc::SIGSYS),
+                        "{confine} {act}: {status}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn map_code() -> *mut libc::c_void {
+        // SAFETY: a new private mapping anywhere.
+        unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        }
+    }
+}
