@@ -1,7 +1,7 @@
 //! Runs the fake node of the API tests against a control by hand:
 //! `fake-node ADDRESS PKI_DIR`.
 
-#[path = "../tests/support/fake_node.rs"]
+#[path = "../tests/api/support/fake_node.rs"]
 #[allow(dead_code, reason = "what tests look at")]
 mod fake_node;
 

@@ -1,10 +1,12 @@
 //! GetConsoleOutput: asked of the node that holds the console ring.
 
 use super::{Ctx, present};
-use crate::rows::{Instance, InstanceId};
+use crate::gateway::fleet::AskError;
+use crate::rows::{Instance, InstanceId, State};
 use crate::wire::{ApiError, Value};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ocs_node_api::Answer;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -33,16 +35,18 @@ pub async fn output(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         })
         .await?;
     let mut item = json!({"InstanceId": id.to_string()});
-    let answer = ctx
-        .core
-        .fleet
-        .console(&row.node, &id.to_string())
-        .await
-        .map_err(|error| {
+    let answer = match ctx.core.fleet.console(&row.node, &id.to_string()).await {
+        Ok(answer) => answer,
+        // Not made yet, or no longer kept.
+        Err(AskError::Refused(_)) if row.state == State::Pending || row.state.is_ending() => {
+            Answer::default()
+        }
+        Err(error) => {
             let mut refused = ApiError::internal(&error);
             refused.message = format!("The console of '{id}' cannot be read now: {error}.");
-            refused
-        })?;
+            return Err(refused);
+        }
+    };
     let bytes = answer.console_output;
     let newest = &bytes[bytes.len().saturating_sub(MAX_BYTES)..];
     item["Output"] = STANDARD.encode(newest).into();

@@ -95,22 +95,20 @@ pub fn launch(
         .ok_or_else(|| SubnetId::not_found(plan.subnet))?
         .as_ref()
         .clone();
-    if addresses.free() < min {
-        return Err(ApiError::new(
-            "InsufficientFreeAddressesInSubnet",
-            format!(
-                "There are not enough free addresses in subnet '{}' to satisfy the requested \
-                 number of instances.",
-                plan.subnet
-            ),
-        ));
+    let free = addresses.free();
+    if free < min {
+        return Err(no_address(plan.subnet));
     }
     if plan.private_ip.is_some() && max > 1 {
         return Err(ApiError::combination(
             "The parameter privateIpAddress cannot be used with more than one instance.",
         ));
     }
-    let nodes = place::take(ctx, tx, vcpus, memory_mib, max.min(addresses.free()))?;
+    let asked = plan
+        .private_ip
+        .map(|wanted| take_this(&mut addresses, wanted))
+        .transpose()?;
+    let nodes = place::take(ctx, tx, vcpus, memory_mib, max.min(free))?;
     if u32::try_from(nodes.len()).is_ok_and(|placed| placed < min) {
         return Err(place::insufficient(&plan.zone));
     }
@@ -124,36 +122,42 @@ pub fn launch(
     }
     let mut instances = Vec::with_capacity(nodes.len());
     for (index, node) in (0_u32..).zip(nodes) {
-        let address = take_address(&mut addresses, plan)?;
+        let address = asked
+            .or_else(|| addresses.take())
+            .ok_or_else(|| no_address(plan.subnet))?;
         instances.push(one(tx, plan, id, index, node, address)?);
     }
     tx.put(addresses)?;
     Ok((id, instances))
 }
 
-fn take_address(addresses: &mut Addresses, plan: &Plan) -> Result<Ipv4Addr, ApiError> {
-    match plan.private_ip {
-        None => addresses.take().ok_or_else(|| {
-            ApiError::new(
-                "InsufficientFreeAddressesInSubnet",
-                "The subnet has no free addresses.",
-            )
-        }),
-        Some(wanted) if !addresses.cidr.contains(&wanted) => Err(ApiError::value(
+fn no_address(subnet: SubnetId) -> ApiError {
+    ApiError::new(
+        "InsufficientFreeAddressesInSubnet",
+        format!(
+            "There are not enough free addresses in subnet '{subnet}' to satisfy the requested \
+             number of instances."
+        ),
+    )
+}
+
+fn take_this(addresses: &mut Addresses, wanted: Ipv4Addr) -> Result<Ipv4Addr, ApiError> {
+    if !addresses.cidr.contains(&wanted) {
+        return Err(ApiError::value(
             wanted,
             "PrivateIpAddress",
             "The address does not fall within the subnet's address range.",
-        )),
-        Some(wanted) => addresses
-            .take_this(wanted)
-            .then_some(wanted)
-            .ok_or_else(|| {
-                ApiError::new(
-                    "InvalidIPAddress.InUse",
-                    format!("Address {wanted} is in use."),
-                )
-            }),
+        ));
     }
+    addresses
+        .take_this(wanted)
+        .then_some(wanted)
+        .ok_or_else(|| {
+            ApiError::new(
+                "InvalidIPAddress.InUse",
+                format!("Address {wanted} is in use."),
+            )
+        })
 }
 
 /// A locally administered address; EC2's begin so, too.

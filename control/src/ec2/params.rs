@@ -65,9 +65,21 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterfaces.NetworkCardIndex", "0"),
     ("RunInstances", "NetworkInterfaces.Ipv6AddressCount", "0"),
     ("RunInstances", "BlockDeviceMappings.Ebs.Encrypted", "false"),
-    // The output is always the latest, on every type.
+    // Either value gives the same here.
     ("GetConsoleOutput", "Latest", "false"),
     ("GetConsoleOutput", "Latest", "true"),
+    ("DescribeImages", "IncludeDeprecated", "true"),
+    ("DescribeImages", "IncludeDisabled", "true"),
+    ("DescribeRegions", "AllRegions", "true"),
+    ("DescribeAvailabilityZones", "AllAvailabilityZones", "true"),
+    (
+        "DescribeNetworkInterfaces",
+        "IncludeManagedResources",
+        "true",
+    ),
+    ("DescribeInstances", "IncludeManagedResources", "true"),
+    ("DescribeInstanceStatus", "IncludeManagedResources", "true"),
+    ("DescribeVolumes", "IncludeManagedResources", "true"),
     ("StopInstances", "Hibernate", "false"),
     ("StopInstances", "Force", "false"),
     ("StopInstances", "SkipOsShutdown", "false"),

@@ -105,6 +105,7 @@ fn ended_by_itself(
     let message = match (code, seen.message.as_str()) {
         (BY_ITSELF, _) => "Instance initiated shutdown",
         (OUR_FAULT, "") => "Internal error on launch",
+        ("Server.ScheduledStop", "") => "Stopped due to a scheduled retirement",
         (_, message) => message,
     };
     let ends = (failed && !row.has_run)

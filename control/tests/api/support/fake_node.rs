@@ -22,6 +22,8 @@ pub struct Seen {
     pub volumes: BTreeMap<String, Volume>,
     /// Groups by id.
     pub groups: BTreeMap<String, ocs_node_api::SecurityGroup>,
+    /// Instances are not reported: the test does that.
+    pub silent: bool,
 }
 
 /// A handle to the fake.
@@ -37,10 +39,25 @@ const BOOT: &str = "00000000-0000-4000-8000-000000000000";
 impl FakeNode {
     /// Connects as the node of a certificate in `pki` (`ca.pem`, `node.pem`, `node.key`).
     pub async fn connect(address: &str, pki: &Path, vcpus: u32, memory_mib: u64) -> Self {
+        Self::connect_as("node", address, pki, vcpus, memory_mib)
+            .await
+            .unwrap()
+    }
+
+    /// The same with the certificate of a certain file; an error where control
+    /// will not have it.
+    pub async fn connect_as(
+        certificate: &str,
+        address: &str,
+        pki: &Path,
+        vcpus: u32,
+        memory_mib: u64,
+    ) -> Result<Self, tonic::Status> {
+        let (pem, key) = (format!("{certificate}.pem"), format!("{certificate}.key"));
         let read = |name: &str| std::fs::read(pki.join(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.pem")))
-            .identity(Identity::from_pem(read("node.pem"), read("node.key")))
+            .identity(Identity::from_pem(read(&pem), read(&key)))
             .domain_name("localhost");
         let channel = Endpoint::from_shared(format!("https://{address}"))
             .unwrap()
@@ -67,8 +84,7 @@ impl FakeNode {
         let mut client = NodeGatewayClient::new(channel).max_decoding_message_size(64 << 20);
         let mut downstream = client
             .session(ReceiverStream::new(stream))
-            .await
-            .unwrap()
+            .await?
             .into_inner();
         let node = Self {
             seen: Arc::default(),
@@ -80,7 +96,7 @@ impl FakeNode {
                 runner.take(message).await;
             }
         });
-        node
+        Ok(node)
     }
 
     async fn take(&self, message: ToNode) {
@@ -146,12 +162,14 @@ impl FakeNode {
                 _ => Phase::Gone,
             };
             let (id, generation) = (instance.id.clone(), instance.generation);
-            self.seen
-                .lock()
-                .unwrap()
-                .instances
-                .insert(id.clone(), instance);
-            self.say(&id, generation, phase, "").await;
+            let silent = {
+                let mut seen = self.seen.lock().unwrap();
+                seen.instances.insert(id.clone(), instance);
+                seen.silent
+            };
+            if !silent {
+                self.say(&id, generation, phase, "").await;
+            }
         }
     }
 

@@ -77,15 +77,20 @@ impl Control {
             .env("RUST_LOG", "warn")
             .spawn()
             .unwrap();
-        let mut control =
-            Self { child, dir: dir.to_owned(), ready: Value::Null, keys: Value::Null };
+        let mut control = Self {
+            child,
+            dir: dir.to_owned(),
+            ready: Value::Null,
+            keys: Value::Null,
+        };
         while !dir.join("ready").exists() {
             if let Some(status) = control.child.try_wait().unwrap() {
                 panic!("ocs-control ended at start: {status}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let json = |name: &str| serde_json::from_slice(&std::fs::read(file(name)).unwrap()).unwrap();
+        let json =
+            |name: &str| serde_json::from_slice(&std::fs::read(file(name)).unwrap()).unwrap();
         (control.ready, control.keys) = (json("ready"), json("keys"));
         control
     }
@@ -107,8 +112,10 @@ impl Control {
     pub fn call_in(&self, region: &str, action: &str, params: &[(&str, &str)]) -> (u16, String) {
         let mut pairs = vec![("Action", action), ("Version", "2016-11-15")];
         pairs.extend(params);
-        let body: Vec<String> =
-            pairs.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value))).collect();
+        let body: Vec<String> = pairs
+            .iter()
+            .map(|(name, value)| format!("{}={}", escape(name), escape(value)))
+            .collect();
         self.post(region, "ec2", &body.join("&"))
     }
 
@@ -128,7 +135,11 @@ impl Control {
     pub fn refused(&self, action: &str, params: &[(&str, &str)], code: &str) {
         let (status, body) = self.call(action, params);
         let found = text(&body, "Code").into_iter().next().unwrap_or_default();
-        assert_eq!((found.as_str(), status != 200), (code, true), "{action} {params:?}: {body}");
+        assert_eq!(
+            (found.as_str(), status != 200),
+            (code, true),
+            "{action} {params:?}: {body}"
+        );
     }
 
     /// Posts a signed body.
@@ -147,8 +158,10 @@ impl Control {
             body.as_bytes(),
         );
         let mut stream = TcpStream::connect(host).unwrap();
-        let head: String =
-            headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head: String = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
         write!(
             stream,
             "POST / HTTP/1.1\r\nhost: {host}\r\n{head}content-type: application/x-www-form-urlencoded\r\n\
@@ -161,7 +174,10 @@ impl Control {
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         let (head, mut text) = answer.split_once("\r\n\r\n").unwrap();
         let mut whole = String::new();
-        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        if head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked")
+        {
             while let Some((size, rest)) = text.split_once("\r\n") {
                 let size = usize::from_str_radix(size, 16).unwrap();
                 if size == 0 {
@@ -190,14 +206,19 @@ pub fn sign(
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let sha = |bytes: &[u8]| hex(digest::digest(&digest::SHA256, bytes).as_ref());
     let mac = |key: &[u8], text: &str| {
-        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
+            .as_ref()
+            .to_vec()
     };
     let scope = format!("{}/{scope}/aws4_request", &timestamp[..8]);
     let canonical = format!(
         "POST\n{path}\n\nhost:{host}\nx-amz-date:{timestamp}\n\nhost;x-amz-date\n{}",
         sha(body)
     );
-    let to_sign = format!("AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}", sha(canonical.as_bytes()));
+    let to_sign = format!(
+        "AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}",
+        sha(canonical.as_bytes())
+    );
     let mut signing = format!("AWS4{secret}").into_bytes();
     for part in scope.split('/') {
         signing = mac(&signing, part);
@@ -206,7 +227,10 @@ pub fn sign(
     let authorization = format!(
         "AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders=host;x-amz-date, Signature={signature}"
     );
-    vec![("x-amz-date", timestamp.to_owned()), ("authorization", authorization)]
+    vec![
+        ("x-amz-date", timestamp.to_owned()),
+        ("authorization", authorization),
+    ]
 }
 
 fn escape(text: &str) -> String {

@@ -1,0 +1,241 @@
+//! Walks the model: every parameter of every offered action is honoured or
+//! refused by name, none is ignored. What was found is `docs/ec2-fidelity.md`;
+//! `OCS_WRITE_DOCS=1 cargo test -p ocs-control fidelity` writes it anew.
+
+use crate::support::{Control, text};
+use ocs_control::wire::shapes::{Shape, ShapeId};
+use ocs_control::wire::{Model, ec2};
+use std::fmt::Write as _;
+
+/// Deepest structures in requests that are walked.
+const DEPTH: usize = 6;
+
+/// Every scalar below a shape: query name and a value that passes the model.
+fn leaves(
+    model: &Model,
+    shape: ShapeId,
+    name: &str,
+    depth: usize,
+    found: &mut Vec<(String, String)>,
+) {
+    if depth == 0 {
+        return;
+    }
+    match model.shape(shape) {
+        Shape::Structure { members, .. } => {
+            for member in members {
+                let name = if name.is_empty() {
+                    member.query.clone()
+                } else {
+                    format!("{name}.{}", member.query)
+                };
+                leaves(model, member.shape, &name, depth - 1, found);
+            }
+        }
+        Shape::List { member, .. } => leaves(model, *member, &format!("{name}.1"), depth, found),
+        Shape::String {
+            values: Some(values),
+        } => found.push((name.to_owned(), values[values.len() - 1].clone())),
+        Shape::String { values: None } => found.push((name.to_owned(), "x".to_owned())),
+        Shape::Integer { min, .. } => found.push((name.to_owned(), (*min).max(7).to_string())),
+        Shape::Float => found.push((name.to_owned(), "7.5".to_owned())),
+        Shape::Boolean => found.push((name.to_owned(), "true".to_owned())),
+        Shape::Blob => found.push((name.to_owned(), "eA==".to_owned())),
+        Shape::Timestamp => found.push((name.to_owned(), "2026-01-01T00:00:00Z".to_owned())),
+    }
+}
+
+/// The required scalars of a structure, and of the structures that lead to one
+/// of its members.
+fn required(
+    model: &Model,
+    shape: ShapeId,
+    name: &str,
+    wanted: &str,
+    found: &mut Vec<(String, String)>,
+) {
+    let Shape::Structure {
+        members,
+        required: names,
+    } = model.shape(shape)
+    else {
+        if let Shape::List { member, .. } = model.shape(shape) {
+            required(model, *member, &format!("{name}.1"), wanted, found);
+        }
+        return;
+    };
+    for member in members {
+        let path = if name.is_empty() {
+            member.query.clone()
+        } else {
+            format!("{name}.{}", member.query)
+        };
+        if names.contains(&member.name) {
+            let mut below = Vec::new();
+            leaves(model, member.shape, &path, 1, &mut below);
+            found.extend(below);
+        } else if wanted == path || wanted.starts_with(&format!("{path}.")) {
+            required(model, member.shape, &path, wanted, found);
+        }
+    }
+}
+
+#[test]
+fn fidelity_no_parameter_is_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::start(dir.path());
+    let model = ec2();
+    let mut table = String::new();
+    let (mut all_honoured, mut all_refused) = (0, 0);
+    for (action, operation) in &model.operations {
+        let (mut honoured, mut refused) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
+        if let Some(input) = operation.input {
+            leaves(model, input, "", DEPTH, &mut found);
+        }
+        for (name, value) in found {
+            let mut params = vec![(name.clone(), value)];
+            if name != "DryRun" {
+                params.push(("DryRun".to_owned(), "true".to_owned()));
+            }
+            let mut needed = Vec::new();
+            if let Some(input) = operation.input {
+                required(model, input, "", &name, &mut needed);
+            }
+            for need in needed {
+                if params.iter().all(|(known, _)| *known != need.0) {
+                    params.push(need);
+                }
+            }
+            let pairs: Vec<(&str, &str)> = params
+                .iter()
+                .map(|(a, b)| (a.as_str(), b.as_str()))
+                .collect();
+            let (status, body) = control.call(action, &pairs);
+            let code = text(&body, "Code").into_iter().next().unwrap_or_default();
+            assert!(
+                status != 200
+                    && !matches!(
+                        code.as_str(),
+                        "InternalError" | "UnknownParameter" | "MissingAction"
+                    ),
+                "{action} {pairs:?}: {status} {body}"
+            );
+            let refusal = |(name, _): &(&str, &str)| {
+                body.contains(&format!(
+                    "The parameter {name} is not supported by this cloud."
+                ))
+            };
+            if pairs.iter().any(refusal) {
+                &mut refused
+            } else {
+                &mut honoured
+            }
+            .push(short(&name));
+        }
+        (all_honoured, all_refused) = (all_honoured + honoured.len(), all_refused + refused.len());
+        let total = honoured.len() + refused.len();
+        writeln!(
+            table,
+            "| {action} | {} of {total} | {} | {} |",
+            honoured.len(),
+            operation.filters.len(),
+            groups(&refused)
+        )
+        .unwrap();
+    }
+    assert!(
+        all_honoured > 100 && all_refused > 50,
+        "{all_honoured} {all_refused}"
+    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ec2-fidelity.md");
+    let text = format!("{}{table}", HEAD.trim_start());
+    if std::env::var_os("OCS_WRITE_DOCS").is_some() {
+        std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).unwrap();
+        std::fs::write(path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        written == text,
+        "docs/ec2-fidelity.md is out of date: run with OCS_WRITE_DOCS=1"
+    );
+}
+
+/// Without list indices.
+fn short(name: &str) -> String {
+    let parts: Vec<&str> = name
+        .split('.')
+        .filter(|part| part.parse::<u32>().is_err())
+        .collect();
+    parts.join(".")
+}
+
+/// Refused names, those of one structure together.
+fn groups(names: &[String]) -> String {
+    let mut tops: Vec<(String, Vec<&str>)> = Vec::new();
+    for name in names {
+        let (top, rest) = name.split_once('.').unwrap_or((name, ""));
+        match tops.iter_mut().find(|(known, _)| known == top) {
+            Some((_, list)) => list.push(rest),
+            None => tops.push((top.to_owned(), vec![rest])),
+        }
+    }
+    let show = |(top, rest): &(String, Vec<&str>)| {
+        let rest: Vec<&str> = rest
+            .iter()
+            .copied()
+            .filter(|rest| !rest.is_empty())
+            .collect();
+        if rest.is_empty() {
+            top.clone()
+        } else {
+            format!("{top} ({})", rest.join(", "))
+        }
+    };
+    tops.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+const HEAD: &str = r"
+# How close this is to EC2
+
+Every action below is EC2's, version 2016-11-15, by AWS's own service model
+(`control/model/ec2.json`, made by `cargo xtask gen-ec2`). A parameter is honoured
+or refused by name with `UnsupportedOperation`; none is ignored in silence. One that
+carries the value which EC2 would assume anyway is accepted. An action of EC2's that
+is not in the table answers `UnsupportedOperation`, a name that EC2 does not have
+`InvalidAction`. This file is written and checked by a test
+(`control/tests/api/fidelity.rs`).
+
+## Where behaviour differs
+
+* **No public addresses.** There is no uplink yet: default subnets say
+  `MapPublicIpOnLaunch`, as EC2's do, but no public address is assigned, and
+  `AssociatePublicIpAddress=true` is refused.
+* **Reads are strongly consistent.** EC2's are eventually so: what a call has answered,
+  every later call sees.
+* **Volume types** gp2, gp3 and standard are taken; their performance is not limited yet.
+* **GetConsoleOutput** gives the newest output whether `Latest` is set or not, on every type.
+* **Images** belong to the account `137112412989`, owner alias `amazon`, and have the same
+  content in each region under different ids.
+* **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs and memory.
+* **Internet gateway, route tables, network ACLs, DHCP options** of the default VPC are
+  described and can be tagged, not changed.
+* **Error codes of authentication** are EC2's for EC2 (`AuthFailure`, HTTP 401) and STS's
+  for STS.
+
+## gRPC
+
+`control/proto/ec2.proto` offers the same operations by the same names. Calls are signed
+with Signature Version 4: `POST /ocs.ec2.v1.Ec2/ACTION`, service `ec2`, signed headers
+`host` (the HTTP/2 authority) and `x-amz-date`, and as body the request message's bytes
+without gRPC's frame header; `authorization` and `x-amz-date` travel as metadata. Refusals
+carry EC2's code in the metadata `ocs-error-code`.
+
+## Actions
+
+Filters: documented names, all accepted, with wildcards; one about something that this
+cloud does not have matches nothing. Any other name is refused.
+
+| action | parameters honoured | filters | refused by name |
+|---|---|---|---|
+";

@@ -1,0 +1,335 @@
+//! Instances from launch to oblivion, over the real API with a fake node.
+
+use crate::support::fake_node::FakeNode;
+use crate::support::{Control, text, until};
+use ocs_node_api::Phase;
+
+struct World {
+    _dir: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    control: Control,
+    node: FakeNode,
+}
+
+fn world(vcpus: u32) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::start(dir.path());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let node = connect(&runtime, &control, vcpus);
+    World {
+        _dir: dir,
+        runtime,
+        control,
+        node,
+    }
+}
+
+fn connect(runtime: &tokio::runtime::Runtime, control: &Control, vcpus: u32) -> FakeNode {
+    let address = control.ready["node_listen"].as_str().unwrap();
+    let node = runtime.block_on(FakeNode::connect(address, &control.dir, vcpus, 1 << 20));
+    // The node's row is there once an instance fits.
+    let image = ami(control);
+    until("capacity", || {
+        let params = [
+            ("ImageId", image.as_str()),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("DryRun", "true"),
+        ];
+        (control.call("RunInstances", &params).0 == 412).then_some(())
+    });
+    node
+}
+
+fn ami(control: &Control) -> String {
+    control.ready["images"]["us-east-1"]["ocs-probe"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+impl World {
+    fn run(&self, count: &str, more: &[(&str, &str)]) -> Vec<String> {
+        let image = ami(&self.control);
+        let mut params = vec![
+            ("ImageId", image.as_str()),
+            ("MinCount", count),
+            ("MaxCount", count),
+        ];
+        params.extend(more);
+        text(&self.control.ok("RunInstances", &params), "instanceId")
+            .into_iter()
+            .filter(|id| id.starts_with("i-"))
+            .collect()
+    }
+
+    fn state(&self, id: &str) -> String {
+        let body = self
+            .control
+            .ok("DescribeInstances", &[("InstanceId.1", id)]);
+        let state = body.split("<instanceState>").nth(1).unwrap();
+        text(state, "name").remove(0)
+    }
+
+    fn await_state(&self, id: &str, state: &str) {
+        until(&format!("{id} {state}"), || {
+            (self.state(id) == state).then_some(())
+        });
+    }
+
+    fn say(&self, id: &str, phase: Phase, reason: &str) {
+        let generation = self.node.seen.lock().unwrap().instances[id].generation;
+        self.runtime
+            .block_on(self.node.say(id, generation, phase, reason));
+    }
+
+    fn reason(&self, id: &str) -> String {
+        let body = self
+            .control
+            .ok("DescribeInstances", &[("InstanceId.1", id)]);
+        text(body.split("<stateReason>").nth(1).unwrap(), "code").remove(0)
+    }
+
+    fn free_addresses(&self) -> Vec<String> {
+        text(
+            &self.control.ok("DescribeSubnets", &[]),
+            "availableIpAddressCount",
+        )
+    }
+}
+
+#[test]
+fn an_instance_lives_and_leaves_nothing_behind() {
+    let world = world(1_000);
+    let control = &world.control;
+    let before = world.free_addresses();
+    let id = world
+        .run(
+            "1",
+            &[("UserData", "aGVsbG8="), ("InstanceType", "t2.micro")],
+        )
+        .remove(0);
+    world.await_state(&id, "running");
+    {
+        let seen = world.node.seen.lock().unwrap();
+        let told = &seen.instances[&id];
+        let metadata = told.metadata.as_ref().unwrap();
+        assert_eq!(metadata.user_data, b"hello");
+        assert_eq!((told.vcpus, told.memory_mib, told.starts), (1, 1_024, 1));
+        assert_eq!(told.attachments.len(), 1);
+        assert!(seen.volumes.contains_key(&told.attachments[0].volume_id));
+        assert!(
+            seen.groups
+                .contains_key(&told.network_interfaces[0].security_groups[0])
+        );
+        assert_eq!(metadata.block_device_mapping["root"], "/dev/sda1");
+    }
+    assert_ne!(world.free_addresses(), before);
+    let volume = until("attached", || {
+        let body = control.ok("DescribeVolumes", &[]);
+        body.contains("in-use")
+            .then(|| text(&body, "volumeId").remove(0))
+    });
+    control.ok("StopInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "stopped");
+    assert_eq!(world.reason(&id), "Client.UserInitiatedShutdown");
+    control.ok("StartInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "running");
+    control.ok("RebootInstances", &[("InstanceId.1", &id)]);
+    until("told to reboot", || {
+        let seen = world.node.seen.lock().unwrap();
+        let told = &seen.instances[&id];
+        (told.reboots == 1 && told.starts == 2).then_some(())
+    });
+    let console = control.ok("GetConsoleOutput", &[("InstanceId", &id)]);
+    assert!(text(&console, "output")[0].starts_with("WzAu"), "{console}");
+    control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "terminated");
+    assert_eq!(world.free_addresses(), before, "the address is free");
+    assert!(
+        !control
+            .ok("DescribeNetworkInterfaces", &[])
+            .contains("eni-")
+    );
+    until("volume gone", || {
+        (!control.ok("DescribeVolumes", &[]).contains(volume.as_str())).then_some(())
+    });
+    control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+    control.refused(
+        "StartInstances",
+        &[("InstanceId.1", &id)],
+        "IncorrectInstanceState",
+    );
+}
+
+#[test]
+fn what_a_node_says_becomes_ec2s_states() {
+    let world = world(1_000);
+    world.node.seen.lock().unwrap().silent = true;
+    let told = |id: &str| {
+        until("told", || {
+            world
+                .node
+                .seen
+                .lock()
+                .unwrap()
+                .instances
+                .contains_key(id)
+                .then_some(())
+        });
+    };
+    let terminate = ("InstanceInitiatedShutdownBehavior", "terminate");
+
+    let failed = world.run("1", &[]).remove(0);
+    told(&failed);
+    world.say(&failed, Phase::Failed, "");
+    world.await_state(&failed, "shutting-down");
+    world.say(&failed, Phase::Gone, "");
+    // Of the generation before: not believed.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    until("told to go", || {
+        (world.node.seen.lock().unwrap().instances[&failed].desired()
+            == ocs_node_api::Desired::Absent)
+            .then_some(())
+    });
+    world.say(&failed, Phase::Gone, "");
+    world.await_state(&failed, "terminated");
+    assert_eq!(world.reason(&failed), "Server.InternalError");
+
+    let off = world.run("1", &[]).remove(0);
+    told(&off);
+    world.say(&off, Phase::Up, "");
+    world.await_state(&off, "running");
+    world.say(&off, Phase::Down, "");
+    world.say(&off, Phase::Down, "Client.InstanceInitiatedShutdown");
+    world.await_state(&off, "stopped");
+    assert_eq!(world.reason(&off), "Client.InstanceInitiatedShutdown");
+    world
+        .control
+        .ok("StartInstances", &[("InstanceId.1", &off)]);
+    world
+        .runtime
+        .block_on(world.node.say(&off, 1, Phase::Up, ""));
+    until("told to start", || {
+        (world.node.seen.lock().unwrap().instances[&off].starts == 2).then_some(())
+    });
+    assert_eq!(
+        world.state(&off),
+        "pending",
+        "a report on generation 1 is out of date"
+    );
+    world.say(&off, Phase::Up, "");
+    world.await_state(&off, "running");
+
+    let ends = world.run("1", &[terminate]).remove(0);
+    told(&ends);
+    world.say(&ends, Phase::Up, "");
+    world.await_state(&ends, "running");
+    world.say(&ends, Phase::Down, "Client.InstanceInitiatedShutdown");
+    world.await_state(&ends, "shutting-down");
+}
+
+#[test]
+fn capacity_is_given_out_once_and_comes_back() {
+    let world = world(10);
+    let control = &world.control;
+    let image = ami(control);
+    let params = |min, max| {
+        [
+            ("ImageId", image.as_str()),
+            ("InstanceType", "t3.nano"),
+            ("MinCount", min),
+            ("MaxCount", max),
+        ]
+    };
+    let (status, body) = control.call("RunInstances", &params("6", "6"));
+    assert_eq!(
+        (status, text(&body, "Code")),
+        (500, vec!["InsufficientInstanceCapacity".to_owned()])
+    );
+    assert!(
+        !control
+            .ok("DescribeInstances", &[])
+            .contains("<instanceId>")
+    );
+    let got = control.ok("RunInstances", &params("1", "20"));
+    let ids: Vec<_> = text(&got, "instanceId");
+    assert_eq!(text(&got, "amiLaunchIndex").len(), 5);
+    control.refused(
+        "RunInstances",
+        &params("1", "1"),
+        "InsufficientInstanceCapacity",
+    );
+    world.await_state(&ids[0], "running");
+    control.ok("StopInstances", &[("InstanceId.1", &ids[0])]);
+    world.await_state(&ids[0], "stopped");
+    control.ok("RunInstances", &params("1", "1"));
+    control.refused(
+        "StartInstances",
+        &[("InstanceId.1", &ids[0])],
+        "InsufficientInstanceCapacity",
+    );
+    assert_eq!(world.state(&ids[0]), "stopped");
+    control.ok("TerminateInstances", &[("InstanceId.1", &ids[1])]);
+    world.await_state(&ids[1], "terminated");
+    control.ok("StartInstances", &[("InstanceId.1", &ids[0])]);
+}
+
+#[test]
+fn tokens_and_rows_survive_sigkill() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::start(dir.path());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _node = connect(&runtime, &control, 1_000);
+    let image = ami(&control);
+    let params = [
+        ("ImageId", image.as_str()),
+        ("MinCount", "150"),
+        ("MaxCount", "150"),
+        ("InstanceType", "t1.micro"),
+        ("ClientToken", "once"),
+    ];
+    let sorted = |body: &str| {
+        let mut ids = text(body, "privateIpAddress");
+        ids.sort();
+        ids.dedup();
+        ids
+    };
+    let first = control.ok("RunInstances", &params);
+    assert_eq!(sorted(&first).len(), 150, "addresses are all different");
+    let keys = control.keys.clone();
+    control.kill();
+    let control = Control::start(dir.path());
+    assert_eq!(control.keys, keys);
+    assert_eq!(
+        sorted(&control.ok("RunInstances", &params)),
+        sorted(&first),
+        "the same answer"
+    );
+    let mut other = params;
+    other[3].1 = "t2.micro";
+    control.refused("RunInstances", &other, "IdempotentParameterMismatch");
+    assert_eq!(
+        sorted(&control.ok("DescribeInstances", &[])),
+        sorted(&first)
+    );
+    assert!(control.stop().success(), "SIGTERM is a clean end");
+    let control = Control::start(dir.path());
+    let _node = connect(&runtime, &control, 1_000);
+    let id = text(&control.ok("DescribeInstances", &[]), "instanceId").remove(0);
+    until("adopted", || {
+        let body = control.ok("DescribeInstances", &[("InstanceId.1", &id)]);
+        body.contains("<name>running</name>").then_some(())
+    });
+}
+
+#[test]
+fn a_node_is_who_its_certificate_says() {
+    let world = world(10);
+    let address = world.control.ready["node_listen"].as_str().unwrap();
+    let dir = &world.control.dir;
+    let refused = world
+        .runtime
+        .block_on(FakeNode::connect_as("other", address, dir, 1, 1));
+    assert_eq!(refused.err().unwrap().code(), tonic::Code::PermissionDenied);
+}
