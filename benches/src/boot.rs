@@ -129,7 +129,7 @@ fn start_qemu(probe: &Path, dir: &Path) -> Result<Vec<f64>> {
 }
 
 fn start_floor(probe: &Path) -> Result<Vec<f64>> {
-    let program = own_dir()?.join("ocs-bench");
+    let program = own_dir()?.join("ocs-benches");
     let before = children_cpu_us()?;
     let start = Instant::now();
     let status = Command::new(program).arg("floor").arg(probe).status()?;

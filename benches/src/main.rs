@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
 #[derive(Parser)]
-#[command(name = "ocs-bench", about = "Measures OCS against named peers")]
+#[command(name = "ocs-benches", about = "Measures OCS against named peers")]
 struct Arguments {
     #[command(subcommand)]
     area: Area,

@@ -2,8 +2,10 @@
 
 use super::daemon::Daemon;
 use anyhow::{Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use virtio_driver::{
@@ -25,11 +27,7 @@ pub fn random_read(
 ) -> Result<Vec<f64>> {
     let features = (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits()
         | VirtioBlkFeatureFlags::FLUSH.bits();
-    let path = daemon.socket.to_string_lossy();
-    let mut transport: Box<VirtioBlkTransport> = Box::new(VhostUser::<
-        VirtioBlkConfig,
-        VirtioBlkReqBuf,
-    >::new(&path, features)?);
+    let mut transport = connect(daemon, features)?;
     let buffers = Buffers::new(depth)?;
     let mut queue = VirtioBlkQueue::<usize>::setup_queues(&mut *transport, 1, 128)?.remove(0);
     transport.map_mem_region(
@@ -57,12 +55,16 @@ pub fn random_read(
         // SAFETY: slot `slot` of the buffers belongs to this request alone until it completes.
         unsafe { queue.read_raw(offset(), buffers.slot(slot), BLOCK_BYTES, slot)? };
     }
+    queue.set_used_notif_enabled(depth == 1);
     kick.notify()?;
     let mut done = 0u64;
     while start.elapsed() < time {
         let finished: Vec<_> = queue.completions().map(|c| (c.context, c.ret)).collect();
         if finished.is_empty() {
             if depth == 1 {
+                // The daemon has made the shared descriptor non-blocking.
+                let mut wait = [PollFd::new(&*completed, PollFlags::IN)];
+                poll(&mut wait, None)?;
                 completed.read()?;
             }
             continue;
@@ -78,7 +80,9 @@ pub fn random_read(
             // SAFETY: the request that used this slot has completed.
             unsafe { queue.read_raw(offset(), buffers.slot(slot), BLOCK_BYTES, slot)? };
         }
-        kick.notify()?;
+        if queue.avail_notif_needed() {
+            kick.notify()?;
+        }
     }
     let elapsed = start.elapsed().as_secs_f64();
     let cpu_us = daemon.process.cpu_us()? - cpu_before;
@@ -89,6 +93,24 @@ pub fn random_read(
         .copied()
         .unwrap_or(f64::NAN);
     Ok(vec![done as f64 / elapsed, p99, cpu_us / done as f64])
+}
+
+/// Connects; a daemon that has bound its socket may not listen yet.
+fn connect(daemon: &Daemon, features: u64) -> Result<Box<VirtioBlkTransport>> {
+    let path = daemon.socket.to_string_lossy();
+    let start = Instant::now();
+    loop {
+        match VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(&path, features) {
+            Ok(transport) => return Ok(Box::new(transport)),
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionRefused
+                    && start.elapsed() < Duration::from_secs(5) =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// `depth` buffers in a memfd that both sides map.
