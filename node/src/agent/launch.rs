@@ -24,8 +24,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
-use std::path::Path;
 
+/// The VMM's user may not open it.
+const KVM: &str = "/dev/kvm";
 /// EC2 keeps 64 KiB of console output.
 const CONSOLE_BYTES: u32 = 64 * 1024;
 /// Room beside guest memory in the largest file that a VMM may write.
@@ -130,7 +131,15 @@ impl Machine {
                     .add(vmm::listen(&run.control_socket()).doing("the VMM's control socket")?),
             ),
             exit_record: Some(inherited.add(exit)),
-            kvm: Some(inherited.add(open_rw(Path::new("/dev/kvm"))?)),
+            kvm: Some(
+                inherited.add(
+                    OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .open(KVM)
+                        .doing(KVM)?,
+                ),
+            ),
         };
         spec.check()
             .map_err(|e| EffectError::Permanent(e.to_string()))?;
@@ -300,7 +309,15 @@ impl Machine {
     }
 
     fn open_console(&self, id: &str) -> Result<File, EffectError> {
-        open_rw(&self.config.layout.console(id))
+        let path = self.config.layout.console(id);
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .doing(path.display())
     }
 
     fn start(
@@ -361,15 +378,4 @@ fn lock_exit_record(run: &RunDir) -> Result<File, EffectError> {
         .doing("exit.json")?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).doing("exit.json")?;
     Ok(file)
-}
-
-fn open_rw(path: &Path) -> Result<File, EffectError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(!path.starts_with("/dev"))
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .doing(path.display())
 }

@@ -275,6 +275,12 @@ impl Machine {
             {
                 return Err(EffectError::Transient("the VMM lives".to_owned()));
             }
+            tracing::info!(
+                instance = id,
+                words = ?vmm::last_words(&dir),
+                log = vmm::log_tail(&dir),
+                "the VMM has ended"
+            );
             for volume in &owner.volumes {
                 self.blocks.detach(volume)?;
             }

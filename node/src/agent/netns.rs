@@ -48,7 +48,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn is_namespace(path: &Path) -> bool {
-    statfs(path).is_ok_and(|fs| fs.f_type as i64 == NSFS_MAGIC)
+    statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }
 
 #[cfg(test)]

@@ -31,3 +31,23 @@ impl Network for Fabric {
         Ok(())
     }
 }
+
+/// The packet path while the host goes down: it stays as it is until it is
+/// destroyed whole, and nothing new is plugged in.
+pub struct Frozen;
+
+impl Network for Frozen {
+    fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
+        Err(EffectError::Permanent(format!(
+            "tap {name}: the host goes down"
+        )))
+    }
+
+    fn apply(&self, _policy: &Policy) -> Result<(), EffectError> {
+        Ok(())
+    }
+
+    fn collect_garbage(&self) -> Result<(), EffectError> {
+        Ok(())
+    }
+}

@@ -142,10 +142,8 @@ fn translate(inputs: &Inputs) -> Policy {
         policy.groups.insert(id, group);
     }
     for id in wanted {
-        if !policy.groups.contains_key(&id) {
-            let group = inputs.groups.get(&id.0).map(group).unwrap_or_default();
-            policy.groups.insert(id, group);
-        }
+        let rules = || inputs.groups.get(&id.0).map(group).unwrap_or_default();
+        policy.groups.entry(id.clone()).or_insert_with(rules);
     }
     policy
 }

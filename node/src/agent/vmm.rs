@@ -6,7 +6,7 @@ use super::spawn::{Launch, spawn};
 use ocs_vmm_spec::control::{MAX_LINE_BYTES, Reply, Request};
 use ocs_vmm_spec::exit::ExitRecord;
 use rustix::fs::{Mode, OFlags, open};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Exit records are one sentence.
 const MAX_EXIT_RECORD_BYTES: u64 = 64 * 1024;
+/// As much of a VMM's log goes into ours when it ends.
+const LOG_TAIL_BYTES: u64 = 2048;
 
 /// Runs `act` on a name for `path` that is short enough for `sun_path` (108
 /// bytes), however deep the state folder lies.
@@ -81,6 +83,23 @@ pub fn last_words(run: &RunDir) -> Option<ExitRecord> {
         .read_to_end(&mut bytes)
         .ok()?;
     serde_json::from_slice(&bytes).ok()
+}
+
+/// The end of what the VMM logged.
+#[must_use]
+pub fn log_tail(run: &RunDir) -> String {
+    let read = || {
+        let mut file = std::fs::File::open(run.log())?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut tail = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut tail)?;
+        io::Result::Ok(tail)
+    };
+    read().map_or_else(
+        |e| e.to_string(),
+        |t| String::from_utf8_lossy(&t).into_owned(),
+    )
 }
 
 #[cfg(test)]

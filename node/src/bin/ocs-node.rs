@@ -12,6 +12,7 @@ use ocs_node::agent::layout::Layout;
 use ocs_node::agent::ledger::Ledger;
 use ocs_node::agent::lock::PartLock;
 use ocs_node::agent::machine::Machine;
+use ocs_node::agent::network::{Frozen, Network};
 use ocs_node::agent::outbox::Outbox;
 use ocs_node::agent::policy::Switchboard;
 use ocs_node::agent::session::Session;
@@ -35,6 +36,8 @@ const WORDS: usize = 64;
     subcommand_negates_reqs = true
 )]
 struct Cli {
+    #[command(flatten)]
+    host: Option<Host>,
     #[command(flatten)]
     serve: Option<Serve>,
     #[command(subcommand)]
@@ -65,8 +68,6 @@ struct Host {
 
 #[derive(Args)]
 struct Serve {
-    #[command(flatten)]
-    host: Host,
     /// This node's name, the common name of its certificate.
     #[arg(long)]
     name: String,
@@ -102,13 +103,12 @@ fn main() -> anyhow::Result<()> {
         .init();
     let cli = Cli::parse();
     privilege::keep_needed().context("dropping capabilities")?;
-    let host = match (&cli.command, &cli.serve) {
-        (Some(Command::Cleanup(host)), _) => host,
-        (None, Some(serve)) => &serve.host,
+    let host = match (&cli.command, &cli.host) {
+        (Some(Command::Cleanup(host)), _) | (None, Some(host)) => host,
         (None, None) => anyhow::bail!("nothing to do; see --help"),
     };
     // Before the runtime: the packet path's loader has one of its own.
-    let (machine, _lock) = machine(host)?;
+    let (machine, _lock) = machine(host, cli.command.is_none())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -154,7 +154,7 @@ async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
 }
 
 /// Everything the node works on, with its folders made and its lock taken.
-fn machine(host: &Host) -> anyhow::Result<(Arc<Machine>, PartLock)> {
+fn machine(host: &Host, serves: bool) -> anyhow::Result<(Arc<Machine>, PartLock)> {
     let state = std::path::absolute(&host.state)?;
     let layout = Layout::new(&state);
     let config = Config {
@@ -172,11 +172,15 @@ fn machine(host: &Host) -> anyhow::Result<(Arc<Machine>, PartLock)> {
     folder(&layout.instances(), 0o711, None)?;
     folder(&layout.consoles(), 0o700, None)?;
     folder(&layout.responder(), 0o750, Some(config.responder_gid()))?;
-    let fabric = Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?;
+    let network: Box<dyn Network> = if serves {
+        Box::new(Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?)
+    } else {
+        Box::new(Frozen)
+    };
     let machine = Machine {
         ledger: Ledger::open(&layout.ledger())?,
         blocks: Box::new(Storaged::new(layout.storaged_socket())),
-        board: Switchboard::new(Box::new(fabric)),
+        board: Switchboard::new(network),
         vmms: Box::new(OcsVmm),
         cgroups: Cgroups::detect(&state)?,
         netns: Some(netns::open(&layout.void_netns()).context("the VMMs' network namespace")?),
