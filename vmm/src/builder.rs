@@ -56,7 +56,7 @@ pub struct Built {
 pub fn build(spec: &Spec, started_ns: u64) -> Result<Built> {
     let files = Files::open(spec)?;
     let vm = Vm::new(files.kvm, spec.memory_mib)?;
-    let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd))?);
+    let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd)));
     let disk_connected = crate::irq::new_event()?;
     let ended = crate::irq::new_event()?;
 

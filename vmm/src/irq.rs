@@ -36,14 +36,12 @@ pub struct Irqs {
 }
 
 impl Irqs {
-    /// Routes the IOAPIC's pins; the irqchip must have been created.
-    pub fn new(vm: Arc<VmFd>) -> Result<Self> {
-        let irqs = Self {
+    /// For a VM whose irqchip exists: KVM has routed the IOAPIC's pins by itself.
+    pub fn new(vm: Arc<VmFd>) -> Self {
+        Self {
             vm,
             messages: Mutex::new(Vec::new()),
-        };
-        irqs.commit(&[]).map_err(kvm("route interrupts"))?;
-        Ok(irqs)
+        }
     }
 
     /// An eventfd that raises the IOAPIC pin `gsi` (edge).

@@ -156,6 +156,5 @@ pub fn write_record(file: &mut std::fs::File, record: &ExitRecord) -> io::Result
     bytes.push(b'\n');
     file.rewind()?;
     file.set_len(0)?;
-    file.write_all(&bytes)?;
-    file.sync_data()
+    file.write_all(&bytes)
 }

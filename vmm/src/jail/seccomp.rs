@@ -117,7 +117,6 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_tgkill,
             libc::SYS_lseek,
             libc::SYS_ftruncate,
-            libc::SYS_fdatasync,
         ],
     );
     rules.insert(libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])?);

@@ -205,7 +205,7 @@ mod tests {
     fn table() -> Msix {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         vm.create_irq_chip().unwrap();
-        Msix::new(Arc::new(Irqs::new(Arc::new(vm)).unwrap()), 2).unwrap()
+        Msix::new(Arc::new(Irqs::new(Arc::new(vm))), 2).unwrap()
     }
 
     fn program(msix: &mut Msix, vector: u64, masked: u32) {

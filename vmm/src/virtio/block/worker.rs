@@ -223,8 +223,7 @@ impl BlockWorker {
             return;
         };
         if let Err(error) = session.start(active, resumed, &self.no_call, &self.broken) {
-            tracing::warn!(device = self.id, %error, "the ring cannot be started");
-            BlockMetrics::count(&self.metrics.failed_rings);
+            self.note_failed_ring("start", &error);
             self.disconnect("the backend failed");
         }
     }
@@ -235,8 +234,7 @@ impl BlockWorker {
             if let Some(session) = &mut self.session
                 && let Err(error) = session.stop()
             {
-                tracing::warn!(device = self.id, %error, "the ring cannot be stopped");
-                BlockMetrics::count(&self.metrics.failed_rings);
+                self.note_failed_ring("stop", &error);
                 self.disconnect("the backend failed");
             }
             if let Some(inflight) = &self.inflight
@@ -246,6 +244,13 @@ impl BlockWorker {
             }
         }
         self.shared.is_reset.store(true, Ordering::SeqCst);
+    }
+
+    /// Counted, and logged the first time only: a guest could make it happen in a loop.
+    fn note_failed_ring(&self, what: &str, error: &SessionError) {
+        if self.metrics.failed_rings.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(device = self.id, what, %error, "the backend failed a ring");
+        }
     }
 
     /// The backend found the driver breaking the queue's rules.

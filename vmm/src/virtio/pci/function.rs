@@ -3,7 +3,7 @@
 use super::caps::{self, Capabilities};
 use super::common::{Action, CommonConfig};
 use super::{BAR_BYTES, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, NOTIFY_STEP, PAGE};
-use crate::error::{Error, Result, kvm};
+use crate::error::{Error, Result};
 use crate::irq::{Irqs, new_event, share};
 use crate::memory::GuestRam;
 use crate::pci::config::ConfigSpace;
@@ -37,6 +37,10 @@ struct Inner {
     msix: Msix,
     common: CommonConfig,
     device: Box<dyn VirtioDevice>,
+    /// The driver said so.
+    ready: bool,
+    /// The BAR's address by which KVM watches the kicks.
+    kicks_at: Option<u64>,
     resetting: bool,
 }
 
@@ -63,12 +67,12 @@ impl VirtioPci {
             problem: format!("cannot have its queues: {e}"),
         })?;
         let (config, capabilities) = caps::build(device.kind(), base, msix.count());
-        let function = Self {
+        Ok(Self {
             id: id.into(),
             ram,
             vm,
             kicks,
-            mapped_at: AtomicU64::new(UNMAPPED),
+            mapped_at: AtomicU64::new(base),
             metrics: Arc::default(),
             inner: Mutex::new(Inner {
                 config,
@@ -76,11 +80,11 @@ impl VirtioPci {
                 msix,
                 common,
                 device,
+                ready: false,
+                kicks_at: None,
                 resetting: false,
             }),
-        };
-        function.map(Some(base)).map_err(kvm("attach a kick"))?;
-        Ok(function)
+        })
     }
 
     /// The eventfd that the driver's notification of queue `index` signals.
@@ -97,12 +101,15 @@ impl VirtioPci {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the BAR: KVM must watch the new notification addresses.
-    fn map(&self, base: Option<u64>) -> std::result::Result<(), kvm_ioctls::Error> {
-        let new = base.unwrap_or(UNMAPPED);
-        let old = self.mapped_at.swap(new, Ordering::SeqCst);
-        if new == old {
-            return Ok(());
+    /// Lets KVM watch the notification addresses of a ready driver, where the BAR is now.
+    ///
+    /// Before that a kick means nothing, and each address that KVM watches costs the
+    /// start of the machine a grace period.
+    fn watch_kicks(&self, inner: &mut Inner) {
+        let wanted = self.bar().filter(|_| inner.ready);
+        let old = std::mem::replace(&mut inner.kicks_at, wanted);
+        if wanted == old {
+            return;
         }
         let mut done = Ok(());
         for (kick, offset) in self
@@ -110,16 +117,20 @@ impl VirtioPci {
             .iter()
             .zip((NOTIFY..).step_by(NOTIFY_STEP as usize))
         {
-            if old != UNMAPPED {
+            if let Some(old) = old {
                 let at = IoEventAddress::Mmio(old.wrapping_add(offset));
                 done = done.and(self.vm.unregister_ioevent(kick, &at, NoDatamatch));
             }
-            if new != UNMAPPED {
+            if let Some(new) = wanted {
                 let at = IoEventAddress::Mmio(new.wrapping_add(offset));
                 done = done.and(self.vm.register_ioevent(kick, &at, NoDatamatch));
             }
         }
-        done
+        if let Err(error) = done {
+            // A guest may lay BARs over each other; kicks then reach only one of them.
+            tracing::debug!(device = %self.id, %error, "KVM cannot watch the kicks");
+            self.bad_access();
+        }
     }
 
     fn bad_access(&self) {
@@ -135,6 +146,8 @@ impl VirtioPci {
             Action::Reset => {
                 inner.device.reset();
                 inner.resetting = true;
+                inner.ready = false;
+                self.watch_kicks(inner);
                 inner.finish_reset();
             }
         }
@@ -164,6 +177,8 @@ impl VirtioPci {
             queues,
             fault: fault.clone(),
         };
+        inner.ready = true;
+        self.watch_kicks(inner);
         if let Err(why) = inner.device.activate(activation) {
             fault.raise(&why);
         }
@@ -249,11 +264,9 @@ impl Function for VirtioPci {
                 .msix
                 .set_control(u16::try_from(control).unwrap_or_default());
         }
-        if let Err(error) = self.map(inner.config.bar()) {
-            // A guest may lay BARs over each other; kicks then reach only one of them.
-            tracing::debug!(device = %self.id, %error, "KVM cannot follow the BAR");
-            self.bad_access();
-        }
+        let bar = inner.config.bar().unwrap_or(UNMAPPED);
+        self.mapped_at.store(bar, Ordering::SeqCst);
+        self.watch_kicks(&mut inner);
     }
 
     fn bar(&self) -> Option<u64> {

@@ -46,7 +46,7 @@ fn interface() -> Interface {
     .unwrap();
     let vm = Arc::new(Kvm::new().unwrap().create_vm().unwrap());
     vm.create_irq_chip().unwrap();
-    let irqs = Arc::new(Irqs::new(Arc::clone(&vm)).unwrap());
+    let irqs = Arc::new(Irqs::new(Arc::clone(&vm)));
     let ram = memory::create(RAM_MIB).unwrap();
     let (device, worker) = NetWorker::new(tap, [2, 0, 0, 0, 0, 1], 1500).unwrap();
     let metrics = worker.metrics();
