@@ -31,13 +31,14 @@ const fn window() -> Mmio {
 }
 
 /// Enables the APIC with the timer as its only local source. The legacy interrupt
-/// controller, which firmware may have left ticking, is cut off.
+/// controller, which firmware may have left ticking, is cut off. The APIC comes first:
+/// while it is disabled, every LVT entry stays masked (SDM vol. 3 §11.4.7.2).
 pub fn init() {
     let apic = window();
+    apic.write32(SPURIOUS, ENABLED | SPURIOUS_VECTOR);
     apic.write32(LVT_LINT0, MASKED);
     apic.write32(DIVIDE, DIVIDE_BY_128);
     apic.write32(LVT_TIMER, TIMER_VECTOR);
-    apic.write32(SPURIOUS, ENABLED | SPURIOUS_VECTOR);
 }
 
 /// This processor's id, the destination of its MSI-X messages.
