@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod arbitrary;
 pub mod frames;
+pub mod memory;
 pub mod policy;
 
 use std::fs::File;

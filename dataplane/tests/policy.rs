@@ -1,0 +1,171 @@
+//! Compiled policies, in memory and in the kernel, say what the naive evaluator says.
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ocs_dataplane::fabric::Counters;
+use ocs_dataplane::model::{Policy, PortId};
+use ocs_dataplane::reference::{Answer, ask};
+use ocs_dataplane::shared::Action;
+use ocs_dataplane::shared::layout::{Direction, Reason};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use support::arbitrary::{Asked, PORTS, policies, questions};
+use support::memory::Memory;
+use support::{Guest, Lab};
+
+/// Rule sets per run: what issues name with `OCS_LONG`, few otherwise.
+fn cases() -> u32 {
+    if std::env::var_os("OCS_LONG").is_some() {
+        10_000
+    } else {
+        ProptestConfig::default().cases
+    }
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: cases(),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// An answer as counters tell it: who counts which direction and reason.
+fn counted(answer: &Answer, from: &PortId) -> (PortId, Direction, Reason) {
+    match answer {
+        Answer::Passes(to) => (to.clone(), Direction::Ingress, Reason::Forwarded),
+        Answer::NoEndpoint => (from.clone(), Direction::Egress, Reason::NoEndpoint),
+        Answer::EgressDenied => (from.clone(), Direction::Egress, Reason::EgressDenied),
+        Answer::IngressDenied(to) => (to.clone(), Direction::Ingress, Reason::IngressDenied),
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn fuzz_memory_says_what_the_reference_says(
+        policy in policies([1, 2, 3, 4, 5, 6]),
+        asked in proptest::collection::vec(questions(), 30),
+    ) {
+        let mut memory = Memory::new(&policy);
+        for (nonce, one) in asked.iter().enumerate() {
+            let (from, ifindex, source, to, mut frame) =
+                one.frame(&policy, u16::try_from(nonce).expect("few questions"));
+            let answer = ask(&policy, &from, source, to, one.question).expect("own address");
+            let action = memory.run_port(ifindex, &mut frame);
+            let (who, direction, reason) = counted(&answer, &from);
+            prop_assert_eq!(
+                action != Action::Drop,
+                matches!(answer, Answer::Passes(_)),
+                "{:?} {:?}", one, answer
+            );
+            let counters = memory.counters_of(policy.ports[&who].ifindex);
+            prop_assert_eq!(counters.get(direction, reason), 1, "{:?} {:?}", one, answer);
+            memory = Memory::new(&policy);
+        }
+    }
+}
+
+/// How often each answer was expected of each port.
+type Expected = BTreeMap<(PortId, Direction, Reason), u64>;
+
+/// Asks a kernel whose flow tables remember what was allowed before.
+struct Asker<'a> {
+    lab: &'a Lab,
+    /// Tells apart flows that have ports.
+    nonce: u16,
+    /// Flows without ports that were allowed, in either direction.
+    tracked: BTreeSet<(PortId, Ipv4Addr, u8)>,
+}
+
+impl Asker<'_> {
+    fn ask_all(&mut self, policy: &Policy, asked: &[Asked]) -> Result<(), TestCaseError> {
+        if usize::from(self.nonce) + asked.len() > usize::from(u16::MAX) || self.tracked.len() > 200
+        {
+            self.nonce = 0;
+            self.tracked.clear();
+            self.lab.apply(&Policy::default()).expect("no policy");
+        }
+        self.lab
+            .apply(policy)
+            .map_err(|error| TestCaseError::fail(support::chain(&error)))?;
+        let before = self.counters(policy);
+        let mut expected = Expected::new();
+        for one in asked {
+            if let Some(counted) = self.ask(policy, one)? {
+                *expected.entry(counted).or_default() += 1;
+            }
+        }
+        let after = self.counters(policy);
+        for ((port, direction, reason), count) in expected {
+            let packets =
+                after[&port].get(direction, reason) - before[&port].get(direction, reason);
+            prop_assert_eq!(packets, count, "{:?} {:?} {:?}", port, direction, reason);
+        }
+        Ok(())
+    }
+
+    fn counters(&self, policy: &Policy) -> BTreeMap<PortId, Counters> {
+        let of = |id: &PortId| self.lab.counters(id).expect("counters");
+        policy.ports.keys().map(|id| (id.clone(), of(id))).collect()
+    }
+
+    fn ask(
+        &mut self,
+        policy: &Policy,
+        one: &Asked,
+    ) -> Result<Option<(PortId, Direction, Reason)>, TestCaseError> {
+        self.nonce += 1;
+        let (from, ifindex, source, to, frame) = one.frame(policy, self.nonce);
+        let answer = ask(policy, &from, source, to, one.question).expect("own address");
+        if !matches!(one.question.protocol, 1 | 6 | 17) {
+            if self
+                .tracked
+                .contains(&(from.clone(), to, one.question.protocol))
+            {
+                return Ok(None);
+            }
+            if let Answer::Passes(receiver) = &answer {
+                self.tracked
+                    .insert((from.clone(), to, one.question.protocol));
+                self.tracked
+                    .insert((receiver.clone(), source, one.question.protocol));
+            }
+        }
+        let run = self.lab.run_port(ifindex, &frame, 1, None).expect("a run");
+        let passes = matches!(answer, Answer::Passes(_));
+        prop_assert_eq!(run.action == XDP_REDIRECT, passes, "{:?} {:?}", one, answer);
+        if let Answer::Passes(to) = &answer {
+            prop_assert_eq!(&run.frame[..6], &policy.ports[to].mac.0[..]);
+        }
+        Ok(Some(counted(&answer, &from)))
+    }
+}
+
+/// `XDP_REDIRECT` of linux/bpf.h.
+const XDP_REDIRECT: u32 = 4;
+
+#[test]
+fn fuzz_the_kernel_says_what_the_reference_says() {
+    let lab = Lab::new();
+    let guests: Vec<Guest> = (0..PORTS)
+        .map(|index| Guest::new(&lab, &format!("tap{index}")))
+        .collect();
+    let ifindexes: [u32; PORTS] = std::array::from_fn(|index| guests[index].ifindex);
+    let asker = RefCell::new(Asker {
+        lab: &lab,
+        nonce: 0,
+        tracked: BTreeSet::new(),
+    });
+    let asked = proptest::collection::vec(questions(), 30);
+    TestRunner::new(config())
+        .run(&(policies(ifindexes), asked), |(policy, asked)| {
+            asker.borrow_mut().ask_all(&policy, &asked)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
