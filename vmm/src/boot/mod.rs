@@ -191,3 +191,6 @@ fn write(ram: &GuestRam, bytes: &[u8], at: u64) -> Result<()> {
             problem: format!("cannot write boot data at {at:#x}: {e}"),
         })
 }
+
+#[cfg(test)]
+mod tests;
