@@ -14,11 +14,14 @@ use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::gateway::Fleet;
 use crate::rows::{Scope, key};
-use crate::store::{Batch, Compare, Embedded, MAX_OPERATIONS, Revision, Store, StoreError, Write};
+use crate::store::{
+    Batch, Compare, Embedded, MAX_BYTES, MAX_OPERATIONS, Revision, Store, StoreError, Write,
+};
 use crate::view::{Kept, View};
 use crate::wire::ApiError;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Where the rest of a large transaction waits until all of it is written.
@@ -65,9 +68,9 @@ impl Core {
                     value: Some(value.into_bytes()),
                 })
                 .collect();
-            let revision = fan_out(&store, job.key, writes)?;
-            store.durable(revision).await?;
+            fan_out(&store, job.key, writes)?;
         }
+        store.durable(store.revision()).await?;
         let mut view = View::default();
         for entry in store.range("", "\u{10ffff}")? {
             view.load(&entry).map_err(anyhow::Error::msg)?;
@@ -175,6 +178,7 @@ impl Core {
                 key: key.clone(),
                 value: change.value,
             };
+            applies.push((key.clone(), change.apply));
             if large && change.compare == 0 {
                 rest.push(write);
             } else {
@@ -184,15 +188,14 @@ impl Core {
                 });
                 batch.writes.push(write);
             }
-            applies.push(change.apply);
         }
-        let mut revision = if rest.is_empty() {
-            self.store.submit(batch)?
+        let (revision, later) = if rest.is_empty() {
+            (self.store.submit(batch)?, HashMap::new())
         } else {
             // What is larger than a transaction reserves first, with all that is
             // to follow in one value, then fans out; see `open` for the crash.
             let job = format!("{JOBS}{}", view.revision);
-            let value: Vec<(&str, std::borrow::Cow<'_, str>)> = rest
+            let value: Vec<(&str, Cow<'_, str>)> = rest
                 .iter()
                 .map(|write| {
                     let value = write.value.as_deref().unwrap_or_default();
@@ -205,35 +208,53 @@ impl Core {
                 key: job.clone(),
                 value: Some(value),
             });
-            self.store.submit(batch)?;
-            fan_out(&self.store, job, rest)?
+            (self.store.submit(batch)?, fan_out(&self.store, job, rest)?)
         };
-        revision = revision.max(view.revision);
-        for apply in applies {
-            apply(view, revision);
+        for (key, apply) in applies {
+            apply(view, later.get(&key).copied().unwrap_or(revision));
         }
+        let last = later
+            .values()
+            .copied()
+            .max()
+            .map_or(revision, |last| last + 1);
+        view.revision = view.revision.max(last);
         Ok(())
     }
 }
 
-/// Writes what a job row holds, in batches within the limits, and forgets it.
-fn fan_out(store: &Embedded, job: String, writes: Vec<Write>) -> Result<Revision, StoreError> {
+/// Writes what a job row holds, in batches within the limits, and then forgets
+/// the job, in a revision of its own. Gives the revision of each key.
+fn fan_out(
+    store: &Embedded,
+    job: String,
+    writes: Vec<Write>,
+) -> Result<HashMap<String, Revision>, StoreError> {
+    let mut revisions = HashMap::with_capacity(writes.len());
     let mut batch = Batch::default();
+    let mut submit = |batch: Batch| -> Result<(), StoreError> {
+        let keys: Vec<String> = batch.writes.iter().map(|write| write.key.clone()).collect();
+        let revision = store.submit(batch)?;
+        revisions.extend(keys.into_iter().map(|key| (key, revision)));
+        Ok(())
+    };
     for write in writes {
-        let size = batch.bytes() + write.value.as_ref().map_or(0, Vec::len);
-        if batch.writes.len() == MAX_OPERATIONS || size > crate::store::MAX_BYTES / 2 {
-            store.submit(std::mem::take(&mut batch))?;
+        let bytes = batch.bytes() + write.value.as_ref().map_or(0, Vec::len);
+        if batch.writes.len() == MAX_OPERATIONS || bytes > MAX_BYTES / 2 {
+            submit(std::mem::take(&mut batch))?;
         }
         batch.writes.push(write);
     }
-    store.submit(batch)?;
+    submit(batch)?;
+    let forget = Write {
+        key: job,
+        value: None,
+    };
     store.submit(Batch {
         compares: Vec::new(),
-        writes: vec![Write {
-            key: job,
-            value: None,
-        }],
-    })
+        writes: vec![forget],
+    })?;
+    Ok(revisions)
 }
 
 type Apply = Box<dyn FnOnce(&mut View, Revision) + Send>;

@@ -75,11 +75,6 @@ impl Filters {
             }
         })
     }
-
-    /// There are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 fn path_of(name: &str, documented: &[String], paths: Paths) -> Result<Vec<String>, ApiError> {

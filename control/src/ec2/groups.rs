@@ -13,6 +13,9 @@ use serde_json::{Map, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Most groups of an interface (EC2's default quota).
+const MAX_GROUPS: usize = 5;
+
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Create {
@@ -132,6 +135,41 @@ pub fn one(tx: &Tx<'_>, id: Option<&str>, name: Option<&str>) -> Result<Arc<Grou
         }
         (None, None) => Err(ApiError::missing("GroupId")),
     }
+}
+
+/// Groups by id for an interface of a subnet, each once.
+///
+/// # Errors
+/// `InvalidParameter` for a group of another VPC, and EC2's other codes.
+pub fn named(
+    tx: &Tx<'_>,
+    texts: &[String],
+    vpc: VpcId,
+    subnet: SubnetId,
+) -> Result<Vec<GroupId>, ApiError> {
+    let mut ids = Vec::new();
+    for text in texts {
+        let group = one(tx, Some(text), None)?;
+        if group.vpc != vpc {
+            return Err(ApiError::new(
+                "InvalidParameter",
+                format!(
+                    "Security group {} and subnet {subnet} belong to different networks.",
+                    group.id
+                ),
+            ));
+        }
+        if !ids.contains(&group.id) {
+            ids.push(group.id);
+        }
+    }
+    if ids.len() > MAX_GROUPS {
+        return Err(ApiError::new(
+            "SecurityGroupsPerInterfaceLimitExceeded",
+            "The maximum number of security groups per interface has been reached.",
+        ));
+    }
+    Ok(ids)
 }
 
 /// A group of the default VPC by name.
@@ -346,7 +384,7 @@ pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> 
             let mut item = Map::new();
             item.insert(
                 "IpProtocol".to_owned(),
-                super::rules::protocol_name(protocol).into(),
+                super::permissions::protocol_name(protocol).into(),
             );
             if protocol != -1 {
                 item.insert("FromPort".to_owned(), from.into());

@@ -9,14 +9,28 @@ use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::{Map, json};
 
+/// Hop limits that EC2 takes.
+const HOPS: std::ops::RangeInclusive<i64> = 1..=64;
+
 /// `MetadataOptions` of a launch.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Request {
     http_tokens: Option<String>,
-    http_put_response_hop_limit: Option<u32>,
+    http_put_response_hop_limit: Option<i64>,
     http_endpoint: Option<String>,
     instance_metadata_tags: Option<String>,
+}
+
+fn check_hops(hops: Option<i64>) -> Result<(), ApiError> {
+    match hops.filter(|hops| !HOPS.contains(hops)) {
+        Some(hops) => Err(ApiError::value(
+            hops,
+            "HttpPutResponseHopLimit",
+            "It must be from 1 to 64.",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn is(text: Option<&String>, word: &str) -> Option<bool> {
@@ -25,21 +39,71 @@ fn is(text: Option<&String>, word: &str) -> Option<bool> {
 
 /// What a launch gets. Source: EC2 user guide, "Order of precedence for instance
 /// metadata options".
-pub fn resolve(tx: &Tx<'_>, request: Option<&Request>, image: &Image) -> MetadataOptions {
+///
+/// # Errors
+/// `InvalidParameterValue` for a hop limit out of bounds.
+pub fn resolve(
+    tx: &Tx<'_>,
+    request: Option<&Request>,
+    image: &Image,
+) -> Result<MetadataOptions, ApiError> {
+    let hops = request.and_then(|r| r.http_put_response_hop_limit);
+    check_hops(hops)?;
     let account = tx.get::<Settings>(&Settings::NAME.to_owned());
     let account = account.as_deref().cloned().unwrap_or_default();
     let by_image = image.imds_support == "v2.0";
     let tokens = request.and_then(|r| is(r.http_tokens.as_ref(), "required"));
     let enabled = request.and_then(|r| is(r.http_endpoint.as_ref(), "enabled"));
     let tags = request.and_then(|r| is(r.instance_metadata_tags.as_ref(), "enabled"));
-    MetadataOptions {
+    Ok(MetadataOptions {
         tokens_required: tokens.or(account.tokens_required).unwrap_or(by_image),
-        hop_limit: request
-            .and_then(|r| r.http_put_response_hop_limit)
+        hop_limit: hops
+            .and_then(|hops| u32::try_from(hops).ok())
             .or(account.hop_limit)
             .unwrap_or(if by_image { 2 } else { 1 }),
         enabled: enabled.or(account.endpoint).unwrap_or(true),
         tags: tags.or(account.instance_tags).unwrap_or(false),
+    })
+}
+
+/// Parameters of ModifyInstanceMetadataOptions.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Change {
+    /// The instance.
+    pub instance_id: String,
+    http_tokens: Option<String>,
+    http_put_response_hop_limit: Option<i64>,
+    http_endpoint: Option<String>,
+    instance_metadata_tags: Option<String>,
+}
+
+impl Change {
+    /// Changes what the call names.
+    ///
+    /// # Errors
+    /// `InvalidParameterValue` for a hop limit out of bounds.
+    pub fn apply(&self, options: &mut MetadataOptions) -> Result<(), ApiError> {
+        check_hops(self.http_put_response_hop_limit)?;
+        let set = |slot: &mut bool, text: Option<&String>, word| {
+            *slot = is(text, word).unwrap_or(*slot);
+        };
+        set(
+            &mut options.tokens_required,
+            self.http_tokens.as_ref(),
+            "required",
+        );
+        set(&mut options.enabled, self.http_endpoint.as_ref(), "enabled");
+        set(
+            &mut options.tags,
+            self.instance_metadata_tags.as_ref(),
+            "enabled",
+        );
+        let hops = self
+            .http_put_response_hop_limit
+            .and_then(|hops| u32::try_from(hops).ok());
+        options.hop_limit = hops.unwrap_or(options.hop_limit);
+        Ok(())
     }
 }
 
@@ -59,13 +123,7 @@ struct Defaults {
 pub async fn modify_defaults(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Defaults = ctx.params(action, request)?;
     let hops = params.http_put_response_hop_limit;
-    if let Some(hops) = hops.filter(|hops| *hops != -1 && !(1..=64).contains(hops)) {
-        return Err(ApiError::value(
-            hops,
-            "HttpPutResponseHopLimit",
-            "It must be -1 or from 1 to 64.",
-        ));
-    }
+    check_hops(hops.filter(|hops| *hops != -1))?;
     let set = |slot: &mut Option<bool>, text: &Option<String>, word: &str| match text.as_deref() {
         None => {}
         Some("no-preference") => *slot = None,

@@ -8,6 +8,7 @@
 //!
 //! Start reading at `run`, the longest path.
 
+pub mod attributes;
 pub mod console;
 pub mod defaults;
 pub mod disks;
@@ -21,6 +22,7 @@ pub mod list;
 pub mod metadata;
 pub mod network;
 pub mod params;
+pub mod permissions;
 pub mod place;
 pub mod present;
 pub mod regions;
@@ -28,6 +30,7 @@ pub mod rules;
 pub mod run;
 pub mod storage;
 pub mod tags;
+pub mod token;
 pub mod types;
 
 use crate::core::{Core, Tx};
@@ -153,6 +156,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "DescribeAvailabilityZones" => regions::zones(ctx, action, request).await,
         "DescribeDhcpOptions" => network::dhcp_options(ctx, action, request).await,
         "DescribeImages" => images::describe(ctx, action, request).await,
+        "DescribeInstanceAttribute" => attributes::describe(ctx, action, request).await,
         "DescribeInstanceStatus" => instances::status(ctx, action, request).await,
         "DescribeInstanceTypes" => types::describe(ctx, action, request).await,
         "DescribeInstances" => instances::describe(ctx, action, request).await,
@@ -169,6 +173,8 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "DescribeVpcs" => network::vpcs(ctx, action, request).await,
         "GetConsoleOutput" => console::output(ctx, action, request).await,
         "GetInstanceMetadataDefaults" => metadata::get_defaults(ctx, action, request).await,
+        "ModifyInstanceAttribute" => attributes::modify(ctx, action, request).await,
+        "ModifyInstanceMetadataOptions" => attributes::modify_metadata(ctx, action, request).await,
         "ModifyInstanceMetadataDefaults" => metadata::modify_defaults(ctx, action, request).await,
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
         "RevokeSecurityGroupEgress" => rules::revoke(ctx, action, request, true).await,

@@ -65,6 +65,13 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("RunInstances", "NetworkInterfaces.NetworkCardIndex", "0"),
     ("RunInstances", "NetworkInterfaces.Ipv6AddressCount", "0"),
     ("RunInstances", "BlockDeviceMappings.Ebs.Encrypted", "false"),
+    (
+        "ModifyInstanceMetadataOptions",
+        "HttpProtocolIpv6",
+        "disabled",
+    ),
+    ("ModifyInstanceAttribute", "EbsOptimized.Value", "false"),
+    ("ModifyInstanceAttribute", "SourceDestCheck.Value", "true"),
     // Either value gives the same here.
     ("GetConsoleOutput", "Latest", "false"),
     ("GetConsoleOutput", "Latest", "true"),

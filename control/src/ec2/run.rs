@@ -9,9 +9,8 @@
 
 use super::launch::{Disks, Plan, launch};
 use super::params::TagSpecification;
-use super::{Ctx, disks, groups, instances, metadata, present, tags, types};
+use super::{Ctx, disks, groups, instances, metadata, present, tags, token, types};
 use crate::core::{Tx, now_s};
-use crate::fronts::sigv4::sha256_hex;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use base64::Engine as _;
@@ -21,8 +20,6 @@ use std::sync::Arc;
 
 /// Most user data, decoded.
 const MAX_USER_DATA_BYTES: usize = 16_384;
-/// Longest client token.
-const MAX_TOKEN: usize = 64;
 
 /// What is honoured of the request; see `params` for what becomes of the rest.
 #[derive(Debug, Deserialize)]
@@ -81,15 +78,15 @@ const TAGGED: &[&str] = &["instance", "volume", "network-interface"];
 /// # Errors
 /// EC2's codes; `InsufficientInstanceCapacity` where `MinCount` does not fit.
 pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let digest = digest(&request);
+    let digest = token::digest(&request);
     let params: Params = ctx.params(action, request)?;
     check_user_data(&params)?;
     let (min, max) = counts(&params)?;
-    let token = token_key(action, params.client_token.as_deref())?;
-    let reservation = ctx
+    let token = token::key(action, params.client_token.as_deref())?;
+    let (reservation, ids) = ctx
         .write(|tx| {
             if let Some(used) = token.as_ref().and_then(|key| tx.get::<Token>(key)) {
-                return repeat(tx, &used, &digest);
+                return token::repeat(tx, &used, &digest);
             }
             let plan = plan(ctx, tx, &params)?;
             let (reservation, instances) = launch(ctx, tx, &plan, min, max)?;
@@ -98,21 +95,18 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiEr
                     key: key.clone(),
                     digest: digest.clone(),
                     reservation,
-                    instances,
+                    instances: instances.clone(),
                     at_s: now_s(),
                 })?;
             }
-            Ok(reservation)
+            Ok((reservation, instances))
         })
         .await?;
     ctx.read(|view| {
-        let mut rows: Vec<&Arc<Instance>> = view
-            .all::<Instance>(&ctx.scope)
-            .filter(|row| row.reservation == reservation)
-            .collect();
-        rows.sort_by_key(|row| row.launch_index);
-        let shown = rows
+        let rows = ids
             .iter()
+            .filter_map(|id| view.get::<Instance>(&ctx.scope, id));
+        let shown = rows
             .map(|row| present::instance(view, &ctx.scope, row))
             .collect();
         Ok(instances::reservation(
@@ -122,66 +116,6 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiEr
         ))
     })
     .await
-}
-
-/// The answer to a token that was used before.
-fn repeat(tx: &Tx<'_>, used: &Token, digest: &str) -> Result<ReservationId, ApiError> {
-    if used.digest != digest {
-        return Err(ApiError::new(
-            "IdempotentParameterMismatch",
-            "The client token was used with different parameters.",
-        ));
-    }
-    let ended = |id: &InstanceId| {
-        tx.get::<Instance>(id)
-            .is_none_or(|row| row.state.is_ending())
-    };
-    if used.instances.iter().all(ended) {
-        return Err(ApiError::new(
-            "IdempotentInstanceTerminated",
-            "The client token belongs to an instance that has been terminated.",
-        ));
-    }
-    Ok(used.reservation)
-}
-
-fn token_key(action: &str, token: Option<&str>) -> Result<Option<String>, ApiError> {
-    match token {
-        Some(token) if token.len() > MAX_TOKEN || !token.is_ascii() => Err(ApiError::value(
-            token,
-            "ClientToken",
-            "At most 64 ASCII characters are allowed.",
-        )),
-        Some(token) => Ok(Some(format!(
-            "{action}.{}",
-            crate::fronts::sigv4::hex(token.as_bytes())
-        ))),
-        None => Ok(None),
-    }
-}
-
-/// A hash of all parameters but the token, the same from both fronts.
-fn digest(request: &Value) -> String {
-    fn sorted(value: &Value) -> Value {
-        match value {
-            Value::Object(object) => {
-                let mut members: Vec<_> = object.iter().collect();
-                members.sort_by(|a, b| a.0.cmp(b.0));
-                members
-                    .into_iter()
-                    .map(|(name, value)| (name.clone(), sorted(value)))
-                    .collect()
-            }
-            Value::Array(elements) => elements.iter().map(sorted).collect(),
-            scalar => scalar.clone(),
-        }
-    }
-    let mut request = request.clone();
-    if let Some(object) = request.as_object_mut() {
-        object.shift_remove("ClientToken");
-        object.shift_remove("DryRun");
-    }
-    sha256_hex(sorted(&request).to_string().as_bytes())
 }
 
 fn check_user_data(params: &Params) -> Result<(), ApiError> {
@@ -281,7 +215,7 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
         description: interface
             .and_then(|i| i.description.clone())
             .unwrap_or_default(),
-        metadata: metadata::resolve(tx, params.metadata_options.as_ref(), image),
+        metadata: metadata::resolve(tx, params.metadata_options.as_ref(), image)?,
         user_data: params.user_data.clone().unwrap_or_default(),
         client_token: params.client_token.clone().unwrap_or_default(),
         disable_termination: params.disable_api_termination,
@@ -377,37 +311,16 @@ fn group_ids(
             "The parameter groupName cannot be used with the parameter subnet",
         ));
     }
-    let mut ids = Vec::new();
-    for text in named {
-        ids.push(groups::one(tx, Some(text), None)?);
-    }
+    let mut texts = named.clone();
     for name in &params.security_groups {
-        ids.push(groups::one(tx, None, Some(name))?);
+        texts.push(groups::one(tx, None, Some(name))?.id.to_string());
     }
-    if ids.is_empty() {
+    if texts.is_empty() {
         let default = tx
             .view
             .all::<Group>(&tx.scope)
             .find(|group| group.vpc == subnet.vpc && group.name == "default");
-        ids.extend(default.cloned());
+        texts.extend(default.map(|group| group.id.to_string()));
     }
-    if ids.len() > 5 {
-        return Err(ApiError::new(
-            "SecurityGroupsPerInterfaceLimitExceeded",
-            "The maximum number of security groups per interface has been reached.",
-        ));
-    }
-    if let Some(group) = ids.iter().find(|group| group.vpc != subnet.vpc) {
-        return Err(ApiError::new(
-            "InvalidParameter",
-            format!(
-                "Security group {} and subnet {} belong to different networks.",
-                group.id, subnet.id
-            ),
-        ));
-    }
-    let mut ids: Vec<GroupId> = ids.iter().map(|group| group.id).collect();
-    let mut seen = std::collections::HashSet::new();
-    ids.retain(|id| seen.insert(*id));
-    Ok(ids)
+    groups::named(tx, &texts, subnet.vpc, subnet.id)
 }

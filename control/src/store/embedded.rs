@@ -95,6 +95,11 @@ impl Embedded {
         })
     }
 
+    /// The last revision that was decided.
+    pub fn revision(&self) -> Revision {
+        self.head().revision
+    }
+
     fn head(&self) -> MutexGuard<'_, Head> {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }

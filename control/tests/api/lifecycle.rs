@@ -297,6 +297,14 @@ fn tokens_and_rows_survive_sigkill() {
     };
     let first = control.ok("RunInstances", &params);
     assert_eq!(sorted(&first).len(), 150, "addresses are all different");
+    until("all running", || {
+        let filter = [
+            ("Filter.1.Name", "instance-state-name"),
+            ("Filter.1.Value.1", "running"),
+        ];
+        let body = control.ok("DescribeInstances", &filter);
+        (text(&body, "amiLaunchIndex").len() == 150).then_some(())
+    });
     let keys = control.keys.clone();
     control.kill();
     let control = Control::start(dir.path());
@@ -320,6 +328,97 @@ fn tokens_and_rows_survive_sigkill() {
     until("adopted", || {
         let body = control.ok("DescribeInstances", &[("InstanceId.1", &id)]);
         body.contains("<name>running</name>").then_some(())
+    });
+}
+
+#[test]
+fn attributes_change_what_they_say() {
+    let world = world(1_000);
+    let control = &world.control;
+    let id = world
+        .run(
+            "1",
+            &[
+                ("DisableApiTermination", "true"),
+                ("InstanceType", "t2.nano"),
+            ],
+        )
+        .remove(0);
+    world.await_state(&id, "running");
+    let this = ("InstanceId", id.as_str());
+    control.refused(
+        "TerminateInstances",
+        &[("InstanceId.1", &id)],
+        "OperationNotPermitted",
+    );
+    control.ok(
+        "ModifyInstanceAttribute",
+        &[this, ("DisableApiTermination.Value", "false")],
+    );
+    let larger = [this, ("InstanceType.Value", "t2.medium")];
+    control.refused("ModifyInstanceAttribute", &larger, "IncorrectInstanceState");
+    control.ok("StopInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "stopped");
+    control.ok("ModifyInstanceAttribute", &larger);
+    let shown = control.ok(
+        "DescribeInstanceAttribute",
+        &[this, ("Attribute", "instanceType")],
+    );
+    assert!(shown.contains("<value>t2.medium</value>"), "{shown}");
+    control.ok("StartInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "running");
+    control.ok(
+        "ModifyInstanceMetadataOptions",
+        &[this, ("HttpTokens", "required")],
+    );
+    until("told of all", || {
+        let seen = world.node.seen.lock().unwrap();
+        let told = &seen.instances[&id];
+        let tokens = told.metadata.as_ref().unwrap().http_tokens_required;
+        (told.memory_mib == 4_096 && told.vcpus == 2 && tokens).then_some(())
+    });
+    control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "terminated");
+}
+
+#[test]
+fn rules_reach_the_node_and_leave_it() {
+    let world = world(1_000);
+    let control = &world.control;
+    let made = control.ok(
+        "CreateSecurityGroup",
+        &[("GroupName", "web"), ("GroupDescription", "d")],
+    );
+    let group = text(&made, "groupId").remove(0);
+    let id = world.run("1", &[("SecurityGroupId.1", &group)]).remove(0);
+    world.await_state(&id, "running");
+    let rules = |count: usize| {
+        until("rules", || {
+            (world.node.seen.lock().unwrap().groups[&group].rules.len() == count).then_some(())
+        });
+    };
+    rules(1);
+    let rule = [
+        ("GroupId", group.as_str()),
+        ("IpPermissions.1.IpProtocol", "tcp"),
+        ("IpPermissions.1.FromPort", "80"),
+        ("IpPermissions.1.ToPort", "80"),
+        ("IpPermissions.1.Groups.1.GroupId", group.as_str()),
+    ];
+    control.ok("AuthorizeSecurityGroupIngress", &rule);
+    rules(2);
+    control.refused(
+        "DeleteSecurityGroup",
+        &[("GroupId", &group)],
+        "DependencyViolation",
+    );
+    control.ok("RevokeSecurityGroupIngress", &rule);
+    rules(1);
+    control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "terminated");
+    control.ok("DeleteSecurityGroup", &[("GroupId", &group)]);
+    until("gone", || {
+        (!world.node.seen.lock().unwrap().groups.contains_key(&group)).then_some(())
     });
 }
 
