@@ -16,10 +16,10 @@
 //! carries on. A tap without a program passes nothing to anyone: its namespace has no
 //! address that would answer and no route that would forward.
 
+mod bpf;
 mod bpffs;
 mod clock;
 mod contents;
-mod elements;
 mod error;
 mod links;
 mod maps;

@@ -1,7 +1,7 @@
 //! A frame from a guest: whose it is, and where it may go.
 
 use crate::layout::{
-    Address, Direction, EndpointKey, Identity, METADATA_ADDRESS, RESPONDER_SLOT, Reason, Tap,
+    Address, Direction, EndpointKey, Identity, METADATA_ADDRESS, MTU, RESPONDER_SLOT, Reason, Tap,
 };
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
@@ -34,6 +34,9 @@ fn decide(
     let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
     if source != tap.mac {
         return Err(Reason::Spoofed);
+    }
+    if packet.len() > ETH_LEN + MTU {
+        return Err(Reason::TooLong);
     }
     match ether_type {
         ETHERTYPE_IPV4 => {

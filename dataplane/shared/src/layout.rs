@@ -38,6 +38,9 @@ pub const SVC1_MAC: [u8; 6] = [0x02, 0x6f, 0x63, 0x73, 0x00, 0x03];
 /// Where the metadata service listens, in every network.
 pub const METADATA: [u8; 4] = [169, 254, 169, 254];
 
+/// The longest IPv4 packet that a network carries.
+pub const MTU: usize = 1500;
+
 /// An IPv4 address as it lies in a packet.
 pub type Address = u32;
 
@@ -215,6 +218,8 @@ reasons! {
     Spoofed = "spoofed",
     /// An ARP question that nobody here answers.
     ArpUnanswered = "arp_unanswered",
+    /// Longer than the network carries.
+    TooLong = "too_long",
     /// No endpoint of the network has that address.
     NoEndpoint = "no_endpoint",
     /// No rule of the sender allows it.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::xdp::XdpMapError;
 use aya::maps::{Array, ArrayOfMaps, DevMap, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use ocs_dataplane_shared::flow::Bucket;
@@ -15,7 +16,7 @@ use ocs_dataplane_shared::layout::{
 use super::bpffs::Pins;
 use super::contents::Contents;
 use super::error::{FabricError, map};
-use super::{Counters, elements};
+use super::{Counters, bpf};
 use crate::compiler::Entries;
 
 /// Every map of the object.
@@ -206,21 +207,32 @@ impl KernelMaps {
 
     /// Takes a slot's flow table away.
     pub(super) fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
-        elements::delete(&self.flows_data, slot, FLOWS)
+        bpf::delete_element(&self.flows_data, slot, FLOWS)
     }
 
-    /// Sets or clears a slot's interface; in the taps' namespace.
+    /// Sets or clears a slot's interface; in the taps' namespace. One that is gone is no
+    /// error: its VMM ended, and whoever made the policy will hear of it. Packets to it
+    /// are dropped and counted.
     pub(super) fn put_device(
         &mut self,
         slot: u32,
         ifindex: Option<u32>,
     ) -> Result<(), FabricError> {
-        match ifindex {
-            Some(ifindex) => self
-                .devices
-                .set(slot, ifindex, None, 0)
-                .map_err(|error| device_refused(ifindex, &error)),
-            None => elements::delete(&self.devices_data, slot, DEVICES),
+        let Some(ifindex) = ifindex else {
+            return bpf::delete_element(&self.devices_data, slot, DEVICES);
+        };
+        match self.devices.set(slot, ifindex, None, 0) {
+            Ok(()) => Ok(()),
+            Err(XdpMapError::MapError(MapError::SyscallError(error)))
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                tracing::warn!(slot, ifindex, "interface is gone");
+                Ok(())
+            }
+            Err(error) => Err(FabricError::Link {
+                name: format!("{DEVICES} to interface {ifindex}"),
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -246,13 +258,6 @@ impl KernelMaps {
             }
         }
         Ok(found)
-    }
-}
-
-fn device_refused(ifindex: u32, error: &aya::maps::xdp::XdpMapError) -> FabricError {
-    FabricError::Link {
-        name: format!("{DEVICES} to interface {ifindex}"),
-        reason: error.to_string(),
     }
 }
 

@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 use super::Run;
 use super::bpffs::Pins;
 use super::error::{FabricError, file};
-use super::{links, maps};
+use super::{bpf, links, maps};
 use crate::object;
 
 /// Loads the object with the pinned maps, or pins new ones.
@@ -179,6 +179,7 @@ fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, Fab
 /// Takes the program off a tap.
 pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
     let pin = pins.port_link(ifindex);
+    bpf::detach_link(&pin)?;
     fs::remove_file(&pin).map_err(file("remove", &pin))
 }
 

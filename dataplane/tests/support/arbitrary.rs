@@ -137,7 +137,7 @@ impl Asked {
         let [kind, code] = self.question.port.to_be_bytes();
         let payload = match self.question.protocol {
             1 => frames::icmp_message(kind, code, nonce, b""),
-            6 => frames::tcp_segment(from, to, frames::SYN, b""),
+            6 => frames::tcp_segment(from, to, frames::SYN, frames::ONES, b""),
             17 => frames::udp_datagram(from, to, b"x"),
             _ => vec![0; 8],
         };

@@ -72,11 +72,25 @@ fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> u16 {
     checksum(&bytes)
 }
 
-pub fn tcp_segment(from: End, to: End, flags: u8, data: &[u8]) -> Vec<u8> {
+/// Sequence and acknowledgement number of a segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    pub sequence: u32,
+    pub acknowledged: u32,
+}
+
+pub const ONES: Numbers = Numbers {
+    sequence: 1,
+    acknowledged: 1,
+};
+
+pub fn tcp_segment(from: End, to: End, flags: u8, numbers: Numbers, data: &[u8]) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend_from_slice(&from.port.to_be_bytes());
     segment.extend_from_slice(&to.port.to_be_bytes());
-    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(&numbers.sequence.to_be_bytes());
+    segment.extend_from_slice(&numbers.acknowledged.to_be_bytes());
+    segment.extend_from_slice(&[0x50, flags, 0x20, 0, 0, 0, 0, 0]);
     segment.extend_from_slice(data);
     let sum = pseudo(from.ip, to.ip, 6, &segment);
     segment[16..18].copy_from_slice(&sum.to_ne_bytes());
@@ -97,7 +111,11 @@ pub fn udp_datagram(from: End, to: End, data: &[u8]) -> Vec<u8> {
 }
 
 pub fn tcp(from: End, to: End, flags: u8) -> Vec<u8> {
-    let segment = tcp_segment(from, to, flags, b"");
+    tcp_at(from, to, flags, ONES, b"")
+}
+
+pub fn tcp_at(from: End, to: End, flags: u8, numbers: Numbers, data: &[u8]) -> Vec<u8> {
+    let segment = tcp_segment(from, to, flags, numbers, data);
     let packet = ipv4(from.ip, to.ip, 6, Header::default(), &segment);
     ethernet(to.mac, from.mac, 0x0800, &packet)
 }
@@ -157,6 +175,11 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
         protocol => pseudo(from, to, protocol, payload),
     };
     checksum(&packet[..header]) == 0 && above == 0
+}
+
+/// What is above the IPv4 header of a frame.
+pub fn payload(frame: &[u8]) -> &[u8] {
+    &frame[34..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))]
 }
 
 pub fn source(frame: &[u8]) -> Ipv4Addr {

@@ -6,6 +6,7 @@ pub mod arbitrary;
 pub mod frames;
 pub mod memory;
 pub mod policy;
+pub mod responder;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

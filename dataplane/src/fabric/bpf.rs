@@ -1,0 +1,80 @@
+//! bpf(2) commands for which `aya` has no call.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::maps::MapData;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+
+use super::error::{FabricError, file, system};
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: `bpf_attr` is a union of structures of integers: zeros are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+/// # Safety
+///
+/// What the attributes point to must be as `command` wants it, until this returns.
+unsafe fn call(command: bpf_cmd, attributes: &bpf_attr) -> io::Result<libc::c_long> {
+    let pointer: *const bpf_attr = attributes;
+    // SAFETY: the attributes are initialised and as long as said; for the rest the caller
+    // vouches.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as u32,
+            pointer,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+fn number(fd: RawFd) -> u32 {
+    u32::try_from(fd).unwrap_or(u32::MAX)
+}
+
+/// Deletes an element of a map whose keys are of four bytes; an absent one is fine.
+pub(super) fn delete_element(map: &MapData, key: u32, name: &str) -> Result<(), FabricError> {
+    let mut attributes = zeroed();
+    // SAFETY: this member is the one that BPF_MAP_DELETE_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = number(map.fd().as_fd().as_raw_fd());
+    element.key = (&raw const key).addr() as u64;
+    // SAFETY: the attributes hold an open map with keys of four bytes and point to one.
+    match unsafe { call(bpf_cmd::BPF_MAP_DELETE_ELEM, &attributes) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+            Err(system(format!("delete element {key} of map {name}"))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes a pinned link off its interface, and returns when that is done. To remove the
+/// pin alone leaves that to the kernel's leisure.
+pub(super) fn detach_link(pin: &Path) -> Result<(), FabricError> {
+    let link = open_pin(pin).map_err(file("open", pin))?;
+    let mut attributes = zeroed();
+    attributes.link_detach.link_fd = number(link.as_raw_fd());
+    // SAFETY: the attributes hold an open link.
+    unsafe { call(bpf_cmd::BPF_LINK_DETACH, &attributes) }.map_err(file("detach", pin))?;
+    Ok(())
+}
+
+fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attributes = zeroed();
+    attributes.__bindgen_anon_4.pathname = path.as_ptr().addr() as u64;
+    // SAFETY: the attributes point to a string that ends in a zero.
+    let fd = unsafe { call(bpf_cmd::BPF_OBJ_GET, &attributes) }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
