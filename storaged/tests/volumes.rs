@@ -13,34 +13,43 @@ use std::path::PathBuf;
 struct Host {
     dir: tempfile::TempDir,
     daemon: Daemon,
+    uid: u32,
 }
 
 impl Host {
     fn new() -> Self {
+        Self::of_uid(0)
+    }
+
+    fn of_uid(uid: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
         std::fs::create_dir(dir.path().join("images")).unwrap();
-        let daemon = Self::start(&dir);
-        Self { dir, daemon }
+        for owned in [dir.path().to_owned(), dir.path().join("state")] {
+            std::os::unix::fs::chown(owned, Some(uid), Some(uid)).unwrap();
+        }
+        let daemon = Self::start(&dir, uid);
+        Self { dir, daemon, uid }
     }
 
-    fn start(dir: &tempfile::TempDir) -> Daemon {
+    fn start(dir: &tempfile::TempDir, uid: u32) -> Daemon {
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (state, images, control) = (at("state"), at("images"), at("control.sock"));
-        Daemon::spawn(&[
+        let args = [
             "--state",
             &state,
             "--images",
             &images,
             "--control",
             &control,
-        ])
+        ];
+        Daemon::spawn_as(&args, uid)
     }
 
     /// SIGKILL and a new daemon on the same state.
     fn crash(&mut self) {
         self.daemon.kill();
-        self.daemon = Self::start(&self.dir);
+        self.daemon = Self::start(&self.dir, self.uid);
     }
 
     fn client(&self) -> Client {
@@ -227,7 +236,7 @@ fn sigterm_drains_and_ends_cleanly() {
     unsafe { libc::kill(host.daemon.0.id() as i32, libc::SIGTERM) };
     assert!(host.daemon.0.wait().unwrap().success());
     assert!(!host.dir.path().join("control.sock").exists());
-    host.daemon = Host::start(&host.dir);
+    host.daemon = Host::start(&host.dir, host.uid);
     guest.attach(accept(&listener));
     let mut done = 0;
     wait("all", || {
@@ -238,6 +247,74 @@ fn sigterm_drains_and_ends_cleanly() {
             .count();
         (done == SLOTS).then_some(())
     });
+}
+
+#[test]
+fn it_serves_without_privileges_and_in_its_sandbox() {
+    let mut host = Host::of_uid(54_321);
+    let listener = host.listen("a.sock");
+    let socket = host.dir.path().join("a.sock");
+    std::os::unix::fs::chown(&socket, Some(host.uid), None).unwrap();
+    for (name, kind) in [("vol-1", Persistent), ("e-1", Ephemeral)] {
+        host.put(name, MIB, kind, None).unwrap();
+        host.attach(name, "a.sock").unwrap();
+        let mut guest = Guest::new();
+        guest.attach(accept(&listener));
+        assert_eq!(guest.write_at(0, &[1; 4096]), 0);
+        host.crash();
+        guest.attach(accept(&listener));
+        assert_eq!(guest.read_at(0, 4096), [1; 4096]);
+        host.detach(name);
+    }
+    let status = format!("/proc/{}/status", host.daemon.0.id());
+    let status = std::fs::read_to_string(status).unwrap();
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+}
+
+#[test]
+fn killed_at_any_moment_of_put_a_volume_is_whole_or_absent() {
+    let mut host = Host::new();
+    let image = pattern(3, 24 << 20);
+    std::fs::write(host.dir.path().join("images/large"), &image).unwrap();
+    let (mut whole, mut absent) = (0, 0);
+    for delay_ms in [0, 1, 3, 6, 10, 15, 25, 40, 60, 100, 200, 400] {
+        let socket = host.dir.path().join("control.sock");
+        drop(host.client());
+        let asking = std::thread::spawn(move || {
+            let request = Request::PutVolume {
+                volume: VolumeName("vol-1".into()),
+                size_bytes: 32 * MIB,
+                kind: Persistent,
+                image: Some("large".into()),
+            };
+            Client::connect(&socket, PATIENCE).map(|mut c| c.call(&request))
+        });
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        host.crash();
+        let answer = asking.join().unwrap();
+        let volumes = host.list();
+        let files: Vec<_> = std::fs::read_dir(host.dir.path().join("state"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".raw") || name.ends_with(".tmp"))
+            .collect();
+        if volumes.is_empty() {
+            absent += 1;
+            assert!(
+                !matches!(answer, Ok(Ok(Reply::Ok))),
+                "durable before the answer"
+            );
+            assert!(files.is_empty(), "{files:?}");
+        } else {
+            whole += 1;
+            assert_eq!(files, ["vol-1.raw"]);
+            assert!(std::fs::read(host.file("vol-1")).unwrap()[..image.len()] == image);
+            host.delete("vol-1");
+        }
+    }
+    assert!(whole + absent == 12);
 }
 
 /// Keeps all slots busy with verified random writes while the daemon is killed.

@@ -7,6 +7,7 @@ use super::window::Window;
 use super::{Command, DeviceId, QueueStart};
 use crate::disk::Disk;
 use crate::queue::QueueError;
+use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,6 +20,16 @@ const COMPLETIONS: u32 = 4096;
 /// `IORING_ENTER_GETEVENTS`: run deferred completions.
 const ENTER_GETEVENTS: u32 = 1;
 
+/// All that a shard's ring may ever do; registering is over once it is enabled.
+const OPERATIONS: [u8; 7] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Write::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
 /// Most devices of a shard.
 pub const MAX_DEVICES: usize = 4096;
 
@@ -56,7 +67,11 @@ impl Worker {
             .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
+            .setup_r_disabled()
             .build(SUBMISSIONS)?;
+        let mut allowed = OPERATIONS.map(Restriction::sqe_op);
+        ring.submitter().register_restrictions(&mut allowed)?;
+        ring.submitter().register_enable_rings()?;
         let mut worker = Self {
             ring,
             commands,

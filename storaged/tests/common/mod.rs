@@ -49,7 +49,16 @@ pub struct Daemon(pub Child);
 
 impl Daemon {
     pub fn spawn(args: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_ocs-storaged"))
+        Self::spawn_as(args, 0)
+    }
+
+    pub fn spawn_as(args: &[&str], uid: u32) -> Self {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocs-storaged"));
+        if uid != 0 {
+            command.uid(uid).gid(uid);
+        }
+        let child = command
             .args(args)
             .env(
                 "RUST_LOG",
