@@ -133,3 +133,41 @@ impl Blocks for Storaged {
         }
     }
 }
+
+/// storaged, or nobody where it has died: for the end of the host, which must come
+/// all the same. What it was not told, the next node's sweep makes good.
+pub struct Perhaps(pub Storaged);
+
+impl Perhaps {
+    fn forgive(result: Result<(), EffectError>) -> Result<(), EffectError> {
+        match result {
+            Err(EffectError::Transient(why)) => {
+                tracing::warn!(why, "left for the next start");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+impl Blocks for Perhaps {
+    fn put(&self, volume: &Definition) -> Result<(), EffectError> {
+        self.0.put(volume)
+    }
+
+    fn attach(&self, name: &str, socket: &Path, read_only: bool) -> Result<(), EffectError> {
+        self.0.attach(name, socket, read_only)
+    }
+
+    fn detach(&self, name: &str) -> Result<(), EffectError> {
+        Self::forgive(self.0.detach(name))
+    }
+
+    fn delete(&self, name: &str) -> Result<(), EffectError> {
+        Self::forgive(self.0.delete(name))
+    }
+
+    fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
+        Ok(self.0.list().unwrap_or_default())
+    }
+}

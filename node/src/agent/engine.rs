@@ -17,6 +17,7 @@ use super::plan::{End, Goal, Step, Want, observe, plan};
 use super::process::Process;
 use super::volumes::{self, VolumeUnit};
 use ocs_node_api as api;
+use ocs_storaged_api::VolumeStatus;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ pub(super) enum Event {
     Wake(String),
     Volume(String, u64, bool, Result<(), EffectError>),
     WakeVolume(String),
+    Swept(Vec<VolumeStatus>),
+    NotSwept(u32),
     Policy(Result<(), EffectError>),
 }
 
@@ -82,6 +85,8 @@ pub struct Engine {
     pub(super) events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     policy_failures: u32,
+    /// storaged has nothing that is nobody's.
+    pub(super) swept: bool,
 }
 
 impl Engine {
@@ -105,6 +110,7 @@ impl Engine {
             events,
             inbox,
             policy_failures: 0,
+            swept: false,
         };
         engine.survey_all().await?;
         engine
@@ -112,13 +118,8 @@ impl Engine {
             .board
             .set_groups(&engine.slice.security_groups);
         engine.settle();
-        engine.survey_volumes().await;
-        for id in engine.units.keys().cloned().collect::<Vec<_>>() {
-            engine.reconsider(&id);
-        }
-        for id in engine.slice.volumes.keys().cloned().collect::<Vec<_>>() {
-            engine.reconsider_volume(&id);
-        }
+        engine.sweep(0);
+        engine.reconsider_all();
         Ok(engine)
     }
 
@@ -251,6 +252,8 @@ impl Engine {
             Event::Volume(id, generation, absent, result) => {
                 self.on_volume_done(&id, generation, absent, result);
             }
+            Event::Swept(volumes) => self.on_swept(volumes),
+            Event::NotSwept(failures) => self.sweep(failures),
             Event::WakeVolume(id) => self.reconsider_volume(&id),
             Event::Policy(Ok(())) => self.policy_failures = 0,
             Event::Policy(Err(error)) => {
@@ -293,6 +296,12 @@ impl Engine {
         }
     }
 
+    pub(super) fn reconsider_all(&mut self) {
+        for id in self.units.keys().cloned().collect::<Vec<_>>() {
+            self.reconsider(&id);
+        }
+    }
+
     /// Plans for instance `id` and starts what is next.
     pub(super) fn reconsider(&mut self, id: &str) {
         let Some(want) = self.want(id) else { return };
@@ -319,6 +328,7 @@ impl Engine {
         };
         match step {
             Step::Rest => self.drop_if_gone(id, &want),
+            Step::Launch | Step::Erase if !self.swept => {}
             Step::WaitUntil(at) => self.wake(id, at),
             step => self.work(id, step),
         }

@@ -2,9 +2,11 @@
 
 use super::blocks::Definition;
 use super::engine::{Engine, Event, backoff};
-use super::error::EffectError;
+use super::error::{Doing, EffectError};
+use super::machine::Machine;
+use super::owner::RunDir;
 use ocs_node_api as api;
-use ocs_storaged_api::VolumeKind;
+use ocs_storaged_api::{VolumeKind, VolumeStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,49 +48,42 @@ impl Engine {
         })
     }
 
-    /// Asks storaged what there is: volumes that are there need no word, and
-    /// instance stores that no page of the ledger names are destroyed.
-    pub(super) async fn survey_volumes(&mut self) {
-        let machine = Arc::clone(&self.machine);
-        let listed = tokio::task::spawn_blocking(move || {
-            let listed = machine.blocks.list()?;
-            let claimed: BTreeSet<String> = machine
-                .ledger
-                .ids()
-                .iter()
-                .filter_map(|id| machine.ledger.get(id))
-                .flat_map(|record| record.stores)
-                .collect();
-            for volume in &listed {
-                let name = &volume.volume.0;
-                if volume.kind == VolumeKind::Ephemeral && !claimed.contains(name) {
-                    tracing::warn!(volume = name, "an instance store without an instance");
-                    machine.blocks.delete(name)?;
+    /// Sweeps storaged, again and again until it answers; then [`Self::on_swept`].
+    pub(super) fn sweep(&self, failures: u32) {
+        let (machine, events) = (Arc::clone(&self.machine), self.events.clone());
+        tokio::spawn(async move {
+            if failures > 0 {
+                tokio::time::sleep(backoff(failures)).await;
+            }
+            let swept = tokio::task::spawn_blocking(move || sweep(&machine)).await;
+            let event = match swept {
+                Ok(Ok(volumes)) => Event::Swept(volumes),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "storaged is away; no instance is launched");
+                    Event::NotSwept(failures + 1)
                 }
-            }
-            Ok::<_, EffectError>(listed)
-        })
-        .await;
-        let listed = match listed {
-            Ok(Ok(listed)) => listed,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "storaged is away");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the survey of volumes was cut off");
-                return;
-            }
-        };
-        for volume in listed {
+                Err(_) => Event::NotSwept(failures + 1),
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    /// storaged has these and nothing that is nobody's: launches may begin.
+    pub(super) fn on_swept(&mut self, volumes: Vec<VolumeStatus>) {
+        self.swept = true;
+        for volume in volumes {
             let Some(desired) = self.slice.volumes.get(&volume.volume.0) else {
                 continue;
             };
-            if desired.size_bytes == volume.size_bytes && volume.kind == VolumeKind::Persistent {
+            if desired.size_bytes == volume.size_bytes {
                 let unit = self.volumes.entry(volume.volume.0).or_default();
                 unit.state = State::Present;
             }
         }
+        for id in self.slice.volumes.keys().cloned().collect::<Vec<_>>() {
+            self.reconsider_volume(&id);
+        }
+        self.reconsider_all();
     }
 
     /// Puts or deletes volume `id` if that is next.
@@ -185,6 +180,39 @@ impl Engine {
             self.reconsider(&instance);
         }
     }
+}
+
+/// Undoes what no run and no page of the ledger names: attachments to run
+/// directories that are no more, instance stores of runs that are over. Answers
+/// what is left. No launch and no erasure may go on meanwhile.
+fn sweep(machine: &Machine) -> Result<Vec<VolumeStatus>, EffectError> {
+    let mut listed = machine.blocks.list()?;
+    let layout = &machine.config.layout;
+    let stores: BTreeSet<String> = machine
+        .ledger
+        .ids()
+        .iter()
+        .filter_map(|id| machine.ledger.get(id))
+        .flat_map(|record| record.stores)
+        .collect();
+    let held: BTreeSet<String> = RunDir::ids(layout)
+        .doing("run directories")?
+        .iter()
+        .filter_map(|id| RunDir::of(layout, id).owner())
+        .flat_map(|owner| owner.volumes)
+        .collect();
+    for volume in &listed {
+        let name = &volume.volume.0;
+        if volume.kind == VolumeKind::Ephemeral && !stores.contains(name) {
+            tracing::warn!(volume = name, "an instance store of no instance: deleted");
+            machine.blocks.delete(name)?;
+        } else if volume.attached.is_some() && !stores.contains(name) && !held.contains(name) {
+            tracing::warn!(volume = name, "attached to no instance: detached");
+            machine.blocks.detach(name)?;
+        }
+    }
+    listed.retain(|v| v.kind == VolumeKind::Persistent);
+    Ok(listed)
 }
 
 fn definition(desired: &api::Volume) -> Definition {

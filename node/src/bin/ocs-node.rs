@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use ocs_dataplane::fabric::{Fabric, FabricConfig};
-use ocs_node::agent::blocks::Storaged;
+use ocs_node::agent::blocks::{Blocks, Perhaps, Storaged};
 use ocs_node::agent::cgroup::Cgroups;
 use ocs_node::agent::cleanup::cleanup;
 use ocs_node::agent::config::Config;
@@ -18,6 +18,7 @@ use ocs_node::agent::policy::Switchboard;
 use ocs_node::agent::session::Session;
 use ocs_node::agent::vmm::OcsVmm;
 use ocs_node::agent::{capacity, netns, privilege, process};
+use std::io::IsTerminal;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,11 +84,11 @@ struct Serve {
     /// Its key (PEM).
     #[arg(long)]
     tls_key: PathBuf,
-    /// Schedulable vCPUs for each CPU of the host.
-    #[arg(long, default_value_t = 1.0)]
+    /// Schedulable vCPUs for each CPU of the host: most instances idle.
+    #[arg(long, default_value_t = 256.0)]
     overcommit_cpu: f64,
-    /// Schedulable memory for each MiB of the host.
-    #[arg(long, default_value_t = 1.0)]
+    /// Schedulable memory for each MiB of the host: guests' memory is backed as they touch it.
+    #[arg(long, default_value_t = 32.0)]
     overcommit_memory: f64,
     /// Made, with our pid, once what runs has been adopted.
     #[arg(long)]
@@ -100,6 +101,7 @@ fn main() -> anyhow::Result<()> {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let cli = Cli::parse();
     privilege::keep_needed().context("dropping capabilities")?;
@@ -172,14 +174,16 @@ fn machine(host: &Host, serves: bool) -> anyhow::Result<(Arc<Machine>, PartLock)
     folder(&layout.instances(), 0o711, None)?;
     folder(&layout.consoles(), 0o700, None)?;
     folder(&layout.responder(), 0o750, Some(config.responder_gid()))?;
-    let network: Box<dyn Network> = if serves {
-        Box::new(Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?)
+    let storaged = Storaged::new(layout.storaged_socket());
+    let (network, blocks): (Box<dyn Network>, Box<dyn Blocks>) = if serves {
+        let fabric = Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?;
+        (Box::new(fabric), Box::new(storaged))
     } else {
-        Box::new(Frozen)
+        (Box::new(Frozen), Box::new(Perhaps(storaged)))
     };
     let machine = Machine {
         ledger: Ledger::open(&layout.ledger())?,
-        blocks: Box::new(Storaged::new(layout.storaged_socket())),
+        blocks,
         board: Switchboard::new(network),
         vmms: Box::new(OcsVmm),
         cgroups: Cgroups::detect(&state)?,
