@@ -374,3 +374,6 @@ pub fn now_s() -> i64 {
         i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
     })
 }
+
+#[cfg(test)]
+mod tests;

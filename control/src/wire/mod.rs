@@ -21,3 +21,6 @@ pub mod xml;
 pub use error::ApiError;
 pub use serde_json::Value;
 pub use shapes::{Model, ShapeId, ec2, sts};
+
+#[cfg(test)]
+mod tests;

@@ -4,14 +4,16 @@ use crate::support::fake_node::FakeNode;
 use crate::support::{Control, text, until};
 use ocs_node_api::Phase;
 
-struct World {
+/// Control, a fake node, and what a test does with them.
+pub struct World {
     _dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
-    control: Control,
-    node: FakeNode,
+    pub control: Control,
+    pub node: FakeNode,
 }
 
-fn world(vcpus: u32) -> World {
+/// A world whose node has so many CPUs.
+pub fn world(vcpus: u32) -> World {
     let dir = tempfile::tempdir().unwrap();
     let control = Control::start(dir.path());
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -41,7 +43,8 @@ fn connect(runtime: &tokio::runtime::Runtime, control: &Control, vcpus: u32) -> 
     node
 }
 
-fn ami(control: &Control) -> String {
+/// The probe image.
+pub fn ami(control: &Control) -> String {
     control.ready["images"]["us-east-1"]["ocs-probe"]
         .as_str()
         .unwrap()
@@ -49,7 +52,7 @@ fn ami(control: &Control) -> String {
 }
 
 impl World {
-    fn run(&self, count: &str, more: &[(&str, &str)]) -> Vec<String> {
+    pub fn run(&self, count: &str, more: &[(&str, &str)]) -> Vec<String> {
         let image = ami(&self.control);
         let mut params = vec![
             ("ImageId", image.as_str()),
@@ -71,7 +74,7 @@ impl World {
         text(state, "name").remove(0)
     }
 
-    fn await_state(&self, id: &str, state: &str) {
+    pub fn await_state(&self, id: &str, state: &str) {
         until(&format!("{id} {state}"), || {
             (self.state(id) == state).then_some(())
         });
@@ -90,7 +93,7 @@ impl World {
         text(body.split("<stateReason>").nth(1).unwrap(), "code").remove(0)
     }
 
-    fn free_addresses(&self) -> Vec<String> {
+    pub fn free_addresses(&self) -> Vec<String> {
         text(
             &self.control.ok("DescribeSubnets", &[]),
             "availableIpAddressCount",

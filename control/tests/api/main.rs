@@ -1,7 +1,9 @@
 //! The API as callers see it: the real binary, real sockets, a fake node.
 
 mod bad_requests;
+mod crowd;
 mod fidelity;
 mod grpc;
 mod lifecycle;
+mod shape;
 mod support;
