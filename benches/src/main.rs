@@ -11,6 +11,7 @@ mod alternate;
 mod block;
 mod boot;
 mod floor;
+mod net;
 mod process;
 mod report;
 
@@ -56,6 +57,11 @@ enum Area {
         #[arg(long, default_value = "target")]
         disk_dir: PathBuf,
     },
+    /// The packet path against bridge + nftables + conntrack: same sender.
+    Net {
+        #[command(flatten)]
+        common: Common,
+    },
     /// The least that any VMM must do to reach the image's first output; used by `boot`.
     #[command(hide = true)]
     Floor {
@@ -83,6 +89,7 @@ fn main() -> Result<()> {
             let rows = block::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
             report::publish("block", &rows, &common.out)
         }
+        Area::Net { common } => report::publish("net", &net::measure(common.quick)?, &common.out),
         Area::Floor { probe } => floor::run(&probe),
     }
 }

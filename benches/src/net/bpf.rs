@@ -1,0 +1,165 @@
+//! Two programs of a few instructions, and live frames through them.
+//!
+//! The peer's sender must be the same as ours: `BPF_PROG_TEST_RUN` with
+//! `BPF_F_TEST_XDP_LIVE_FRAMES` (Documentation/bpf/bpf_prog_run.rst).
+
+use anyhow::{Context, Result};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const LIVE_FRAMES: u32 = 1 << 1;
+const LICENSE: &CStr = c"Apache-2.0";
+/// Frames that the kernel keeps in flight; NAPI's own budget.
+const BATCH: u32 = 64;
+
+/// `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn mov(register: u8, immediate: i32) -> Instruction {
+    Instruction {
+        code: 0xb7,
+        registers: register,
+        offset: 0,
+        immediate,
+    }
+}
+const CALL_REDIRECT: Instruction = Instruction {
+    code: 0x85,
+    registers: 0,
+    offset: 0,
+    immediate: 23,
+};
+const EXIT: Instruction = Instruction {
+    code: 0x95,
+    registers: 0,
+    offset: 0,
+    immediate: 0,
+};
+const XDP_PASS: i32 = 2;
+
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// `struct xdp_md`.
+#[repr(C)]
+#[derive(Default)]
+struct XdpContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// A loaded program.
+pub struct Program(OwnedFd);
+
+impl Program {
+    /// Passes every frame to the stack.
+    pub fn pass() -> Result<Self> {
+        Self::load(&[mov(0, XDP_PASS), EXIT])
+    }
+
+    /// Redirects every frame to an interface and does nothing else.
+    pub fn redirect(ifindex: u32) -> Result<Self> {
+        Self::load(&[
+            mov(1, i32::try_from(ifindex)?),
+            mov(2, 0),
+            CALL_REDIRECT,
+            EXIT,
+        ])
+    }
+
+    fn load(instructions: &[Instruction]) -> Result<Self> {
+        let attributes = Load {
+            kind: BPF_PROG_TYPE_XDP,
+            count: u32::try_from(instructions.len())?,
+            instructions: instructions.as_ptr() as u64,
+            license: LICENSE.as_ptr() as u64,
+            ..Load::default()
+        };
+        let fd = bpf(BPF_PROG_LOAD, &attributes).context("cannot load the sender's program")?;
+        // SAFETY: BPF_PROG_LOAD answered with a descriptor that is ours alone.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) }))
+    }
+
+    /// Sends `frame` `repeat` times as if `ifindex` (of this thread's namespace) received it.
+    pub fn send(&self, ifindex: u32, frame: &[u8], repeat: u32) -> Result<()> {
+        let length = u32::try_from(frame.len())?;
+        let context = XdpContext {
+            data_end: length,
+            ingress_ifindex: ifindex,
+            ..XdpContext::default()
+        };
+        let attributes = TestRun {
+            program: u32::try_from(self.0.as_raw_fd())?,
+            data_size_in: length,
+            data_in: frame.as_ptr() as u64,
+            repeat,
+            context_size_in: u32::try_from(size_of::<XdpContext>())?,
+            context_in: (&raw const context) as u64,
+            flags: LIVE_FRAMES,
+            batch_size: BATCH,
+            ..TestRun::default()
+        };
+        bpf(BPF_PROG_TEST_RUN, &attributes).context("cannot send live frames")?;
+        Ok(())
+    }
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
+    // SAFETY: bpf(2) reads `size_of::<T>()` bytes of attributes, whose pointers refer to
+    // live buffers of the stated sizes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
