@@ -1,0 +1,214 @@
+//! The programs do in the kernel, byte for byte, what their logic does in memory.
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use ocs_dataplane::model::{Policy, Port, PortId};
+use ocs_dataplane::shared::Action;
+use ocs_dataplane::shared::layout::ROUTER_MAC;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::TestRunner;
+use support::frames::{self, End, Header};
+use support::memory::Memory;
+use support::policy::{all_out, end, group, policy, port, tcp_in};
+use support::{Guest, Lab};
+
+/// `enum xdp_action` of linux/bpf.h.
+fn xdp(action: Action) -> u32 {
+    match action {
+        Action::Drop => 1,
+        Action::Bounce => 3,
+        Action::Redirect { .. } => 4,
+    }
+}
+
+/// A frame that a guest may send, and what is done to it on the way.
+#[derive(Clone, Debug)]
+struct Sent {
+    from: Index,
+    to: Index,
+    shape: u8,
+    flags: u8,
+    port: u16,
+    fragment: u16,
+    cut: Option<Index>,
+    flips: Vec<(Index, u8)>,
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let flags = prop_oneof![
+        Just(2),
+        Just(0x12),
+        Just(0x10),
+        Just(0x11),
+        Just(4),
+        any::<u8>()
+    ];
+    let port = prop_oneof![Just(67), Just(68), Just(80), 0..4u16];
+    let fragment = prop_oneof![4 => Just(0x4000), 1 => Just(0x2000), 1 => 0..200u16];
+    let cut = proptest::option::weighted(0.1, any::<Index>());
+    let flips = prop_oneof![3 => Just(vec![]), 1 => vec((any::<Index>(), any::<u8>()), 1..3)];
+    (
+        any::<Index>(),
+        any::<Index>(),
+        0..6u8,
+        flags,
+        port,
+        fragment,
+        cut,
+        flips,
+    )
+        .prop_map(
+            |(from, to, shape, flags, port, fragment, cut, flips)| Sent {
+                from,
+                to,
+                shape,
+                flags,
+                port,
+                fragment,
+                cut,
+                flips,
+            },
+        )
+}
+
+impl Sent {
+    fn frame(&self, ports: &[(PortId, Port)]) -> (u32, Vec<u8>) {
+        let sender = &self.from.get(ports).1;
+        let from = end(sender, self.port);
+        let mut targets: Vec<End> = ports.iter().map(|(_, port)| end(port, self.port)).collect();
+        targets.push(frames::metadata(self.port));
+        targets.push(End {
+            ip: Ipv4Addr::new(10, 0, 0, 1),
+            ..frames::metadata(self.port)
+        });
+        let to = End {
+            mac: ROUTER_MAC,
+            ..*self.to.get(&targets)
+        };
+        let header = Header {
+            fragment: self.fragment,
+            id: self.port,
+            ttl: self.flags,
+        };
+        let quoted = frames::udp(to, from, b"x");
+        let (protocol, payload) = match self.shape {
+            0 => (
+                6,
+                frames::tcp_segment(from, to, self.flags, frames::ONES, b""),
+            ),
+            1 => (17, frames::udp_datagram(from, to, &[0; 24])),
+            2 => (
+                1,
+                frames::icmp_message(self.flags % 20, 0, self.port, &[0; 8]),
+            ),
+            3 => (1, frames::icmp_message(3, 3, 0, &quoted[14..])),
+            _ => (47, vec![0; 8]),
+        };
+        let mut frame = if self.shape == 5 {
+            frames::arp(from, self.flags % 3, to.ip)
+        } else {
+            let packet = frames::ipv4(from.ip, to.ip, protocol, header, &payload);
+            frames::ethernet(to.mac, from.mac, 0x0800, &packet)
+        };
+        for (at, bits) in &self.flips {
+            let at = at.index(frame.len());
+            frame[at] ^= bits;
+        }
+        if let Some(cut) = &self.cut {
+            frame.truncate(14 + cut.index(frame.len() - 14));
+        }
+        (sender.ifindex, frame)
+    }
+}
+
+fn hosts(guests: &[Guest]) -> Vec<(PortId, Port)> {
+    let places = [
+        (5, [10, 0, 0, 10], "client"),
+        (5, [10, 0, 0, 11], "server"),
+        (5, [10, 0, 1, 10], "server"),
+        (6, [10, 0, 0, 11], "server"),
+    ];
+    (1..)
+        .zip(places)
+        .zip(guests)
+        .map(|((last, (vni, address, member)), guest)| {
+            port(guest.ifindex, vni, address, &[member], [169, 254, 1, last])
+        })
+        .collect()
+}
+
+fn rules(ports: &[(PortId, Port)]) -> Policy {
+    let server = vec![all_out(), tcp_in(0, 80, group("client"))];
+    policy(
+        ports.to_vec(),
+        [("client", vec![all_out()]), ("server", server)],
+    )
+}
+
+#[test]
+fn fuzz_the_kernel_does_what_the_logic_does() {
+    let lab = Lab::new();
+    let guests: Vec<Guest> = (0..4)
+        .map(|index| Guest::new(&lab, &format!("tap{index}")))
+        .collect();
+    let ports = hosts(&guests);
+    let rules = rules(&ports);
+    let cases = if std::env::var_os("OCS_LONG").is_some() {
+        2_000
+    } else {
+        20
+    };
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    TestRunner::new(config)
+        .run(&vec(sent(), 1..200), |all| {
+            lab.apply(&Policy::default()).expect("no policy");
+            lab.apply(&rules).expect("the policy");
+            let memory = Memory::new(&rules);
+            for one in all {
+                let (ifindex, frame) = one.frame(&ports);
+                let run = lab.run_port(ifindex, &frame, 1, None).expect("a run");
+                let mut expected = frame.clone();
+                let action = memory.run_port(ifindex, &mut expected);
+                prop_assert_eq!(run.action, xdp(action), "{:?} {:02x?}", one, frame);
+                prop_assert_eq!(run.frame, expected, "{:?} {:02x?}", one, frame);
+            }
+            for (id, port) in &ports {
+                let counters = lab.counters(id).expect("counters");
+                prop_assert_eq!(counters, memory.counters_of(port.ifindex), "{:?}", id);
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+proptest! {
+    /// Whatever a guest sends: no panic, and what passes is its own.
+    #[test]
+    fn fuzz_any_bytes_are_survived(mut bytes in vec(any::<u8>(), 0..200), head: bool, kind: bool) {
+        let ports = [
+            port(1, 5, [10, 0, 0, 10], &["g"], [169, 254, 1, 1]),
+            port(2, 5, [10, 0, 0, 11], &["g"], [169, 254, 1, 2]),
+        ];
+        let own = end(&ports[0].1, 0);
+        let memory = Memory::new(&policy(ports.clone(), [("g", vec![all_out()])]));
+        if head && bytes.len() >= 34 {
+            bytes[6..12].copy_from_slice(&own.mac);
+            bytes[12..14].copy_from_slice(&if kind { 0x0800u16 } else { 0x0806 }.to_be_bytes());
+            bytes[14] = 0x45;
+            bytes[26..30].copy_from_slice(&own.ip.octets());
+        }
+        let sent = bytes.clone();
+        if memory.run_port(1, &mut bytes) != Action::Drop {
+            prop_assert_eq!(&sent[6..12], &own.mac[..]);
+        }
+        memory.run_svc(&mut bytes);
+    }
+}
