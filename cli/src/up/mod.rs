@@ -27,6 +27,7 @@ use std::io::{IsTerminal, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use supervise::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,8 @@ use tracing::{error, info, warn};
 
 /// Where the state lies if nobody says.
 pub const DEFAULT_STATE: &str = "/var/lib/ocs";
+/// How much of a log is shown where a part fails.
+const LOG_LINES: usize = 20;
 /// How long a part may take to end before it is killed.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -62,12 +65,12 @@ pub struct Arguments {
     /// state's path, kept with the state).
     #[arg(long)]
     pub uid_base: Option<u32>,
-    /// Virtual CPUs to offer for each real one (default: the node's).
-    #[arg(long)]
-    pub overcommit_cpu: Option<f64>,
-    /// Memory to offer for each byte of real memory (default: the node's).
-    #[arg(long)]
-    pub overcommit_memory: Option<f64>,
+    /// Virtual CPUs to offer for each real one: most instances idle.
+    #[arg(long, default_value_t = 256.0)]
+    pub overcommit_cpu: f64,
+    /// Memory to offer for each byte of real memory: it is backed as guests touch it.
+    #[arg(long, default_value_t = 32.0)]
+    pub overcommit_memory: f64,
     /// Seconds that a guest may take to shut down at Ctrl-C.
     #[arg(long, default_value_t = 10)]
     pub stop_grace_s: u32,
@@ -190,12 +193,16 @@ async fn stop(
         remove(env)?;
     }
     supervisor.stop(Part::Node).await?;
+    let node_log = state.log(Part::Node);
     let cleanup = tokio::process::Command::new(programs.of(Part::Node))
         .arg("cleanup")
         .arg("--state")
         .arg(state.root())
         .args(["--uid-base", &uids.base.to_string()])
         .args(["--stop-grace-s", &arguments.stop_grace_s.to_string()])
+        .stdin(Stdio::null())
+        .stdout(log::open(&node_log)?)
+        .stderr(log::open(&node_log)?)
         .process_group(0)
         .status()
         .await;
@@ -203,8 +210,10 @@ async fn stop(
     let cleanup = cleanup.context("running `ocs-node cleanup`")?;
     ensure!(
         cleanup.success(),
-        "`ocs-node cleanup` ended with {cleanup}; {} is kept",
-        state.path("run").display()
+        "`ocs-node cleanup` ended with {cleanup}, so {} is kept; the end of {}:\n{}",
+        state.path("run").display(),
+        node_log.display(),
+        log::tail(&node_log, LOG_LINES)
     );
     state.remove_run()?;
     info!("stopped");

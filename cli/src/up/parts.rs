@@ -133,8 +133,7 @@ impl Plan<'_> {
     /// `ocs-node`.
     pub fn node(&self, control: &Control) -> Start {
         let port = control.node_listen.port();
-        let mut start = self
-            .start(Part::Node)
+        self.start(Part::Node)
             .with("--state", self.state.root())
             .with("--name", NODE_NAME)
             .with("--control", format!("https://{CONTROL_NAME}:{port}"))
@@ -142,14 +141,15 @@ impl Plan<'_> {
             .with("--tls-cert", self.state.path("pki/node.pem"))
             .with("--tls-key", self.state.path("pki/node.key"))
             .with("--uid-base", self.uids.base.to_string())
-            .with("--ready-file", self.node_ready());
-        if let Some(factor) = self.arguments.overcommit_cpu {
-            start = start.with("--overcommit-cpu", factor.to_string());
-        }
-        if let Some(factor) = self.arguments.overcommit_memory {
-            start = start.with("--overcommit-memory", factor.to_string());
-        }
-        start
+            .with("--ready-file", self.node_ready())
+            .with(
+                "--overcommit-cpu",
+                self.arguments.overcommit_cpu.to_string(),
+            )
+            .with(
+                "--overcommit-memory",
+                self.arguments.overcommit_memory.to_string(),
+            )
     }
 
     fn start(&self, part: Part) -> Start {

@@ -1,8 +1,8 @@
 //! When the system serves, and what its operator is then told.
 
-use super::log;
 use super::parts::Plan;
 use super::supervise::Supervisor;
+use super::{LOG_LINES, log};
 use crate::part::Part;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep};
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A part that is not ready by then will not be.
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOG_LINES: usize = 20;
 const PROBE: &str = "ocs-probe";
 const PROBE_INSTANCE_STORE: &str = "ocs-probe-instance-store";
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::responder::testing::record;
+use proptest::prelude::*;
 
 const NOW_S: u64 = 1_800_000_000;
 
@@ -163,4 +164,23 @@ fn the_root_lists_the_versions() {
         guest.ask("GET", "/latest", &[]).body(),
         b"dynamic/\nmeta-data/\nuser-data"
     );
+}
+
+proptest! {
+    #[test]
+    fn fuzz_no_request_without_a_token_learns_anything(
+        method in "GET|HEAD|PUT|POST|OPTIONS|[A-Z]{1,8}",
+        path in "(/(latest|1\\.0|meta-data|user-data|dynamic|\\.\\.|%[0-9a-f]{2}|[!-~]{0,6})){0,6}/?",
+        token in proptest::option::of("[ -~]{0,80}"),
+        ttl in proptest::option::of("-?[0-9]{0,25}"),
+    ) {
+        let guest = Guest::new(|_| {});
+        let mut headers = Vec::new();
+        headers.extend(token.as_deref().map(|token| (TOKEN_HEADER, token)));
+        headers.extend(ttl.as_deref().map(|ttl| (TTL_HEADER, ttl)));
+        prop_assume!(path.parse::<Uri>().is_ok());
+        let response = guest.ask(&method, &path, &headers);
+        let is_issue = method == "PUT" && response.body().len() == 56;
+        prop_assert!(response.status() != 200 || is_issue, "{:?}", response);
+    }
 }
