@@ -60,14 +60,12 @@ impl Core {
         let store = Embedded::open(&config.state.join("store.redb"))?;
         for job in store.range(JOBS, "-/-/job0")? {
             tracing::info!(job = job.key, "finishing an interrupted transaction");
-            let rest: Vec<(String, String)> = serde_json::from_slice(&job.value)?;
-            let writes = rest
-                .into_iter()
-                .map(|(key, value)| Write {
-                    key,
-                    value: Some(value.into_bytes()),
-                })
-                .collect();
+            let rest: Vec<(String, Option<String>)> = serde_json::from_slice(&job.value)?;
+            let write = |(key, value): (String, Option<String>)| Write {
+                key,
+                value: value.map(String::into_bytes),
+            };
+            let writes = rest.into_iter().map(write).collect();
             fan_out(&store, job.key, writes)?;
         }
         store.durable(store.revision()).await?;
@@ -179,7 +177,9 @@ impl Core {
                 value: change.value,
             };
             applies.push((key.clone(), change.apply));
-            if large && change.compare == 0 {
+            // What the store cannot compare any more, the view's lock vouches for:
+            // all writes of this process pass through here.
+            if large && (change.compare == 0 || batch.writes.len() + 1 >= MAX_OPERATIONS) {
                 rest.push(write);
             } else {
                 batch.compares.push(Compare {
@@ -195,11 +195,13 @@ impl Core {
             // What is larger than a transaction reserves first, with all that is
             // to follow in one value, then fans out; see `open` for the crash.
             let job = format!("{JOBS}{}", view.revision);
-            let value: Vec<(&str, Cow<'_, str>)> = rest
+            let value: Vec<(&str, Option<Cow<'_, str>>)> = rest
                 .iter()
                 .map(|write| {
-                    let value = write.value.as_deref().unwrap_or_default();
-                    (write.key.as_str(), String::from_utf8_lossy(value))
+                    (
+                        write.key.as_str(),
+                        write.value.as_deref().map(String::from_utf8_lossy),
+                    )
                 })
                 .collect();
             let value = serde_json::to_vec(&value)

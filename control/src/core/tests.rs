@@ -61,27 +61,35 @@ async fn a_transaction_is_all_or_nothing() {
     assert_eq!(total(&core), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_large_transaction_is_whole_and_can_change_later() {
     let dir = tempfile::tempdir().unwrap();
     let core = open(dir.path()).await;
-    core.write(&scope(), |tx| {
-        (0..500).try_for_each(|n| tx.put(counter(n, 1)))
+    let scope = &scope();
+    let all = |core: &Core, to: u32, last: u32| {
+        let write = core.write(scope, |tx| {
+            (0..to).try_for_each(|n| tx.put(counter(n, last)))
+        });
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(write)).unwrap();
+    };
+    all(&core, 500, 1);
+    assert_eq!(total(&core), 500);
+    for n in [0, 127, 128, 499] {
+        core.write(scope, |tx| tx.put(counter(n, 2))).await.unwrap();
+    }
+    all(&core, 400, 5);
+    core.write(scope, |tx| {
+        (200..400).for_each(|n| tx.delete::<Counter>(&n.to_string()));
+        Ok(())
     })
     .await
     .unwrap();
-    assert_eq!(total(&core), 500);
-    for n in [0, 127, 128, 499] {
-        core.write(&scope(), |tx| tx.put(counter(n, 2)))
-            .await
-            .unwrap();
-    }
     drop(core);
     let core = open(dir.path()).await;
-    assert_eq!(total(&core), 500);
-    core.write(&scope(), |tx| tx.put(counter(499, 3)))
-        .await
-        .unwrap();
+    assert_eq!(total(&core), 300);
+    let last = |n: u32| core.peek(|view| view.get::<Counter>(scope, &n.to_string()).unwrap().last);
+    assert_eq!((last(0), last(199), last(499)), (5, 5, 2));
+    all(&core, 500, 6);
 }
 
 #[tokio::test]

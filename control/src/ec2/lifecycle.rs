@@ -28,7 +28,11 @@ struct Named {
 
 type Change = dyn Fn(&Ctx, &mut Tx<'_>, &mut Instance) -> Result<(), ApiError> + Sync;
 
-/// Changes every named instance, or none, in one transaction.
+/// Instances of one transaction: more would exceed what one may hold.
+const GROUP: usize = 250;
+
+/// Changes every named instance, or none, as far as one transaction goes; of
+/// more than that, those before the first that cannot be changed.
 async fn change(
     ctx: &Ctx,
     action: &str,
@@ -47,31 +51,49 @@ async fn change(
             &format!("At most {MAX_INSTANCES} instances may be named."),
         ));
     }
-    ctx.write(|tx| {
-        let mut rows = lookup(
-            &params.instance_ids,
-            InstanceId::parse,
-            |id| tx.get::<Instance>(&id),
-            |text| InstanceId::not_found(text),
-        )?;
-        rows.sort_by_key(|row| row.id);
-        rows.dedup_by_key(|row| row.id);
-        let mut items = Vec::with_capacity(rows.len());
-        for before in rows {
-            let mut row = before.as_ref().clone();
-            change(ctx, tx, &mut row)?;
-            items.push(json!({
-                "InstanceId": row.id.to_string(),
-                "PreviousState": present::state(before.state),
-                "CurrentState": present::state(row.state),
-            }));
-            if row != *before {
-                tx.put(row)?;
-            }
+    let mut ids = ctx
+        .core
+        .read(|view| {
+            lookup(
+                &params.instance_ids,
+                InstanceId::parse,
+                |id| view.get::<Instance>(&ctx.scope, &id).map(|row| row.id),
+                |text| InstanceId::not_found(text),
+            )
+        })
+        .await?;
+    ids.sort();
+    ids.dedup();
+    let mut items = Vec::with_capacity(ids.len());
+    for group in ids.chunks(GROUP) {
+        items.extend(ctx.write(|tx| group_of(ctx, tx, group, change)).await?);
+    }
+    Ok(json!({member: items}))
+}
+
+fn group_of(
+    ctx: &Ctx,
+    tx: &mut Tx<'_>,
+    ids: &[InstanceId],
+    change: &Change,
+) -> Result<Vec<Value>, ApiError> {
+    let mut items = Vec::with_capacity(ids.len());
+    for id in ids {
+        let before = tx
+            .get::<Instance>(id)
+            .ok_or_else(|| InstanceId::not_found(id))?;
+        let mut row = before.as_ref().clone();
+        change(ctx, tx, &mut row)?;
+        items.push(json!({
+            "InstanceId": row.id.to_string(),
+            "PreviousState": present::state(before.state),
+            "CurrentState": present::state(row.state),
+        }));
+        if row != *before {
+            tx.put(row)?;
         }
-        Ok(json!({member: items}))
-    })
-    .await
+    }
+    Ok(items)
 }
 
 fn wrong_state(row: &Instance, what: &str) -> ApiError {

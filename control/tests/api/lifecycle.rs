@@ -332,6 +332,23 @@ fn tokens_and_rows_survive_sigkill() {
         let body = control.ok("DescribeInstances", &[("InstanceId.1", &id)]);
         body.contains("<name>running</name>").then_some(())
     });
+    let body = control.ok("DescribeInstances", &[]);
+    let ids = text(&body, "instanceId");
+    let names: Vec<String> = (1..=ids.len()).map(|n| format!("InstanceId.{n}")).collect();
+    let all: Vec<(&str, &str)> = names
+        .iter()
+        .map(String::as_str)
+        .zip(ids.iter().map(String::as_str))
+        .collect();
+    control.ok("TerminateInstances", &all);
+    until("all terminated", || {
+        let filter = [
+            ("Filter.1.Name", "instance-state-name"),
+            ("Filter.1.Value.1", "terminated"),
+        ];
+        let body = control.ok("DescribeInstances", &filter);
+        (text(&body, "amiLaunchIndex").len() == 150).then_some(())
+    });
 }
 
 #[test]
