@@ -130,7 +130,7 @@ pub fn compile(
     let mut entries = Entries::default();
 
     let prefixes = rules::prefixes(policy);
-    let identities = identities(policy, &prefixes, &mut new_numbers);
+    let identities = identities(policy, &prefixes, &mut new_numbers, slots);
     new_slots.assign(policy)?;
     for (id, port) in &policy.ports {
         ports::add(
@@ -170,19 +170,28 @@ type Identities = BTreeMap<(PortId, Ipv4Addr), Identity>;
 /// The rule prefixes of each network.
 type Prefixes = BTreeMap<Vni, BTreeSet<Ipv4Net>>;
 
-fn identities(policy: &Policy, prefixes: &Prefixes, numbers: &mut Numbers) -> Identities {
-    let mut sets = BTreeSet::new();
-    let mut atoms = BTreeSet::new();
+fn identities(
+    policy: &Policy,
+    prefixes: &Prefixes,
+    numbers: &mut Numbers,
+    slots: &Slots,
+) -> Identities {
+    let mut sets = BTreeMap::new();
+    let mut atoms = BTreeMap::new();
     let mut found = Vec::new();
     for (id, port) in &policy.ports {
         let set = (port.vni, port.groups.clone());
+        let mut former = slots.former_identity(port);
         for address in ipv4_addresses(port) {
             let atom =
                 rules::narrowest(prefixes.get(&port.vni), address).map(|prefix| (port.vni, prefix));
-            atoms.extend(atom);
+            let former = former.take();
+            suggest(&mut sets, &set, former.map(|identity| identity.set));
+            if let Some(atom) = &atom {
+                suggest(&mut atoms, atom, former.map(|identity| identity.atom));
+            }
             found.push(((id.clone(), address), set.clone(), atom));
         }
-        sets.insert(set);
     }
     numbers.keep(sets, atoms);
     found
@@ -195,6 +204,15 @@ fn identities(policy: &Policy, prefixes: &Prefixes, numbers: &mut Numbers) -> Id
             (key, identity)
         })
         .collect()
+}
+
+fn suggest<Name: Ord + Clone>(
+    names: &mut numbers::Suggested<Name>,
+    name: &Name,
+    number: Option<u32>,
+) {
+    let suggested = names.entry(name.clone()).or_default();
+    *suggested = suggested.or(number);
 }
 
 pub(crate) fn ipv4_addresses(port: &Port) -> impl Iterator<Item = Ipv4Addr> {

@@ -50,7 +50,7 @@ proptest! {
     #[test]
     fn fuzz_memory_says_what_the_reference_says(
         policy in policies([1, 2, 3, 4, 5, 6]),
-        asked in proptest::collection::vec(questions(), 30),
+        asked in proptest::collection::vec(questions(), 8),
     ) {
         let mut memory = Memory::new(&policy);
         for (nonce, one) in asked.iter().enumerate() {

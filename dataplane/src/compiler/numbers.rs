@@ -1,6 +1,9 @@
 //! Numbers for sets of groups and for atoms of address space, stable from one policy to
 //! the next and never used twice, so that an entry of an old policy means nothing in a
 //! new one.
+//!
+//! A number is a mere label: whoever gives a set the number that a predecessor gave it
+//! finds that set's entries in the maps already.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +16,9 @@ use crate::model::{GroupId, Vni};
 pub(crate) type Set = (Vni, BTreeSet<GroupId>);
 /// A rule's prefix of one network.
 pub(crate) type Atom = (Vni, Ipv4Net);
+
+/// Names, some with the number that they should have if they have none.
+pub(crate) type Suggested<Name> = BTreeMap<Name, Option<u32>>;
 
 /// The numbers in use, and the next ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,36 +40,42 @@ impl Numbers {
         }
     }
 
-    /// Forgets what is not named, and numbers what is new.
-    pub(crate) fn keep(&mut self, sets: BTreeSet<Set>, atoms: BTreeSet<Atom>) {
-        self.sets.retain(|set, _| sets.contains(set));
-        self.atoms.retain(|atom, _| atoms.contains(atom));
-        for set in sets {
+    /// Forgets what is not named, and numbers what is new: as suggested, if nothing else
+    /// has that number.
+    pub(crate) fn keep(&mut self, sets: Suggested<Set>, atoms: Suggested<Atom>) {
+        self.sets.retain(|set, _| sets.contains_key(set));
+        self.atoms.retain(|atom, _| atoms.contains_key(atom));
+        let mut used: BTreeSet<u32> = self.sets.values().copied().collect();
+        used.extend(self.atoms.values());
+        for (set, suggested) in sets {
             if !self.sets.contains_key(&set) {
-                let number = self.take();
+                let number = self.choose(&mut used, suggested, 0);
                 self.sets.insert(set, number);
             }
         }
-        for atom in atoms {
+        for (atom, suggested) in atoms {
             if !self.atoms.contains_key(&atom) {
-                let number = self.take() | ATOM;
+                let number = self.choose(&mut used, suggested, ATOM);
                 self.atoms.insert(atom, number);
             }
         }
     }
 
-    /// The next number that nothing has: 2^31 of them, then around.
-    fn take(&mut self) -> u32 {
+    /// A number that nothing has, with these high bits. There are 2^31 - 1, more than any
+    /// host has sets or atoms; they are taken in turn.
+    fn choose(&mut self, used: &mut BTreeSet<u32>, suggested: Option<u32>, kind: u32) -> u32 {
+        if let Some(number) = suggested
+            && number & ATOM == kind
+            && number & !ATOM != 0
+            && used.insert(number)
+        {
+            return number;
+        }
         loop {
             let number = self.next;
             self.next = if number >= ATOM - 1 { 1 } else { number + 1 };
-            let in_use = self
-                .sets
-                .values()
-                .chain(self.atoms.values())
-                .any(|used| used & !ATOM == number);
-            if number != 0 && number < ATOM && !in_use {
-                return number;
+            if number != 0 && number < ATOM && used.insert(number | kind) {
+                return number | kind;
             }
         }
     }

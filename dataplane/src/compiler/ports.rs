@@ -1,11 +1,11 @@
 //! Entries that say who a port is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use ocs_dataplane_shared::layout::{
-    Endpoint, EndpointKey, MAX_SLOTS, METADATA, Service, Tap, Timeouts,
+    Endpoint, EndpointKey, Identity, MAX_SLOTS, METADATA, Service, Tap, Timeouts,
 };
 
 use super::{CompileError, Entries, Identities, NEXT_HOP, check_size, ipv4_addresses, raw};
@@ -72,8 +72,7 @@ impl Slots {
                 None => new.push((id, body)),
             }
         }
-        let mut used: std::collections::BTreeSet<u32> =
-            next.values().map(|(slot, _)| *slot).collect();
+        let mut used: BTreeSet<u32> = next.values().map(|(slot, _)| *slot).collect();
         used.extend(self.ports.values().map(|(slot, _)| *slot));
         used.extend(self.adopted.values().map(|tap| tap.slot));
         let limit = u32::try_from(MAX_SLOTS).unwrap_or(u32::MAX);
@@ -95,12 +94,21 @@ impl Slots {
         if let Some((slot, former)) = self.ports.get(id) {
             return (former == body).then_some(*slot);
         }
-        let tap = self.adopted.get(&port.ifindex)?;
-        let same = tap.vni == port.vni.0
-            && tap.mac == port.mac.0
-            && tap.service == raw(port.service_address)
-            && ipv4_addresses(port).next().map(raw) == Some(tap.address);
-        same.then_some(tap.slot)
+        self.adopted_tap(port).map(|tap| tap.slot)
+    }
+
+    /// What a predecessor judged a port's first address by.
+    pub(super) fn former_identity(&self, port: &Port) -> Option<Identity> {
+        self.adopted_tap(port).map(|tap| tap.identity)
+    }
+
+    fn adopted_tap(&self, port: &Port) -> Option<&Tap> {
+        self.adopted.get(&port.ifindex).filter(|tap| {
+            tap.vni == port.vni.0
+                && tap.mac == port.mac.0
+                && tap.service == raw(port.service_address)
+                && ipv4_addresses(port).next().map(raw) == Some(tap.address)
+        })
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use ocs_dataplane_shared::layout::{ATOM, Endpoint, EndpointKey, Identity, RuleKey, Service, Tap};
 
 use super::error::FabricError;
-use super::maps::KernelMaps;
 use crate::compiler::Entries;
 
 /// What the maps hold. Each change is made to the maps first, so this is never ahead of
@@ -42,10 +41,34 @@ impl Entries {
     }
 }
 
+/// Maps that can be written, element by element.
+pub(super) trait Tables {
+    /// Writes or deletes an element of `TAPS`.
+    fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError>;
+    /// Writes or deletes an element of `ENDPOINTS`.
+    fn put_endpoint(
+        &mut self,
+        key: EndpointKey,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), FabricError>;
+    /// Writes or deletes an element of `SERVICES`.
+    fn put_service(&mut self, address: u32, service: Option<Service>) -> Result<(), FabricError>;
+    /// Adds a rule.
+    fn add_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
+    /// Removes a rule.
+    fn remove_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
+    /// Gives a slot an empty flow table and counters of zero.
+    fn make_table(&mut self, slot: u32) -> Result<(), FabricError>;
+    /// Takes a slot's flow table away.
+    fn remove_table(&mut self, slot: u32) -> Result<(), FabricError>;
+    /// Sets or clears a slot's interface; in the taps' namespace.
+    fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError>;
+}
+
 /// A change of the maps, and how many elements were written.
 pub(super) struct Writer<'a> {
     contents: &'a mut Contents,
-    maps: &'a mut KernelMaps,
+    maps: &'a mut dyn Tables,
     pub(super) writes: usize,
 }
 
@@ -66,7 +89,7 @@ impl Contents {
             .unwrap_or(0)
     }
 
-    pub(super) fn writer<'a>(&'a mut self, maps: &'a mut KernelMaps) -> Writer<'a> {
+    pub(super) fn writer<'a>(&'a mut self, maps: &'a mut dyn Tables) -> Writer<'a> {
         Writer {
             contents: self,
             maps,

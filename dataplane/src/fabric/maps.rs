@@ -14,7 +14,7 @@ use ocs_dataplane_shared::layout::{
 };
 
 use super::bpffs::Pins;
-use super::contents::Contents;
+use super::contents::{Contents, Tables};
 use super::error::{FabricError, map};
 use super::{Counters, bpf};
 use crate::compiler::Entries;
@@ -144,98 +144,6 @@ impl KernelMaps {
         Ok(found)
     }
 
-    /// Writes or deletes an element of `TAPS`.
-    pub(super) fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
-        match tap {
-            Some(tap) => self.taps.insert(ifindex, Raw(tap), 0),
-            None => absent_is_fine(self.taps.remove(&ifindex)),
-        }
-        .map_err(map(TAPS))
-    }
-
-    /// Writes or deletes an element of `ENDPOINTS`.
-    pub(super) fn put_endpoint(
-        &mut self,
-        key: EndpointKey,
-        endpoint: Option<Endpoint>,
-    ) -> Result<(), FabricError> {
-        match endpoint {
-            Some(endpoint) => self.endpoints.insert(Raw(key), Raw(endpoint), 0),
-            None => absent_is_fine(self.endpoints.remove(&Raw(key))),
-        }
-        .map_err(map(ENDPOINTS))
-    }
-
-    /// Writes or deletes an element of `SERVICES`.
-    pub(super) fn put_service(
-        &mut self,
-        address: u32,
-        service: Option<Service>,
-    ) -> Result<(), FabricError> {
-        match service {
-            Some(service) => self.services.insert(address, Raw(service), 0),
-            None => absent_is_fine(self.services.remove(&address)),
-        }
-        .map_err(map(SERVICES))
-    }
-
-    /// Adds a rule.
-    pub(super) fn add_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
-        self.rules
-            .insert(&Key::new(bits, Raw(key)), 1, 0)
-            .map_err(map(RULES))
-    }
-
-    /// Removes a rule.
-    pub(super) fn remove_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
-        absent_is_fine(self.rules.remove(&Key::new(bits, Raw(key)))).map_err(map(RULES))
-    }
-
-    /// Gives a slot an empty flow table and counters of zero.
-    pub(super) fn make_table(&mut self, slot: u32) -> Result<(), FabricError> {
-        let buckets = u32::try_from(FLOW_BUCKETS).unwrap_or(u32::MAX);
-        let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(FLOWS))?;
-        self.flows.set(slot, &table, 0).map_err(map(FLOWS))?;
-        let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
-        let zero = Raw(layout::Counters {
-            cells: [0; 2 * REASONS],
-        });
-        let zeros = aya::maps::PerCpuValues::try_from(vec![zero; cpus])
-            .map_err(|source| map(COUNTERS)(MapError::IoError(source)))?;
-        self.counters.set(slot, zeros, 0).map_err(map(COUNTERS))
-    }
-
-    /// Takes a slot's flow table away.
-    pub(super) fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
-        bpf::delete_element(&self.flows_data, slot, FLOWS)
-    }
-
-    /// Sets or clears a slot's interface; in the taps' namespace. One that is gone is no
-    /// error: its VMM ended, and whoever made the policy will hear of it. Packets to it
-    /// are dropped and counted.
-    pub(super) fn put_device(
-        &mut self,
-        slot: u32,
-        ifindex: Option<u32>,
-    ) -> Result<(), FabricError> {
-        let Some(ifindex) = ifindex else {
-            return bpf::delete_element(&self.devices_data, slot, DEVICES);
-        };
-        match self.devices.set(slot, ifindex, None, 0) {
-            Ok(()) => Ok(()),
-            Err(XdpMapError::MapError(MapError::SyscallError(error)))
-                if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
-            {
-                tracing::warn!(slot, ifindex, "interface is gone");
-                Ok(())
-            }
-            Err(error) => Err(FabricError::Link {
-                name: format!("{DEVICES} to interface {ifindex}"),
-                reason: error.to_string(),
-            }),
-        }
-    }
-
     /// Sets the responder's interface; in the taps' namespace.
     pub(super) fn set_responder_device(&mut self, ifindex: u32) -> Result<(), FabricError> {
         self.put_device(RESPONDER_SLOT, Some(ifindex))
@@ -258,6 +166,84 @@ impl KernelMaps {
             }
         }
         Ok(found)
+    }
+}
+
+impl Tables for KernelMaps {
+    fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
+        match tap {
+            Some(tap) => self.taps.insert(ifindex, Raw(tap), 0),
+            None => absent_is_fine(self.taps.remove(&ifindex)),
+        }
+        .map_err(map(TAPS))
+    }
+
+    fn put_endpoint(
+        &mut self,
+        key: EndpointKey,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), FabricError> {
+        match endpoint {
+            Some(endpoint) => self.endpoints.insert(Raw(key), Raw(endpoint), 0),
+            None => absent_is_fine(self.endpoints.remove(&Raw(key))),
+        }
+        .map_err(map(ENDPOINTS))
+    }
+
+    fn put_service(&mut self, address: u32, service: Option<Service>) -> Result<(), FabricError> {
+        match service {
+            Some(service) => self.services.insert(address, Raw(service), 0),
+            None => absent_is_fine(self.services.remove(&address)),
+        }
+        .map_err(map(SERVICES))
+    }
+
+    fn add_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
+        self.rules
+            .insert(&Key::new(bits, Raw(key)), 1, 0)
+            .map_err(map(RULES))
+    }
+
+    fn remove_rule(&mut self, (key, bits): (RuleKey, u32)) -> Result<(), FabricError> {
+        absent_is_fine(self.rules.remove(&Key::new(bits, Raw(key)))).map_err(map(RULES))
+    }
+
+    fn make_table(&mut self, slot: u32) -> Result<(), FabricError> {
+        let buckets = u32::try_from(FLOW_BUCKETS).unwrap_or(u32::MAX);
+        let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(FLOWS))?;
+        self.flows.set(slot, &table, 0).map_err(map(FLOWS))?;
+        let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
+        let zero = Raw(layout::Counters {
+            cells: [0; 2 * REASONS],
+        });
+        let zeros = aya::maps::PerCpuValues::try_from(vec![zero; cpus])
+            .map_err(|source| map(COUNTERS)(MapError::IoError(source)))?;
+        self.counters.set(slot, zeros, 0).map_err(map(COUNTERS))
+    }
+
+    fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
+        bpf::delete_element(&self.flows_data, slot, FLOWS)
+    }
+
+    // One that is gone is no error: its VMM ended, and whoever made the policy will hear
+    // of it. Packets to it are dropped and counted.
+    fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
+        let Some(ifindex) = ifindex else {
+            return bpf::delete_element(&self.devices_data, slot, DEVICES);
+        };
+        match self.devices.set(slot, ifindex, None, 0) {
+            Ok(()) => Ok(()),
+            Err(XdpMapError::MapError(MapError::SyscallError(error)))
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                tracing::warn!(slot, ifindex, "interface is gone");
+                Ok(())
+            }
+            Err(error) => Err(FabricError::Link {
+                name: format!("{DEVICES} to interface {ifindex}"),
+                reason: error.to_string(),
+            }),
+        }
     }
 }
 

@@ -21,10 +21,12 @@ use std::collections::BTreeSet;
 
 use ocs_dataplane_shared::layout::{Endpoint, EndpointKey, Identity, MAX_RULES, RuleKey, Tap};
 
-use super::contents::{Contents, Writer};
+use super::contents::{Contents, Tables, Writer};
 use super::error::FabricError;
-use super::maps::KernelMaps;
 use crate::compiler::{Entries, check_size};
+
+#[cfg(test)]
+mod tests;
 
 type Rule = (RuleKey, u32);
 
@@ -32,7 +34,7 @@ type Rule = (RuleKey, u32);
 /// what they held.
 pub(super) fn switch(
     contents: &mut Contents,
-    maps: &mut KernelMaps,
+    maps: &mut dyn Tables,
     target: Entries,
 ) -> Result<usize, FabricError> {
     let before = contents.entries.clone();
@@ -49,7 +51,7 @@ pub(super) fn switch(
 
 fn try_switch(
     contents: &mut Contents,
-    maps: &mut KernelMaps,
+    maps: &mut dyn Tables,
     target: &Entries,
 ) -> Result<usize, FabricError> {
     let plan = Plan::new(&contents.entries, target);

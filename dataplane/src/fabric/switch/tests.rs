@@ -1,0 +1,272 @@
+//! After every single write, nobody may send what neither policy allows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ocs_dataplane_shared::layout::{
+    Direction as Way, Endpoint, EndpointKey, Identity, Service, Tap, Timeouts,
+};
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+use super::super::contents::{Contents, Tables};
+use super::super::error::{FabricError, system};
+use super::{Rule as Entry, switch};
+use crate::compiler::{Entries, Numbers, Slots, compile, raw};
+use crate::model::{
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+};
+use crate::reference::{Answer, Question, ask};
+
+const PORTS: u8 = 3;
+const GROUPS: u8 = 3;
+
+fn address(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, index)
+}
+
+fn group(index: u8) -> GroupId {
+    GroupId(format!("g{index}"))
+}
+
+/// Ports 0 to 2, each there or not, in any groups; groups with any rules of all traffic.
+fn policies() -> impl Strategy<Value = Policy> {
+    let peer = prop_oneof![
+        (0..GROUPS).prop_map(|index| Peer::Group(group(index))),
+        (0..PORTS, 30..=32u8).prop_map(|(index, length)| {
+            let prefix = ipnet::Ipv4Net::new(address(index), length).expect("a prefix");
+            Peer::Cidr(prefix.trunc().into())
+        }),
+    ];
+    let rule = (any::<bool>(), peer).prop_map(|(ingress, peer)| Rule {
+        direction: if ingress {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        },
+        traffic: Traffic::All,
+        peer,
+    });
+    let members = vec(
+        proptest::option::weighted(0.9, btree_set(0..GROUPS, 0..3)),
+        usize::from(PORTS),
+    );
+    let rules = vec(btree_set(rule, 0..5), usize::from(GROUPS));
+    (members, rules).prop_map(|(members, rules)| Policy {
+        ports: (0..PORTS)
+            .zip(members)
+            .filter_map(|(index, groups)| Some((index, groups?)))
+            .map(|(index, groups)| (PortId(format!("p{index}")), port(index, &groups)))
+            .collect(),
+        groups: (0..GROUPS)
+            .zip(rules)
+            .map(|(index, rules)| (group(index), Group { rules }))
+            .collect(),
+    })
+}
+
+fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
+    Port {
+        ifindex: u32::from(index) + 1,
+        vni: Vni(1),
+        mac: Mac([2, 0, 0, 0, 0, index]),
+        addresses: [IpAddr::V4(address(index))].into(),
+        subnet: "10.0.0.0/24".parse().expect("a prefix"),
+        groups: groups.iter().map(|index| group(*index)).collect(),
+        service_address: Ipv4Addr::new(169, 254, 1, index + 1),
+    }
+}
+
+type Pairs = BTreeSet<(u8, u8)>;
+
+/// Pairs of which the first may send to the second.
+fn allowed_by(policy: &Policy) -> Pairs {
+    let question = Question {
+        protocol: 6,
+        port: 80,
+    };
+    pairs(|from, to| {
+        let id = PortId(format!("p{from}"));
+        let answer = ask(policy, &id, address(from), address(to), question);
+        matches!(answer, Some(Answer::Passes(_)))
+    })
+}
+
+fn pairs(allowed: impl Fn(u8, u8) -> bool) -> Pairs {
+    (0..PORTS)
+        .flat_map(|from| (0..PORTS).map(move |to| (from, to)))
+        .filter(|(from, to)| from != to && allowed(*from, *to))
+        .collect()
+}
+
+/// Maps that judge themselves after each write.
+struct Judge {
+    held: Entries,
+    limit: Pairs,
+    excess: Vec<Pairs>,
+    /// Fails once this many writes are done.
+    writes_left: usize,
+}
+
+impl Judge {
+    fn allows(&self, own: Identity, way: Way, peer: Identity) -> bool {
+        own.set != 0
+            && self.held.rules.iter().any(|(rule, _)| {
+                rule.policy == own.set
+                    && rule.direction == way as u8
+                    && rule.peer != 0
+                    && (rule.peer == peer.set || rule.peer == peer.atom)
+            })
+    }
+
+    fn allowed(&self) -> Pairs {
+        pairs(|from, to| {
+            let key = EndpointKey {
+                vni: 1,
+                address: raw(address(to)),
+            };
+            let sender = self.held.taps.get(&(u32::from(from) + 1));
+            let (Some(tap), Some(endpoint)) = (sender, self.held.endpoints.get(&key)) else {
+                return false;
+            };
+            self.allows(tap.identity, Way::Egress, endpoint.identity)
+                && self.allows(endpoint.identity, Way::Ingress, tap.identity)
+        })
+    }
+
+    fn wrote(&mut self) -> Result<(), FabricError> {
+        let excess: Pairs = self.allowed().difference(&self.limit).copied().collect();
+        if !excess.is_empty() {
+            self.excess.push(excess);
+        }
+        match self.writes_left.checked_sub(1) {
+            Some(left) => self.writes_left = left,
+            None => {
+                self.writes_left = usize::MAX;
+                return Err(system("write")(io::Error::from(io::ErrorKind::OutOfMemory)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// A write that fails has not been done, so failures come before.
+impl Tables for Judge {
+    fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
+        self.wrote()?;
+        put(&mut self.held.taps, ifindex, tap);
+        Ok(())
+    }
+
+    fn put_endpoint(
+        &mut self,
+        key: EndpointKey,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), FabricError> {
+        self.wrote()?;
+        put(&mut self.held.endpoints, key, endpoint);
+        Ok(())
+    }
+
+    fn put_service(&mut self, address: u32, service: Option<Service>) -> Result<(), FabricError> {
+        self.wrote()?;
+        put(&mut self.held.services, address, service);
+        Ok(())
+    }
+
+    fn add_rule(&mut self, rule: Entry) -> Result<(), FabricError> {
+        self.wrote()?;
+        self.held.rules.insert(rule);
+        Ok(())
+    }
+
+    fn remove_rule(&mut self, rule: Entry) -> Result<(), FabricError> {
+        self.wrote()?;
+        self.held.rules.remove(&rule);
+        Ok(())
+    }
+
+    fn make_table(&mut self, _slot: u32) -> Result<(), FabricError> {
+        self.wrote()
+    }
+
+    fn remove_table(&mut self, _slot: u32) -> Result<(), FabricError> {
+        self.wrote()
+    }
+
+    fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
+        self.wrote()?;
+        put(&mut self.held.devices, slot, ifindex);
+        Ok(())
+    }
+}
+
+/// A host on which `old` is in force, about to become `new`.
+struct Change {
+    contents: Contents,
+    judge: Judge,
+    target: Entries,
+}
+
+fn change(old: &Policy, new: &Policy) -> Change {
+    let (mut numbers, mut slots) = (Numbers::after(0), Slots::default());
+    let mut entries = |policy| {
+        compile(policy, &mut numbers, &mut slots, Timeouts::default()).expect("a valid policy")
+    };
+    let before = entries(old);
+    let target = entries(new);
+    let judge = Judge {
+        held: before.clone(),
+        limit: &allowed_by(old) | &allowed_by(new),
+        excess: Vec::new(),
+        writes_left: usize::MAX,
+    };
+    let contents = Contents {
+        tables: before.devices.keys().copied().collect(),
+        entries: before,
+    };
+    Change {
+        contents,
+        judge,
+        target,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fuzz_no_step_allows_what_neither_policy_does(old in policies(), new in policies()) {
+        let Change { mut contents, mut judge, target } = change(&old, &new);
+        prop_assert_eq!(judge.allowed(), allowed_by(&old));
+        switch(&mut contents, &mut judge, target.clone()).expect("no write fails");
+        prop_assert_eq!(&judge.excess, &Vec::<Pairs>::new());
+        prop_assert_eq!(judge.allowed(), allowed_by(&new));
+        prop_assert_eq!(&judge.held, &target);
+        prop_assert_eq!(&contents.entries, &target);
+    }
+
+    #[test]
+    fn fuzz_a_failed_write_leaves_the_old_policy(
+        old in policies(),
+        new in policies(),
+        fails_at in 0..30usize,
+    ) {
+        let Change { mut contents, mut judge, target } = change(&old, &new);
+        let before = contents.entries.clone();
+        judge.writes_left = fails_at;
+        let result = switch(&mut contents, &mut judge, target.clone());
+        prop_assert_eq!(&judge.excess, &Vec::<Pairs>::new());
+        let expected = if result.is_ok() { target } else { before };
+        prop_assert_eq!(&judge.held, &expected);
+        prop_assert_eq!(&contents.entries, &expected);
+    }
+}
