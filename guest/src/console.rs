@@ -8,6 +8,7 @@ use crate::global::Global;
 use crate::{clock, executor, ring0};
 use alloc::collections::VecDeque;
 use core::fmt::{self, Write};
+use ocs_probe_logic::pace::Pace;
 
 const LINE_BYTES: usize = 240;
 const BURST_LINES: u64 = 96;
@@ -51,31 +52,20 @@ impl Line {
 }
 
 struct Console {
-    /// Time at which the whole burst is available again.
-    full_at_us: u64,
+    pace: Pace,
     queue: VecDeque<Line>,
     dropped: u64,
 }
 
 static CONSOLE: Global<Console> = Global::new(Console {
-    full_at_us: 0,
+    pace: Pace::new(BURST_LINES, US_PER_LINE),
     queue: VecDeque::new(),
     dropped: 0,
 });
 
 impl Console {
-    /// Takes the right to write one line now.
-    fn take(&mut self, now_us: u64) -> bool {
-        let full_at_us = self.full_at_us.max(now_us);
-        if full_at_us - now_us > (BURST_LINES - 1) * US_PER_LINE {
-            return false;
-        }
-        self.full_at_us = full_at_us + US_PER_LINE;
-        true
-    }
-
     fn push(&mut self, line: Line) {
-        if self.queue.is_empty() && self.take(clock::now_us()) {
+        if self.queue.is_empty() && self.pace.take(clock::now_us()) {
             ring0::write(line.bytes());
         } else if self.queue.len() < QUEUE_LINES {
             self.queue.push_back(line);
@@ -89,9 +79,8 @@ impl Console {
 pub fn poll() {
     CONSOLE.with(|console| {
         while !console.queue.is_empty() {
-            let now_us = clock::now_us();
-            if !console.take(now_us) {
-                executor::wake_at(now_us + US_PER_LINE);
+            if !console.pace.take(clock::now_us()) {
+                executor::wake_at(console.pace.next_at_us());
                 return;
             }
             if let Some(line) = console.queue.pop_front() {

@@ -59,15 +59,13 @@ pub struct Mmio {
 
 macro_rules! access {
     ($read:ident, $write:ident, $type:ty) => {
-        #[allow(dead_code, reason = "one method per width, whether used or not")]
         #[doc = "Reads a register."]
         pub fn $read(self, at: usize) -> $type {
             // SAFETY: `pointer` checked that the aligned register lies in the window,
-            // which is device memory, not Rust's.
+            // which by the contract of `new` is mapped device memory.
             unsafe { read_volatile(self.pointer::<$type>(at)) }
         }
 
-        #[allow(dead_code, reason = "one method per width, whether used or not")]
         #[doc = "Writes a register."]
         pub fn $write(self, at: usize, value: $type) {
             // SAFETY: as for reading.
@@ -77,8 +75,11 @@ macro_rules! access {
 }
 
 impl Mmio {
-    /// `base` is a physical address below 4 GiB outside of RAM.
-    pub const fn new(base: u64, len: usize) -> Self {
+    /// # Safety
+    ///
+    /// `base` and `len` are of device memory that is mapped (below 4 GiB, no RAM) for as
+    /// long as the window is used.
+    pub const unsafe fn new(base: u64, len: usize) -> Self {
         Self { base, len }
     }
 
@@ -107,7 +108,6 @@ impl Mmio {
     access!(read8, write8, u8);
     access!(read16, write16, u16);
     access!(read32, write32, u32);
-    access!(read64, write64, u64);
 }
 
 /// [`virtio_drivers::Hal`] without an IOMMU.

@@ -27,7 +27,8 @@ pub const DIVISOR: u32 = 128;
 pub const FIRST_DEVICE_VECTOR: u8 = 33;
 
 const fn window() -> Mmio {
-    Mmio::new(BASE, 0x1000)
+    // SAFETY: the local APIC's page in xAPIC mode, which is always mapped.
+    unsafe { Mmio::new(BASE, 0x1000) }
 }
 
 /// Enables the APIC with the timer as its only local source. The legacy interrupt

@@ -50,7 +50,8 @@ fn write(register: Register, value: u8) {
         Register::Port(port) => ring0::out8(port, value),
         Register::Memory(address) => {
             if address < 1 << 32 {
-                Mmio::new(address, 1).write8(0, value);
+                // SAFETY: the FADT names a one-byte register there, below 4 GiB.
+                unsafe { Mmio::new(address, 1) }.write8(0, value);
             }
         }
     }
@@ -85,7 +86,8 @@ pub async fn button(acpi: &Acpi) {
 fn route(io_apic: u64, input: u32) {
     const SELECT: usize = 0x00;
     const WINDOW: usize = 0x10;
-    let window = Mmio::new(io_apic, 0x20);
+    // SAFETY: the MADT names an I/O APIC there; its address has 32 bits.
+    let window = unsafe { Mmio::new(io_apic, 0x20) };
     let register = 0x10 + 2 * input;
     window.write32(SELECT, register + 1);
     window.write32(WINDOW, u32::from(lapic::id()) << 24);

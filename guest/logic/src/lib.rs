@@ -18,6 +18,7 @@ pub mod acpi;
 pub mod fold;
 pub mod http;
 pub mod order;
+pub mod pace;
 pub mod pattern;
 pub mod size;
 pub mod url;

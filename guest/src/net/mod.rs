@@ -78,15 +78,10 @@ impl Net {
         } = &mut *inner;
         let now = now();
         let result = interface.poll(now, device, sockets);
-        if let Some(at) = interface.poll_at(now, sockets) {
-            let at_us = u64::try_from(at.total_micros()).unwrap_or(0);
-            let now_us = clock::now_us();
-            let held_up = at_us <= now_us && device.is_full();
-            executor::wake_at(if held_up {
-                now_us + FULL_RETRY_US
-            } else {
-                at_us
-            });
+        if device.is_full() {
+            executor::wake_at(clock::now_us() + FULL_RETRY_US);
+        } else if let Some(at) = interface.poll_at(now, sockets) {
+            executor::wake_at(u64::try_from(at.total_micros()).unwrap_or(0));
         }
         result == PollResult::SocketStateChanged
     }

@@ -72,11 +72,11 @@ pub async fn main(start: Start, acpi: Acpi) {
 fn devices(acpi: &Acpi) -> (Option<Rc<Net>>, Vec<Rc<Disk>>) {
     let mut net = None;
     let mut disks = Vec::new();
-    let Some(ecam) = acpi.ecam else {
-        say!("pci: error=no-mcfg");
+    let Some(mut root) = acpi.ecam.and_then(Root::new) else {
+        say!("pci: error=no-usable-mcfg");
         return (net, disks);
     };
-    let functions = Root::new(ecam).virtio_functions();
+    let functions = root.virtio_functions();
     for (function, vector) in functions.iter().zip(lapic::FIRST_DEVICE_VECTOR..) {
         if function.kind == NET && net.is_none() {
             net = start_net(function, vector);

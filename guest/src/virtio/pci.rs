@@ -19,6 +19,9 @@ const PAGE: u64 = 0x1000;
 /// Where BARs go that have no address below 4 GiB yet: the 256 MiB below ECAM, which
 /// is inside the PCI window of every machine that leaves this to the guest.
 const WINDOW_BYTES: u64 = 256 << 20;
+/// Configuration space of one bus, and the end of what stub.S maps.
+const BUS_BYTES: u64 = 1 << 20;
+const MAPPED_END: u64 = 1 << 32;
 
 /// Buses of ECAM.
 pub struct Root {
@@ -46,12 +49,15 @@ pub struct VirtioCapability {
 }
 
 impl Root {
-    /// Configuration space at `ecam`.
-    pub fn new(ecam: Ecam) -> Self {
-        Self {
+    /// Configuration space at `ecam`, if its bus 0 is mapped: below 4 GiB.
+    pub fn new(ecam: Ecam) -> Option<Self> {
+        let mapped = ecam.first_bus == 0
+            && (WINDOW_BYTES..=MAPPED_END - BUS_BYTES).contains(&ecam.base)
+            && ecam.base.is_multiple_of(BUS_BYTES);
+        mapped.then_some(Self {
             ecam,
-            next_bar: ecam.base.saturating_sub(WINDOW_BYTES),
-        }
+            next_bar: ecam.base - WINDOW_BYTES,
+        })
     }
 
     /// All virtio functions of bus 0, where every machine that starts the probe has them.
@@ -72,7 +78,9 @@ impl Root {
 
     fn config(&self, device: u8, function: u8) -> Mmio {
         let at = u64::from(device) << 15 | u64::from(function) << 12;
-        Mmio::new(self.ecam.base + at, 4096)
+        // SAFETY: MCFG names configuration space there, bus 0 of it lies below 4 GiB
+        // (checked in `new`), and `at` stays inside of bus 0.
+        unsafe { Mmio::new(self.ecam.base + at, 4096) }
     }
 
     fn function(&mut self, config: Mmio) -> Option<Function> {
@@ -128,10 +136,12 @@ impl Root {
                 if wide {
                     config.write32(at + 4, 0);
                 }
-                Mmio::new(address, len as usize)
+                // SAFETY: the BAR now decodes this range, which no other one has.
+                unsafe { Mmio::new(address, len as usize) }
             })
         } else {
-            Some(Mmio::new(address, len as usize))
+            // SAFETY: the VMM made the BAR decode this range, below 4 GiB.
+            Some(unsafe { Mmio::new(address, len as usize) })
         };
         config.write16(4, command);
         placed
