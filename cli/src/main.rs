@@ -17,6 +17,7 @@ mod status;
 mod up;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// A private cloud with EC2's API.
 #[derive(Parser)]
@@ -37,10 +38,18 @@ enum Command {
     Status(status::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Up(arguments) => up::run(&arguments),
         Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line for the operator; a backtrace would bury it.
+            eprintln!("ocs: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Seek, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -99,6 +99,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         remove(env)?;
     }
     stop_stale_parts(&state)?;
+    for (flag, address) in [
+        ("--listen", arguments.listen),
+        ("--grpc-listen", arguments.grpc_listen),
+    ] {
+        // Taken and let go: control is to have it, but here the error is the operator's.
+        TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
+    }
     for part in Part::ALL {
         make_part_file(&state.lock(part), uids.of(part))?;
     }

@@ -29,7 +29,7 @@ fn main() {
             outlives,
         ),
         ("a_killed_control_comes_back_at_its_address", comes_back),
-        ("what_is_missing_is_named", names),
+        ("what_is_missing_or_taken_is_named", names),
         ("a_system_that_cannot_start_says_why_and_cleans_up", fails),
     ];
     let trial = |(name, test): (&str, fn())| {
@@ -131,6 +131,15 @@ fn names() {
     let said = String::from_utf8_lossy(&unprivileged.stderr).into_owned();
     assert!(said.contains("sudo ocs up"), "{said}");
     assert!(!bed.state().exists());
+    std::fs::write(bed.program("ocs-vmm"), "").unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let in_use = bed.ocs(&["up", "--listen", &taken]);
+    let said = String::from_utf8_lossy(&in_use.stderr).into_owned();
+    assert!(
+        said.contains(&format!("--listen {taken}: Address already in use")),
+        "{said}"
+    );
 }
 
 fn fails() {

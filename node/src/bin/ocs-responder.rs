@@ -1,10 +1,10 @@
 //! `ocs-responder`: DHCP and instance metadata for the guests of one host.
 
-use anyhow::ensure;
 use clap::Parser;
 use ocs_node::responder::{Config, run};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Answers DHCP and instance metadata requests of this host's guests.
 #[derive(Parser)]
@@ -19,15 +19,15 @@ struct Arguments {
     /// The interface that guests are behind.
     #[arg(long, default_value = "svc1")]
     interface: String,
-    /// Whom to become once the sockets are bound.
-    #[arg(long)]
+    /// Whom to become once the sockets are bound; not root.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     uid: u32,
     /// The group to become.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     gid: u32,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -36,20 +36,22 @@ fn main() -> anyhow::Result<()> {
         )
         .init();
     let arguments = Arguments::parse();
-    ensure!(
-        arguments.uid != 0,
-        "--uid: the responder does not run as root"
-    );
     let run_folder = arguments.state.join("run");
     let netns = arguments
         .netns
         .unwrap_or_else(|| run_folder.join("netns/svc"));
-    run(&Config {
+    let served = run(&Config {
         records: run_folder.join("responder"),
         token_key: run_folder.join("token.key"),
         netns: Some(netns),
         interface: arguments.interface,
         identity: Some((arguments.uid, arguments.gid)),
-    })?;
-    Ok(())
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "ended");
+            ExitCode::FAILURE
+        }
+    }
 }

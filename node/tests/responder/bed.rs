@@ -104,10 +104,14 @@ impl Bed {
     /// Spawns a responder and waits until it takes connections.
     pub fn start(&self) -> Responder {
         let responder = self.spawn();
+        self.until_listening();
+        responder
+    }
+
+    pub fn until_listening(&self) {
         self.until("the responder listens", || {
             self.inside(|| TcpStream::connect((RESPONDER, 80)).is_ok())
         });
-        responder
     }
 
     pub fn until(&self, what: &str, mut done: impl FnMut() -> bool) {

@@ -204,9 +204,7 @@ fn it_waits_for_its_namespace_and_its_address() {
     bed.put(A, "i-a", |_| {});
     let _responder = bed.spawn();
     bed.add_address();
-    bed.until("it serves", || {
-        bed.http(A)
-            .ask("PUT", "/latest/api/token", &[TTL])
-            .is_some()
-    });
+    bed.until_listening();
+    let token = bed.http(A).ask("PUT", "/latest/api/token", &[TTL]);
+    assert_eq!(token.unwrap().status, 200);
 }
