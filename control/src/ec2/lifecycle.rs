@@ -108,6 +108,10 @@ fn wrong_state(row: &Instance, what: &str) -> ApiError {
 
 /// Sets what is desired, and why.
 pub fn desire(row: &mut Instance, state: State, code: &str, message: &str) {
+    // Nodes may send the message with its code, as EC2 shows it.
+    let message = message
+        .strip_prefix(code)
+        .map_or(message, |rest| rest.trim_start_matches(": "));
     row.state = state;
     row.generation += 1;
     row.state_generation = row.generation;

@@ -33,7 +33,7 @@ pub fn take(
     let mut nodes: Vec<Node> = tx
         .view
         .all::<Node>(&global)
-        .filter(|node| ctx.core.fleet.placeable(&node.name))
+        .filter(|node| ctx.core.fleet.reachable(&node.name))
         .map(|node| {
             tx.get_in::<Node>(&global, &node.name)
                 .unwrap_or_else(|| node.clone())
@@ -67,7 +67,7 @@ pub fn take_again(ctx: &Ctx, tx: &mut Tx<'_>, row: &mut Instance) -> Result<(), 
     let node = tx
         .get_in::<Node>(&global, &row.node)
         .ok_or_else(|| insufficient(&row.zone))?;
-    if !ctx.core.fleet.placeable(&row.node) || node.fits(row.vcpus, row.memory_mib) == 0 {
+    if !ctx.core.fleet.reachable(&row.node) || node.fits(row.vcpus, row.memory_mib) == 0 {
         return Err(insufficient(&row.zone));
     }
     let mut node = node.as_ref().clone();

@@ -94,18 +94,20 @@ impl Fleet {
             .is_some_and(|link| link.session == session)
     }
 
-    /// Connected, or not away for long.
+    /// Connected, or not away for long: its instances count as reachable, and
+    /// new ones may be placed there.
     pub fn reachable(&self, node: &str) -> bool {
-        match lock(&self.links).get(node) {
-            Some(link) => link.downstream.is_some() || link.last_seen.elapsed() < GRACE,
-            // It has not come back since we started.
-            None => self.started.elapsed() < GRACE,
-        }
+        self.reachable_at(node, Instant::now())
     }
 
-    /// Whether new instances may be placed there.
-    pub fn placeable(&self, node: &str) -> bool {
-        self.reachable(node)
+    fn reachable_at(&self, node: &str, now: Instant) -> bool {
+        let since = match lock(&self.links).get(node) {
+            Some(link) if link.downstream.is_some() => return true,
+            Some(link) => link.last_seen,
+            // It has not come back since we started.
+            None => self.started,
+        };
+        now.saturating_duration_since(since) < GRACE
     }
 
     /// Asks a node for an instance's console.
@@ -146,5 +148,42 @@ impl Fleet {
         if let Some(sender) = lock(&self.waiting).remove(&answer.id) {
             let _ = sender.send(answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_may_be_away_for_a_while() {
+        let fleet = Fleet::default();
+        let (sender, _receiver) = mpsc::channel(1);
+        let later = Instant::now() + GRACE;
+        assert!(fleet.reachable("a"), "it may come back after our own start");
+        assert!(!fleet.reachable_at("a", later));
+        let first = fleet.connect("a", sender.clone());
+        assert!(fleet.reachable_at("a", later));
+        let second = fleet.connect("a", sender);
+        fleet.disconnect("a", first);
+        assert!(
+            fleet.reachable_at("a", later),
+            "the end of a replaced session is nothing"
+        );
+        assert!(!fleet.is_current("a", first));
+        fleet.disconnect("a", second);
+        assert!(fleet.reachable("a"));
+        assert!(!fleet.reachable_at("a", Instant::now() + GRACE));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_is_not_waited_for() {
+        let fleet = Fleet::default();
+        assert_eq!(fleet.console("a", "i-1").await, Err(AskError::Away));
+        let (sender, receiver) = mpsc::channel(1);
+        fleet.connect("a", sender);
+        drop(receiver);
+        assert_eq!(fleet.console("a", "i-1").await, Err(AskError::Away));
+        assert!(lock(&fleet.waiting).is_empty());
     }
 }

@@ -81,6 +81,10 @@ fn instance(
         }
         (State::Pending | State::Running, Phase::Failed) => ended_by_itself(tx, &mut new, seen)?,
         (_, Phase::Gone) => gone(tx, &scope, &mut new, seen)?,
+        (state, Phase::Failed) => {
+            // Its node tries no further; what is desired stays.
+            tracing::warn!(instance = %row.id, state = state.name(), message = seen.message, "instance failed");
+        }
         _ => {}
     }
     if new == *row {

@@ -1,33 +1,28 @@
 //! Requests that are wrong: EC2's code for each, and nothing changes.
 
 use crate::support::{Control, text};
+use ocs_control::wire::query;
 
-/// Action, parameters, EC2's code.
-type Case = (&'static str, Vec<(String, String)>, &'static str);
+const TABLE: &str = include_str!("bad_requests.txt");
 
 #[test]
 fn each_wrong_request_has_ec2s_code() {
     let dir = tempfile::tempdir().unwrap();
     let control = Control::start(dir.path());
-    let image = control.ready["images"]["us-east-1"]["ocs-probe"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let elsewhere = control.ready["images"]["eu-west-1"]["ocs-probe"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let image = |region: &str| {
+        control.ready["images"][region]["ocs-probe"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let default = text(&control.ok("DescribeSecurityGroups", &[]), "groupId").remove(0);
-    let other = text(
-        &control.ok(
-            "CreateSecurityGroup",
-            &[("GroupName", "g"), ("GroupDescription", "d")],
-        ),
-        "groupId",
-    )
-    .remove(0);
+    let made = control.ok(
+        "CreateSecurityGroup",
+        &[("GroupName", "g"), ("GroupDescription", "d")],
+    );
+    let group = text(&made, "groupId").remove(0);
     let rule = [
-        ("GroupId", other.as_str()),
+        ("GroupId", group.as_str()),
         ("IpProtocol", "tcp"),
         ("FromPort", "80"),
         ("ToPort", "80"),
@@ -35,488 +30,54 @@ fn each_wrong_request_has_ec2s_code() {
     ];
     control.ok("AuthorizeSecurityGroupIngress", &rule);
     let before = dump(&control);
-
-    let launch = |more: &[(&'static str, &str)]| {
-        let mut params: Vec<(String, String)> = [
-            ("ImageId", image.as_str()),
-            ("MinCount", "1"),
-            ("MaxCount", "1"),
-        ]
-        .iter()
-        .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
-        .collect();
-        for (name, value) in more {
-            params.retain(|(known, _)| known != name);
-            params.push(((*name).to_owned(), (*value).to_owned()));
-        }
-        params
-    };
-    let plain = |params: &[(&str, &str)]| -> Vec<(String, String)> {
-        params
-            .iter()
-            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
-            .collect()
-    };
-    let big = "A".repeat(21_848);
-    let long_token = "t".repeat(65);
-    let absent = "i-0123456789abcdef0";
-    let permission = |more: &[(&str, &str)]| {
-        let mut params = plain(&[("GroupId", other.as_str())]);
-        params.extend(plain(more));
-        params
-    };
-    let table: Vec<Case> = vec![
-        ("RunInstance", launch(&[]), "InvalidAction"),
-        ("CreateVpc", plain(&[]), "UnsupportedOperation"),
-        (
-            "RunInstances",
-            plain(&[("ImageId", &image)]),
-            "MissingParameter",
-        ),
-        (
-            "RunInstances",
-            plain(&[("MinCount", "1"), ("MaxCount", "1")]),
-            "MissingParameter",
-        ),
-        (
-            "RunInstances",
-            launch(&[("MinCount", "x")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("MinCount", "0")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("MinCount", "2")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("MaxCount", "99999999999999999999")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Colour", "red")]),
-            "UnknownParameter",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Placement.Colour", "red")]),
-            "UnknownParameter",
-        ),
-        (
-            "RunInstances",
-            launch(&[("ImageId.1", "x")]),
-            "UnknownParameter",
-        ),
-        (
-            "RunInstances",
-            launch(&[("ImageId", "ami-xyz")]),
-            "InvalidAMIID.Malformed",
-        ),
-        (
-            "RunInstances",
-            launch(&[("ImageId", "ami-12345678")]),
-            "InvalidAMIID.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("ImageId", &elsewhere)]),
-            "InvalidAMIID.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("InstanceType", "z9.huge")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("KeyName", "none")]),
-            "InvalidKeyPair.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("UserData", "!!")]),
-            "InvalidUserData.Malformed",
-        ),
-        (
-            "RunInstances",
-            launch(&[("UserData", &big)]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("SubnetId", "subnet-1")]),
-            "InvalidSubnetID.Malformed",
-        ),
-        (
-            "RunInstances",
-            launch(&[("SubnetId", "subnet-0123456789abcdef0")]),
-            "InvalidSubnetID.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("SecurityGroupId.1", "sg-zz")]),
-            "InvalidGroupId.Malformed",
-        ),
-        (
-            "RunInstances",
-            launch(&[("SecurityGroupId.1", "sg-0123456789abcdef0")]),
-            "InvalidGroup.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("SecurityGroup.1", "nobody")]),
-            "InvalidGroup.NotFound",
-        ),
-        (
-            "RunInstances",
-            launch(&[("ClientToken", &long_token)]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("PrivateIpAddress", "10.9.9.9")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("PrivateIpAddress", "300.1.1.1")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("PrivateIpAddress", "172.31.0.1")]),
-            "InvalidIPAddress.InUse",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Placement.AvailabilityZone", "us-east-1z")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Placement.Tenancy", "dedicated")]),
-            "UnsupportedOperation",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Placement.Tenancy", "purple")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("EbsOptimized", "true")]),
-            "UnsupportedOperation",
-        ),
-        (
-            "RunInstances",
-            launch(&[("EbsOptimized", "maybe")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("Monitoring.Enabled", "true")]),
-            "UnsupportedOperation",
-        ),
-        (
-            "RunInstances",
-            launch(&[("IamInstanceProfile.Name", "x")]),
-            "UnsupportedOperation",
-        ),
-        (
-            "RunInstances",
-            launch(&[("MetadataOptions.HttpTokens", "never")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("BlockDeviceMapping.1.DeviceName", "sda one")]),
-            "InvalidBlockDeviceMapping",
-        ),
-        (
-            "RunInstances",
-            launch(&[
-                ("BlockDeviceMapping.1.DeviceName", "/dev/sdb"),
-                ("BlockDeviceMapping.1.Ebs.VolumeSize", "0"),
-            ]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[("TagSpecification.1.ResourceType", "vpc")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "RunInstances",
-            launch(&[
-                ("TagSpecification.1.ResourceType", "instance"),
-                ("TagSpecification.1.Tag.1.Key", "aws:x"),
-            ]),
-            "InvalidParameterValue",
-        ),
-        ("RunInstances", launch(&[]), "InsufficientInstanceCapacity"),
-        ("TerminateInstances", plain(&[]), "MissingParameter"),
-        (
-            "TerminateInstances",
-            plain(&[("InstanceId.1", "i-1")]),
-            "InvalidInstanceID.Malformed",
-        ),
-        (
-            "TerminateInstances",
-            plain(&[("InstanceId.1", absent)]),
-            "InvalidInstanceID.NotFound",
-        ),
-        (
-            "TerminateInstances",
-            plain(&[("InstanceId.x", absent)]),
-            "UnknownParameter",
-        ),
-        (
-            "TerminateInstances",
-            plain(&[("InstanceId.0", absent)]),
-            "UnknownParameter",
-        ),
-        (
-            "StopInstances",
-            plain(&[("InstanceId.1", absent)]),
-            "InvalidInstanceID.NotFound",
-        ),
-        (
-            "StartInstances",
-            plain(&[("InstanceId.1", "vol-1")]),
-            "InvalidInstanceID.Malformed",
-        ),
-        (
-            "GetConsoleOutput",
-            plain(&[("InstanceId", absent)]),
-            "InvalidInstanceID.NotFound",
-        ),
-        ("GetConsoleOutput", plain(&[]), "MissingParameter"),
-        (
-            "DescribeInstances",
-            plain(&[("InstanceId.1", absent)]),
-            "InvalidInstanceID.NotFound",
-        ),
-        (
-            "DescribeInstances",
-            plain(&[("MaxResults", "4")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "DescribeInstances",
-            plain(&[("NextToken", "x")]),
-            "InvalidNextToken",
-        ),
-        (
-            "DescribeInstances",
-            plain(&[("Filter.1.Name", "hue"), ("Filter.1.Value.1", "x")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "DescribeInstances",
-            plain(&[("Filter.1.Name", "vpc-id")]),
-            "MissingParameter",
-        ),
-        (
-            "DescribeVolumes",
-            plain(&[("VolumeId.1", "vol-0123456789abcdef0")]),
-            "InvalidVolume.NotFound",
-        ),
-        (
-            "DescribeImages",
-            plain(&[("ImageId.1", "ami-0123456789abcdef0")]),
-            "InvalidAMIID.NotFound",
-        ),
-        (
-            "DescribeImages",
-            plain(&[("Owner.1", "bob")]),
-            "InvalidUserID.Malformed",
-        ),
-        (
-            "DescribeInstanceTypes",
-            plain(&[("InstanceType.1", "z9.huge")]),
-            "InvalidInstanceType",
-        ),
-        (
-            "DescribeRegions",
-            plain(&[("RegionName.1", "moon")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "DescribeAvailabilityZones",
-            plain(&[("ZoneName.1", "moon")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "DescribeVpcs",
-            plain(&[("VpcId.1", "vpc-0123456789abcdef0")]),
-            "InvalidVpcID.NotFound",
-        ),
-        (
-            "DescribeSubnets",
-            plain(&[("SubnetId.1", "subnet-x")]),
-            "InvalidSubnetID.Malformed",
-        ),
-        (
-            "DescribeNetworkInterfaces",
-            plain(&[("NetworkInterfaceId.1", "eni-0123456789abcdef0")]),
-            "InvalidNetworkInterfaceID.NotFound",
-        ),
-        (
-            "CreateSecurityGroup",
-            plain(&[("GroupName", "x")]),
-            "MissingParameter",
-        ),
-        (
-            "CreateSecurityGroup",
-            plain(&[("GroupName", "x"), ("GroupDescription", "")]),
-            "MissingParameter",
-        ),
-        (
-            "CreateSecurityGroup",
-            plain(&[("GroupName", "g"), ("GroupDescription", "d")]),
-            "InvalidGroup.Duplicate",
-        ),
-        (
-            "CreateSecurityGroup",
-            plain(&[("GroupName", "default"), ("GroupDescription", "d")]),
-            "InvalidGroup.Reserved",
-        ),
-        (
-            "CreateSecurityGroup",
-            plain(&[
-                ("GroupName", "x"),
-                ("GroupDescription", "d"),
-                ("VpcId", "vpc-0123456789abcdef0"),
-            ]),
-            "InvalidVpcID.NotFound",
-        ),
-        (
-            "DeleteSecurityGroup",
-            plain(&[("GroupId", &default)]),
-            "CannotDelete",
-        ),
-        (
-            "DeleteSecurityGroup",
-            plain(&[("GroupId", "sg-0123456789abcdef0")]),
-            "InvalidGroup.NotFound",
-        ),
-        ("DeleteSecurityGroup", plain(&[]), "MissingParameter"),
-        (
-            "AuthorizeSecurityGroupIngress",
-            plain(&rule),
-            "InvalidPermission.Duplicate",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[]),
-            "MissingParameter",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[
-                ("IpProtocol", "tcp"),
-                ("FromPort", "1"),
-                ("ToPort", "1"),
-                ("CidrIp", "10.0.0.0/33"),
-            ]),
-            "InvalidParameterValue",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[
-                ("IpProtocol", "tcp"),
-                ("FromPort", "9"),
-                ("ToPort", "1"),
-                ("CidrIp", "10.0.0.0/8"),
-            ]),
-            "InvalidParameterValue",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[("IpProtocol", "carrier-pigeon"), ("CidrIp", "10.0.0.0/8")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[
-                ("IpPermissions.1.IpProtocol", "-1"),
-                ("IpPermissions.1.Groups.1.GroupId", "sg-0123456789abcdef0"),
-            ]),
-            "InvalidGroup.NotFound",
-        ),
-        (
-            "AuthorizeSecurityGroupIngress",
-            permission(&[
-                ("IpPermissions.1.IpProtocol", "-1"),
-                ("IpPermissions.1.PrefixListIds.1.PrefixListId", "pl-1"),
-            ]),
-            "UnsupportedOperation",
-        ),
-        (
-            "RevokeSecurityGroupIngress",
-            permission(&[
-                ("IpProtocol", "udp"),
-                ("FromPort", "1"),
-                ("ToPort", "1"),
-                ("CidrIp", "10.0.0.0/8"),
-            ]),
-            "InvalidPermission.NotFound",
-        ),
-        (
-            "RevokeSecurityGroupIngress",
-            permission(&[("SecurityGroupRuleId.1", "sgr-0123456789abcdef0")]),
-            "InvalidSecurityGroupRuleId.NotFound",
-        ),
-        (
-            "CreateTags",
-            plain(&[("ResourceId.1", "x-1"), ("Tag.1.Key", "k")]),
-            "InvalidID",
-        ),
-        (
-            "CreateTags",
-            plain(&[("ResourceId.1", absent), ("Tag.1.Key", "k")]),
-            "InvalidInstanceID.NotFound",
-        ),
-        (
-            "CreateTags",
-            plain(&[("ResourceId.1", &other), ("Tag.1.Key", "AWS:k")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "CreateTags",
-            plain(&[("ResourceId.1", &other)]),
-            "MissingParameter",
-        ),
-        (
-            "DeleteVolume",
-            plain(&[("VolumeId", "vol-0123456789abcdef0")]),
-            "InvalidVolume.NotFound",
-        ),
-        (
-            "ModifyInstanceMetadataDefaults",
-            plain(&[("HttpPutResponseHopLimit", "65")]),
-            "InvalidParameterValue",
-        ),
-        (
-            "DescribeVpcs",
-            plain(&[("DryRun", "true")]),
-            "DryRunOperation",
-        ),
+    let values = [
+        ("$IMAGE", image("us-east-1")),
+        ("$ELSEWHERE", image("eu-west-1")),
+        ("$DEFAULT", default),
+        ("$GROUP", group.clone()),
+        ("$BIG", "A".repeat(21_848)),
+        ("$T65", "t".repeat(65)),
     ];
-    for (action, params, code) in &table {
+    let launch = [
+        ("ImageId", image("us-east-1")),
+        ("MinCount", "1".into()),
+        ("MaxCount", "1".into()),
+    ];
+    let mut cases = 0;
+    for line in TABLE
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        let mut words = line.split_whitespace();
+        let (code, action) = (words.next().unwrap(), words.next().unwrap());
+        let mut form = words.next().unwrap_or_default().to_owned();
+        let kind = form.chars().next();
+        if let Some('+' | '@') = kind {
+            form.remove(0);
+        }
+        for (name, value) in &values {
+            form = form.replace(name, value);
+        }
+        let mut params = query::parse_form(&form).unwrap();
+        let more: &[(&str, String)] = match kind {
+            Some('+') => &launch,
+            Some('@') => &[("GroupId", group.clone())],
+            _ => &[],
+        };
+        for (name, value) in more {
+            if params.iter().all(|(known, _)| known != name) {
+                params.push(((*name).to_owned(), value.clone()));
+            }
+        }
         let params: Vec<(&str, &str)> = params
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
         control.refused(action, &params, code);
+        cases += 1;
     }
-    let mut many: Vec<(String, String)> = vec![("ResourceId.1".to_owned(), other.clone())];
+    assert!(cases > 180, "{cases}");
+    let mut many: Vec<(String, String)> = vec![("ResourceId.1".to_owned(), group)];
     many.extend((1..=51).map(|n| (format!("Tag.{n}.Key"), format!("k{n}"))));
     let many: Vec<(&str, &str)> = many.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     control.refused("CreateTags", &many, "TagLimitExceeded");

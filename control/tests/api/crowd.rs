@@ -1,7 +1,7 @@
 //! Many callers at once: nothing is given out twice, nothing is lost.
 
-use crate::lifecycle::{World, ami, world};
 use crate::support::{text, until};
+use crate::world::{World, ami, world};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;

@@ -7,3 +7,4 @@ mod grpc;
 mod lifecycle;
 mod shape;
 mod support;
+mod world;

@@ -1,7 +1,7 @@
 //! Answers keep to the model: control checks each against it in debug builds
 //! and would break the connection.
 
-use crate::lifecycle::world;
+use crate::world::world;
 use ocs_control::wire::ec2;
 use ocs_control::wire::shapes::Shape;
 
