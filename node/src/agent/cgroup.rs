@@ -1,6 +1,7 @@
 //! A control group for each VMM, outside the node's own: memory, processes and
 //! CPU share, by whichever of cgroup v1 and v2 the host has the controllers in.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,37 @@ impl Cgroups {
             );
         }
         Ok(joins)
+    }
+
+    /// Instances that have a group.
+    pub fn ids(&self) -> io::Result<BTreeSet<String>> {
+        let mut ids = BTreeSet::new();
+        for hierarchy in &self.hierarchies {
+            let entries = match fs::read_dir(hierarchy.root.join(&self.name)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    ids.extend(entry.file_name().to_str().map(str::to_owned));
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Processes in the groups of instance `id`.
+    pub fn processes(&self, id: &str) -> io::Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        for hierarchy in &self.hierarchies {
+            let group = hierarchy.root.join(&self.name).join(id);
+            match fs::read_to_string(group.join("cgroup.procs")) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => pids.extend(other?.lines().filter_map(|pid| pid.parse::<i32>().ok())),
+            }
+        }
+        Ok(pids)
     }
 
     /// Removes the groups of instance `id`, whose processes are gone.
@@ -216,8 +248,26 @@ mod tests {
                 assert_eq!(now.trim(), value.to_string(), "{file}");
             }
         }
+        assert_eq!(groups.ids().unwrap().len(), usize::from(!joins.is_empty()));
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        for hierarchy in &groups.hierarchies {
+            let group = hierarchy.root.join(&groups.name).join("i-1");
+            fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        let found = groups.processes("i-1").unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            joins.is_empty() || found == BTreeSet::from([pid]),
+            "{found:?}"
+        );
         groups.remove("i-1").unwrap();
         groups.remove("i-1").unwrap();
+        assert_eq!(groups.ids().unwrap(), BTreeSet::new());
         groups.remove_all().unwrap();
         for hierarchy in &groups.hierarchies {
             assert!(!hierarchy.root.join(&groups.name).exists());

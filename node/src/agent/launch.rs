@@ -170,18 +170,17 @@ impl Machine {
             .iter()
             .map(|eni| eni.id.clone())
             .collect();
-        let mut record = self.ledger.allot(&desired.id, &enis).doing("ledger")?;
-        record.starts = desired.starts;
-        record.ended = None;
-        record.stores = devices
+        let stores = devices
             .iter()
             .filter_map(|device| device.store.as_ref())
-            .map(|store| store.name.clone())
-            .collect();
+            .map(|store| store.name.clone());
         self.ledger
-            .put(&desired.id, record.clone())
-            .doing("ledger")?;
-        Ok(record)
+            .allot(&desired.id, &enis, |record| {
+                record.starts = desired.starts;
+                record.ended = None;
+                record.stores = stores.collect();
+            })
+            .doing("ledger")
     }
 
     /// Makes the run directory and states in it what will be.

@@ -117,8 +117,14 @@ impl Ledger {
         self.lock().records.keys().cloned().collect()
     }
 
-    /// A page for instance `id` with an address for each of `enis`; what it has, it keeps.
-    pub fn allot(&self, id: &str, enis: &[String]) -> Result<Record, LedgerError> {
+    /// A page for instance `id` with an address for each of `enis`; what it has, it
+    /// keeps. `finish` writes the rest of the page, which is durable on return.
+    pub fn allot(
+        &self,
+        id: &str,
+        enis: &[String],
+        finish: impl FnOnce(&mut Record),
+    ) -> Result<Record, LedgerError> {
         let mut pages = self.lock();
         let mut record = match pages.records.get(id) {
             Some(record) => record.clone(),
@@ -146,6 +152,7 @@ impl Ledger {
                 record.service_addresses.insert(eni.clone(), address);
             }
         }
+        finish(&mut record);
         pages.take(&record);
         let before = pages.records.get(id).cloned();
         drop(pages);
@@ -234,18 +241,22 @@ mod tests {
     fn allotments_are_unique_and_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
-        let one = ledger.allot("i-1", &enis(&["eni-1", "eni-2"])).unwrap();
-        let two = ledger.allot("i-2", &enis(&["eni-3"])).unwrap();
+        let one = ledger
+            .allot("i-1", &enis(&["eni-1", "eni-2"]), |_| ())
+            .unwrap();
+        let two = ledger.allot("i-2", &enis(&["eni-3"]), |_| ()).unwrap();
         assert_ne!(one.slot, two.slot);
         drop(ledger);
 
         let ledger = Ledger::open(dir.path()).unwrap();
         assert_eq!(ledger.get("i-1"), Some(one.clone()));
         assert_eq!(
-            ledger.allot("i-1", &enis(&["eni-1", "eni-2"])).unwrap(),
+            ledger
+                .allot("i-1", &enis(&["eni-1", "eni-2"]), |_| ())
+                .unwrap(),
             one
         );
-        let three = ledger.allot("i-3", &enis(&["eni-4"])).unwrap();
+        let three = ledger.allot("i-3", &enis(&["eni-4"]), |_| ()).unwrap();
         let mut all: Vec<_> = [&one, &two, &three]
             .iter()
             .flat_map(|r| r.service_addresses.values())
@@ -257,7 +268,7 @@ mod tests {
         ledger.forget("i-1").unwrap();
         ledger.forget("i-1").unwrap();
         assert_eq!(ledger.get("i-1"), None);
-        assert_eq!(ledger.allot("i-4", &[]).unwrap().slot, one.slot);
+        assert_eq!(ledger.allot("i-4", &[], |_| ()).unwrap().slot, one.slot);
     }
 
     #[test]

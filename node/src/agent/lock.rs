@@ -6,14 +6,24 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a predecessor may take to be gone: a child that it was starting when it
+/// was killed shares its lock until it executes.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Held as long as the value lives.
 #[derive(Debug)]
 pub struct PartLock(#[allow(dead_code, reason = "its life is the lock's")] File);
 
 impl PartLock {
-    /// Takes the lock at `path`, or says who has it.
+    /// Takes the lock at `path`, or says who has it and does not let go.
     pub fn take(path: &Path) -> io::Result<Self> {
+        Self::take_within(path, PATIENCE)
+    }
+
+    fn take_within(path: &Path, patience: Duration) -> io::Result<Self> {
+        let until = Instant::now() + patience;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -21,8 +31,11 @@ impl PartLock {
             .truncate(false)
             .mode(0o644)
             .open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
+        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK {
+                return Err(error.into());
+            }
+            if Instant::now() > until {
                 let mut pid = String::new();
                 file.read_to_string(&mut pid)?;
                 return Err(io::Error::other(format!(
@@ -31,7 +44,7 @@ impl PartLock {
                     pid.trim()
                 )));
             }
-            other => other?,
+            std::thread::sleep(Duration::from_millis(20));
         }
         file.set_len(0)?;
         file.rewind()?;
@@ -49,9 +62,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.lock");
         let first = PartLock::take(&path).unwrap();
-        let error = PartLock::take(&path).unwrap_err().to_string();
-        assert!(error.contains(&std::process::id().to_string()), "{error}");
-        drop(first);
+        let error = PartLock::take_within(&path, Duration::ZERO).unwrap_err();
+        let pid = std::process::id().to_string();
+        assert!(error.to_string().contains(&pid), "{error}");
+        let leaving = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
         PartLock::take(&path).unwrap();
+        leaving.join().unwrap();
     }
 }

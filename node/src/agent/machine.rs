@@ -127,6 +127,21 @@ impl Machine {
         }
     }
 
+    /// Ends whatever runs in the control group of instance `id`, and removes the group.
+    pub fn destroy_stray(&self, id: &str) -> Result<(), EffectError> {
+        for pid in self.cgroups.processes(id).doing("control groups")? {
+            let Some(process) = Process::open_pid(pid).doing("a stray VMM")? else {
+                continue;
+            };
+            process.kill().doing("a stray VMM")?;
+            let patience = Instant::now() + STOP_PATIENCE;
+            while !process.has_exited() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        self.cgroups.remove(id).doing("control groups")
+    }
+
     /// Does `step` for instance `id`. On error `body` is stale: survey again.
     pub fn execute(
         &self,
@@ -246,17 +261,18 @@ impl Machine {
     }
 
     fn end(&self, id: &str, end: &End, body: &mut Body) -> Result<(), EffectError> {
-        let mut record = match self.ledger.get(id) {
-            Some(record) => record,
-            None => self.ledger.allot(id, &[]).doing("ledger")?,
-        };
-        record.ended = Some(Ended {
+        let ended = Ended {
             starts: end.starts,
             failed: end.failed,
             reason_code: end.reason_code.clone(),
             message: end.message.clone(),
             at_s: now_s(),
-        });
+        };
+        let mut record = match self.ledger.get(id) {
+            Some(record) => record,
+            None => self.ledger.allot(id, &[], |_| ()).doing("ledger")?,
+        };
+        record.ended = Some(ended);
         body.seen.page = Some(Page::from(&record));
         self.ledger.put(id, record).doing("ledger")
     }

@@ -5,7 +5,7 @@ use crate::agent::blocks::Definition;
 use crate::agent::layout::Layout;
 use crate::agent::network::Network;
 use crate::agent::owner::RunDir;
-use crate::agent::plan::{Goal, Want, plan};
+use crate::agent::plan::{Goal, Volumes, Want, plan};
 use crate::agent::process::NONCE_VARIABLE;
 use crate::agent::spawn::Launch;
 use ocs_dataplane::model::Policy;
@@ -269,7 +269,7 @@ impl Host {
             goal,
             starts: desired.starts,
             reboots: desired.reboots,
-            volumes_ready: true,
+            volumes: Volumes::Ready,
             host_stopping,
         };
         let mut body = node.survey(ID, &Body::default()).unwrap();

@@ -40,5 +40,6 @@ pub mod privilege;
 pub mod process;
 pub mod session;
 pub mod spawn;
+mod units;
 pub mod vmm;
-pub mod volumes;
+mod volumes;

@@ -31,6 +31,17 @@ pub enum Goal {
     Absent,
 }
 
+/// How the volumes that an instance attaches stand, taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Volumes {
+    /// All are there.
+    Ready,
+    /// One is being made.
+    Pending,
+    /// storaged will not make one.
+    Refused,
+}
+
 /// One instance as desired, as far as a plan depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -42,8 +53,8 @@ pub struct Want {
     pub starts: u64,
     /// How many reboots (`Instance.reboots`).
     pub reboots: u64,
-    /// Its volumes are there.
-    pub volumes_ready: bool,
+    /// How its volumes stand.
+    pub volumes: Volumes,
     /// The host goes down: every run ends with `Server.ScheduledStop`.
     pub host_stopping: bool,
 }
@@ -171,7 +182,7 @@ pub fn plan(want: &Want, seen: &Seen, now: Instant) -> Step {
             starts: want.starts,
             failed: false,
             reason_code: "Server.ScheduledStop".to_owned(),
-            message: "Server.ScheduledStop: the host was shut down".to_owned(),
+            message: "the host was shut down".to_owned(),
         });
     }
     match &seen.run {
@@ -185,7 +196,13 @@ fn without_run(want: &Want, seen: &Seen, now: Instant) -> Step {
     match &seen.page {
         Some(page) if page.stores && !(run && page.starts == want.starts) => Step::Erase,
         Some(_) if want.goal == Goal::Absent => Step::Forget,
-        _ if !run || !want.volumes_ready => Step::Rest,
+        _ if !run || want.volumes == Volumes::Pending => Step::Rest,
+        _ if want.volumes == Volumes::Refused => Step::End(End {
+            starts: want.starts,
+            failed: seen.been_up != Some(want.starts),
+            reason_code: "Server.InternalError".to_owned(),
+            message: "a volume could not be made".to_owned(),
+        }),
         _ => match seen.retry_at {
             Some(at) if at > now => Step::WaitUntil(at),
             _ => Step::Launch,
@@ -229,7 +246,7 @@ fn end_of(want: &Want, seen: &Seen, words: Option<&ExitRecord>) -> Option<End> {
             starts: want.starts,
             failed: seen.been_up != Some(want.starts),
             reason_code: reason_code.to_owned(),
-            message: format!("{reason_code}: {message}"),
+            message,
         })
     };
     match words {

@@ -7,7 +7,7 @@ fn want(goal: Goal) -> Want {
         goal,
         starts: 2,
         reboots: 1,
-        volumes_ready: true,
+        volumes: Volumes::Ready,
         host_stopping: false,
     }
 }
@@ -198,7 +198,7 @@ fn a_launch_waits_for_volumes_and_for_its_turn() {
     let later = now + Duration::from_secs(1);
     let mut seen = Seen::default();
     let unready = Want {
-        volumes_ready: false,
+        volumes: Volumes::Pending,
         ..want(Goal::Run)
     };
     assert_eq!(plan(&unready, &seen, now), Step::Rest);
@@ -206,6 +206,16 @@ fn a_launch_waits_for_volumes_and_for_its_turn() {
     seen.retry_at = Some(later);
     assert_eq!(plan(&want(Goal::Run), &seen, now), Step::WaitUntil(later));
     assert_eq!(plan(&want(Goal::Run), &seen, later), Step::Launch);
+    let refused = Want {
+        volumes: Volumes::Refused,
+        ..want(Goal::Run)
+    };
+    let Step::End(end) = plan(&refused, &seen, now) else {
+        panic!("it waits for what will never be");
+    };
+    assert!(end.failed);
+    // What runs already has what it needs.
+    assert_eq!(plan(&refused, &running(), now), Step::Rest);
 }
 
 /// What a step does to the world, told as simply as can be.
@@ -268,9 +278,10 @@ fn act(want: &Want, seen: &mut Seen, step: &Step, now: &mut Instant) {
 prop_compose! {
     fn any_want()(
         goal in prop_oneof![Just(Goal::Run), Just(Goal::Stop), Just(Goal::Absent)],
+        volumes in prop_oneof![Just(Volumes::Ready), Just(Volumes::Refused)],
         generation in 1u64..4, starts in 1u64..3, reboots in 0u64..3, host_stopping: bool,
     ) -> Want {
-        Want { generation, goal, starts, reboots, volumes_ready: true, host_stopping }
+        Want { generation, goal, starts, reboots, volumes, host_stopping }
     }
 }
 

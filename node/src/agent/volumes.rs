@@ -5,6 +5,7 @@ use super::engine::{Engine, Event, backoff};
 use super::error::{Doing, EffectError};
 use super::machine::Machine;
 use super::owner::RunDir;
+use super::plan::Volumes;
 use ocs_node_api as api;
 use ocs_storaged_api::{VolumeKind, VolumeStatus};
 use std::collections::BTreeSet;
@@ -39,13 +40,17 @@ pub(super) fn of(desired: &api::Instance) -> Vec<String> {
 }
 
 impl Engine {
-    /// Whether an instance's volumes are there.
-    pub(super) fn volumes_ready(&self, desired: &api::Instance) -> bool {
-        of(desired).iter().all(|id| {
-            self.volumes
-                .get(id)
-                .is_some_and(|unit| unit.state == State::Present)
-        })
+    /// How the volumes of an instance stand.
+    pub(super) fn volumes_of(&self, desired: &api::Instance) -> Volumes {
+        let mut all = Volumes::Ready;
+        for id in of(desired) {
+            match self.volumes.get(&id).map(|unit| unit.state) {
+                Some(State::Present) => {}
+                Some(State::Refused(_)) => return Volumes::Refused,
+                Some(State::Unknown) | None => all = Volumes::Pending,
+            }
+        }
+        all
     }
 
     /// Sweeps storaged, again and again until it answers; then [`Self::on_swept`].

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+const RESPONDER: u32 = 2;
 const STORAGED: u32 = 3;
 
 pub struct Rig {
@@ -27,6 +28,7 @@ pub struct Rig {
     folder: TempDir,
     node: Option<Child>,
     storaged: Option<Child>,
+    responder: Option<Child>,
 }
 
 /// A program of another crate, beside `ocs-node` or where `OCS_BIN_DIRS` says.
@@ -80,6 +82,7 @@ impl Rig {
             folder,
             node: None,
             storaged: None,
+            responder: None,
         };
         rig.start_storaged();
         rig
@@ -100,6 +103,21 @@ impl Rig {
             .spawn()
             .unwrap();
         self.storaged = Some(child);
+    }
+
+    /// DHCP and metadata, for tests whose guests talk.
+    pub fn start_responder(&mut self) {
+        let uid = (self.uid_base + RESPONDER).to_string();
+        let child = Command::new(env!("CARGO_BIN_EXE_ocs-responder"))
+            .arg("--state")
+            .arg(&self.state)
+            .arg("--netns")
+            .arg(self.state.join("run/netns/svc"))
+            .args(["--interface", "svc1", "--uid", &uid, "--gid", &uid])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.responder = Some(child);
     }
 
     pub fn kill_storaged(&mut self) {
@@ -177,6 +195,30 @@ impl Rig {
         }
     }
 
+    /// Waits for a console line that `of` says yes to, among those after `from` bytes.
+    #[track_caller]
+    pub fn await_line(
+        &self,
+        id: &str,
+        from: usize,
+        what: &str,
+        of: impl Fn(&str) -> bool,
+    ) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let console = self.console(id);
+            let tail = console.get(from..).unwrap_or_default();
+            if let Some(line) = tail.lines().find(|line| of(line)) {
+                return line.to_owned();
+            }
+            assert!(
+                Instant::now() < until,
+                "no {what} on the console of {id}:\n{tail}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn owner(&self, id: &str) -> Option<ocs_node::agent::owner::Owner> {
         let path = self.state.join("run/instances").join(id).join("owner.json");
         serde_json::from_slice(&std::fs::read(path).ok()?).ok()
@@ -204,6 +246,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let clean = self.cleanup();
         end(&mut self.storaged);
+        end(&mut self.responder);
         if !clean && !std::thread::panicking() {
             panic!("cleanup failed");
         }
@@ -235,7 +278,7 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// An id that no other test run uses.
+/// An id that no other run of the tests uses; within one, `n` tells them apart.
 pub fn id(kind: &str, n: u64) -> String {
     let unique = u64::from(std::process::id()) << 16 | n;
     format!("{kind}-{unique:017x}")
