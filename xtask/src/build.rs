@@ -33,7 +33,13 @@ impl Profile {
 }
 
 /// The host crates whose binaries make an installation.
-const HOST_CRATES: &[&str] = &["ocs", "ocs-control", "ocs-node", "ocs-storaged", "ocs-vmm"];
+const HOST_CRATES: &[&str] = &[
+    "ocs-cli",
+    "ocs-control",
+    "ocs-node",
+    "ocs-storaged",
+    "ocs-vmm",
+];
 
 /// Everything. Yields the folder that holds the binaries.
 pub fn all(profile: Profile) -> Result<PathBuf> {

@@ -71,18 +71,29 @@ enum Command {
     GenEc2,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("\x1b[1;31merror:\x1b[0m {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Carries out one command. Yields the exit code.
+fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::Build { release } => build::all(build::Profile::of(release)).map(drop),
         Command::BuildEbpf => build::ebpf(),
         Command::BuildGuest => build::guest(),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
-        Command::Lab { action } => return lab::run(action).map(ExitCode::from),
+        Command::Lab { action } => return lab::run(action),
         Command::Bench { area, quick } => bench::run(&area, quick),
         Command::Ci => gates::all(),
         Command::Setup => setup::everything(),
         Command::GenEc2 => build::generate_ec2(),
     }?;
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }

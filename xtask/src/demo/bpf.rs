@@ -71,8 +71,11 @@ fn count_in(top: &Path, folder: &Path, counts: &mut BTreeMap<String, usize>) -> 
 
 /// `None` for what is no map, or no map with entries.
 fn count(path: &Path) -> Result<Option<usize>> {
-    // A pinned program or link opens too; its info is of another shape, told by its link.
-    let pinned = open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    // A bpffs has files of its own besides what is pinned: maps.debug, progs.debug.
+    let Ok(pinned) = open(path) else {
+        return Ok(None);
+    };
+    // A pinned program or link opens too; its name tells it.
     let kind = fs::read_link(format!("/proc/self/fd/{}", pinned.as_raw_fd()))?;
     if kind.as_os_str() != "anon_inode:bpf-map" {
         return Ok(None);

@@ -23,16 +23,15 @@ const GUEST_LIMIT: Duration = Duration::from_secs(150);
 /// Runs as the first process in the emulated host: the installation, until `/lab/stop`.
 const HOST_SCRIPT: &str = r#"
 state=/run/ocs
-mkdir -p $state
-"$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
-    --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs || exit 1
 "$BIN/ocs" up --state $state --listen 10.0.2.15:$PORT --write-env /lab/env.part &
 up=$!
 until [ -s /lab/env.part ]; do
     kill -0 $up 2>/dev/null || break
     sleep 0.2
 done
-mv /lab/env.part /lab/env
+"$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
+    --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs &&
+    mv /lab/env.part /lab/env
 until [ -e /lab/stop ] || ! kill -0 $up 2>/dev/null; do sleep 0.5; done
 cp $state/log/* /lab/ 2>/dev/null
 kill -INT $up
@@ -89,11 +88,12 @@ pub fn stock(binaries: &Path) -> Result<Table> {
 }
 
 fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
-    let mut console = String::new();
+    let (mut console, mut id) = (String::new(), String::new());
     table.check(
         "an unmodified Debian cloud kernel boots under ocs-vmm over virtio-pci",
         || {
-            let (aws, id) = aws.and_then(run)?;
+            let aws = aws?;
+            id = run(&aws)?;
             console = wait_end(&aws, &id)?;
             let line = line(&console, "stock: kernel ")?;
             let release = package.trim_start_matches("linux-image-");
@@ -110,8 +110,10 @@ fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
         "it gets its address by DHCP and its user data by IMDSv2",
         || {
             let dhcp = line(&console, "stock: dhcp address=172.31.")?;
+            let own = line(&console, "stock: instance-id ")?;
             let data = line(&console, "stock: user-data ")?;
-            Ok(format!("{dhcp}\n{data}"))
+            ensure!(!id.is_empty() && own.ends_with(&id), "{own}, not {id}");
+            Ok(format!("{dhcp}\n{own}\n{data}"))
         },
     );
     table.check(
@@ -128,7 +130,7 @@ fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
 }
 
 /// Runs a probe that serves, then the stock guest. Yields the latter's id.
-fn run(aws: Aws) -> Result<(Aws, String)> {
+fn run(aws: &Aws) -> Result<String> {
     let image = aws.value("OCS_PROBE_AMI")?;
     let server = aws.call(&[
         "ec2",
@@ -141,17 +143,11 @@ fn run(aws: Aws) -> Result<(Aws, String)> {
         "listen http 80 1MiB\n",
     ])?;
     let address = text(&server, "/Instances/0/PrivateIpAddress")?;
-    let images = aws.call(&[
-        "ec2",
-        "describe-images",
-        "--filters",
-        "Name=name,Values=stock",
-    ])?;
     let stock = aws.call(&[
         "ec2",
         "run-instances",
         "--image-id",
-        text(&images, "/Images/0/ImageId")?,
+        &stock_image(aws)?,
         "--instance-type",
         "t3.nano",
         "--metadata-options",
@@ -160,8 +156,25 @@ fn run(aws: Aws) -> Result<(Aws, String)> {
         &GUEST_SCRIPT.replace("SERVER", address),
     ])?;
     let id = text(&stock, "/Instances/0/InstanceId")?.to_owned();
-    wait_state(&aws, &[&id], "running", Duration::from_secs(60))?;
-    Ok((aws, id))
+    wait_state(aws, &[&id], "running", Duration::from_secs(60))?;
+    Ok(id)
+}
+
+/// The imported image's id: control looks for new images every other second.
+fn stock_image(aws: &Aws) -> Result<String> {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let images = aws.call(&[
+            "ec2",
+            "describe-images",
+            "--filters",
+            "Name=name,Values=stock",
+        ])?;
+        match text(&images, "/Images/0/ImageId") {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(500)),
+            id => return Ok(id?.to_owned()),
+        }
+    }
 }
 
 /// The guest's console once it is done.

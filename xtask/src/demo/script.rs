@@ -240,6 +240,9 @@ fn end(table: &mut Table, scene: &mut Scene, up: &Installation, sabotage: Option
             ])?;
             let gone =
                 wait_state(aws, &ids, "terminated", Duration::from_secs(20)).and_then(|_| {
+                    // A group that another's rule refers to cannot be deleted.
+                    ingress(aws, "revoke", &a.group, A_PORT, &b.group)?;
+                    ingress(aws, "revoke", &b.group, B_PORT, &a.group)?;
                     for guest in [a, b] {
                         aws.call(&["ec2", "delete-security-group", "--group-id", &guest.group])?;
                     }
@@ -287,13 +290,15 @@ fn nothing_of_the_instances(scene: &Scene, up: &Installation) -> Result<String> 
     ))
 }
 
-/// What an instance could leave on disk: console rings are kept until EC2 forgets a
-/// terminated instance, so that GetConsoleOutput still answers; logs are the parts' own.
+/// What an instance could leave on disk. Console rings are kept until EC2 forgets a
+/// terminated instance, so that GetConsoleOutput still answers; logs and storaged's
+/// table of volumes are the parts' own.
 fn durable_files(up: &Installation) -> Result<Vec<String>> {
+    let own = ["run/console", "log/", "storaged/volumes.json"];
     let files = leftovers::files(&up.state())?;
     Ok(files
         .into_iter()
-        .filter(|file| !file.starts_with("run/console") && !file.starts_with("log/"))
+        .filter(|file| !own.iter().any(|start| file.starts_with(start)))
         .collect())
 }
 

@@ -12,14 +12,18 @@ ip link set lo up
 ip link set eth0 up
 udhcpc -i eth0 -n -q -t 20 -T 2 -s /bin/dhcp-script || echo "stock: no DHCP answer"
 
-metadata() { # METHOD PATH HEADER
-    printf '%s %s HTTP/1.1\r\nHost: 169.254.169.254\r\n%s\r\nConnection: close\r\n\r\n' "$1" "$2" "$3" |
-        nc -w 20 169.254.169.254 80 | sed '1,/^\r*$/d'
+# busybox wget has no PUT; a server may drop a client that closes its side early, hence
+# the pause.
+token=$({
+    printf 'PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n'
+    printf 'X-aws-ec2-metadata-token-ttl-seconds: 300\r\nConnection: close\r\n\r\n'
+    sleep 2
+} | nc 169.254.169.254 80 | tr -d '\r' | sed '1,/^$/d')
+metadata() {
+    wget -q -O - --header "X-aws-ec2-metadata-token: $token" "http://169.254.169.254/latest/$1"
 }
-token=$(metadata PUT /latest/api/token "X-aws-ec2-metadata-token-ttl-seconds: 300")
-header="X-aws-ec2-metadata-token: $token"
-echo "stock: instance-id $(metadata GET /latest/meta-data/instance-id "$header")"
-metadata GET /latest/user-data "$header" >/tmp/user-data
+echo "stock: instance-id $(metadata meta-data/instance-id)"
+metadata user-data >/tmp/user-data
 echo "stock: user-data $(wc -c </tmp/user-data) bytes"
 sh /tmp/user-data
 echo "stock: end"

@@ -10,7 +10,7 @@ while read -r module; do
     insmod "/modules/$module"
 done </modules/order
 until [ -b /dev/vda ]; do sleep 0.1; done
-echo "stock: disk serial=$(cat /sys/block/vda/serial) sectors=$(cat /sys/block/vda/size)"
+echo "stock: first disk serial=$(cat /sys/block/vda/serial) sectors=$(cat /sys/block/vda/size)"
 mount -t ext4 /dev/vda /new || poweroff -f
 umount /proc /sys
 mount --move /dev /new/dev
