@@ -12,6 +12,6 @@ async fn main() {
         eprintln!("usage: fake-node ADDRESS PKI_DIR");
         std::process::exit(2);
     };
-    let _node = fake_node::FakeNode::connect(address, pki.as_ref(), 1_000, 1 << 20).await;
+    let _node = fake_node::FakeNode::connect(address, pki.as_ref(), 1 << 20, 1 << 30).await;
     std::future::pending::<()>().await;
 }
