@@ -23,7 +23,7 @@ pub(super) fn timeouts(programs: &Programs) -> Result<Timeouts, FabricError> {
     std::thread::sleep(MEASURE);
     let last = programs.jiffies()?;
     let elapsed_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let measured = (last - first).saturating_mul(1_000_000) / elapsed_us.max(1);
+    let measured = last.saturating_sub(first).saturating_mul(1_000_000) / elapsed_us.max(1);
     let hz = FREQUENCIES
         .into_iter()
         .min_by_key(|hz| u64::from(*hz).abs_diff(measured))

@@ -19,7 +19,7 @@ pub(super) fn ensure(path: &Path) -> Result<OwnedFd, FabricError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(file("create folder", parent))?;
     }
-    if let Some(namespace) = existing(path)? {
+    if let Some(namespace) = find(path)? {
         return Ok(namespace);
     }
     OpenOptions::new()
@@ -43,13 +43,13 @@ pub(super) fn ensure(path: &Path) -> Result<OwnedFd, FabricError> {
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    existing(path)?.ok_or_else(|| {
+    find(path)?.ok_or_else(|| {
         file("find a network namespace on", path)(io::Error::from(io::ErrorKind::NotFound))
     })
 }
 
-/// The namespace mounted on `path`, if one is.
-fn existing(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
+/// Opens the namespace that is mounted on `path`, if one is.
+pub(super) fn find(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
     let opened = match File::open(path) {
         Ok(opened) => opened,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -61,14 +61,9 @@ fn existing(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
     Ok((status.f_type == NSFS_MAGIC).then(|| opened.into()))
 }
 
-/// Opens the namespace that is mounted on `path`, if there is one.
-pub(super) fn find(path: &Path) -> Result<Option<OwnedFd>, FabricError> {
-    existing(path)
-}
-
 /// Unmounts `path` and removes it.
 pub(super) fn remove(path: &Path) -> Result<(), FabricError> {
-    while existing(path)?.is_some() {
+    while find(path)?.is_some() {
         unmount(path, UnmountFlags::DETACH)
             .map_err(io::Error::from)
             .map_err(file("unmount", path))?;

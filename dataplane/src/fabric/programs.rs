@@ -249,3 +249,34 @@ fn run(
         mean_ns: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the verifier does for a program, and what the program then is, grow by leaps
+    /// when a search is unrolled or a state forks. (Its limit is a million.)
+    #[test]
+    fn programs_stay_small_and_quick_to_verify() {
+        let bytes = object::bytes().expect("an object; make it with `cargo xtask build`");
+        let object = Ebpf::load(bytes).expect("the kernel takes the maps");
+        let programs = Programs::new(object).expect("the kernel takes the programs");
+        for (name, verified_limit, bytes_limit) in [
+            (PORT, 150_000, 30_000),
+            (SVC, 5_000, 5_000),
+            (PASS, 10, 100),
+            (CLOCK, 50, 200),
+        ] {
+            let info = programs
+                .get(name)
+                .expect("a program")
+                .info()
+                .expect("its description");
+            let verified = info.verified_instruction_count().expect("Linux 5.16");
+            let bytes = info.size_jitted();
+            println!("{name}: {verified} instructions verified, {bytes} bytes");
+            assert!(verified <= verified_limit, "{name}: {verified} verified");
+            assert!(bytes <= bytes_limit, "{name}: {bytes} bytes");
+        }
+    }
+}
