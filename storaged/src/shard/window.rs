@@ -2,12 +2,12 @@
 //!
 //! Waking a sleeping CPU costs more than many requests do. So a shard whose guests
 //! answer quickly polls their rings for a while, and tells them that it needs no
-//! kick; one whose guests pause learns so in a few rounds and polls no more.
+//! kick; one whose guests pause stops at once, and begins again in small steps.
 
 use std::time::Duration;
 
 const MIN: Duration = Duration::from_micros(4);
-const MAX: Duration = Duration::from_micros(50);
+const MAX: Duration = Duration::from_micros(20);
 
 /// The time to poll, learned from the pauses between work.
 #[derive(Debug, Default)]
@@ -23,9 +23,7 @@ impl Window {
     /// Work came after a pause of `gap`.
     pub fn learn(&mut self, gap: Duration) {
         self.0 = if gap <= MAX {
-            (gap * 2).clamp(MIN, MAX)
-        } else if self.0 > MIN {
-            self.0 / 2
+            (self.0 * 2).clamp(MIN, MAX)
         } else {
             Duration::ZERO
         };
@@ -41,12 +39,12 @@ mod tests {
         let mut window = Window::default();
         assert_eq!(window.get(), Duration::ZERO);
         window.learn(Duration::from_micros(10));
-        assert_eq!(window.get(), Duration::from_micros(20));
-        window.learn(Duration::from_micros(49));
-        assert_eq!(window.get(), MAX);
+        assert_eq!(window.get(), MIN);
         for _ in 0..5 {
-            window.learn(Duration::from_millis(1));
+            window.learn(Duration::from_micros(1));
         }
+        assert_eq!(window.get(), MAX);
+        window.learn(Duration::from_millis(1));
         assert_eq!(window.get(), Duration::ZERO);
     }
 }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 4096;
+/// Looks for work between two looks at the clock, which cost more.
+const LOOKS: u32 = 8;
 /// `IORING_ENTER_GETEVENTS`: run deferred completions.
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -131,11 +133,13 @@ impl Worker {
         if self.on_ring == 0 && self.window.get() > Duration::ZERO {
             self.enter(false)?;
             while began.elapsed() < self.window.get() {
-                if self.work_came() {
-                    self.window.learn(began.elapsed());
-                    return self.enter(false);
+                for _ in 0..LOOKS {
+                    if self.work_came() {
+                        self.window.learn(began.elapsed());
+                        return self.enter(false);
+                    }
+                    std::hint::spin_loop();
                 }
-                std::hint::spin_loop();
             }
         }
         let idle = self.on_ring == 0;
