@@ -13,6 +13,7 @@
 pub mod bounce;
 pub mod device;
 pub mod flow;
+pub mod idle;
 pub mod op;
 pub mod slot;
 pub mod token;

@@ -25,6 +25,22 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Gives bytes back; they read as zeros.
+    #[must_use]
+    pub fn punch(offset: u64, len: u64) -> Self {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        Self::Allocate { mode, offset, len }
+    }
+
+    /// Makes bytes read as zeros and keeps their space.
+    #[must_use]
+    pub fn zero(offset: u64, len: u64) -> Self {
+        let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        Self::Allocate { mode, offset, len }
+    }
+}
+
 /// Where a transfer goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Vector {

@@ -143,23 +143,7 @@ impl Slot {
         match self.kind {
             Kind::Read(_) | Kind::Write(_) if file.key.is_some() => self.next_window(file, bounce),
             Kind::Read(_) | Kind::Write(_) => self.transfer(file),
-            Kind::Flush if !file.durable || file.inline => Step::Done(STATUS_OK),
-            Kind::Flush => Step::Submit(Op::Sync),
-            Kind::Discard { offset, len } => match inner(file, offset, len) {
-                Some((offset, len)) => allocate(PUNCH, offset, len),
-                None => Step::Done(STATUS_OK),
-            },
-            Kind::WriteZeroes { len: 0, .. } => Step::Done(STATUS_OK),
-            Kind::WriteZeroes { offset, len, .. }
-                if file.key.is_some() && !(offset | len).is_multiple_of(BLOCK) =>
-            {
-                Step::Done(STATUS_UNSUPP)
-            }
-            Kind::WriteZeroes { offset, len, unmap } if unmap || file.inline => {
-                allocate(PUNCH, offset, len)
-            }
-            Kind::WriteZeroes { offset, len, .. } => allocate(ZERO, offset, len),
-            Kind::GetId | Kind::Refuse(_) => Step::Done(STATUS_IOERR),
+            _ => self.effect(file),
         }
     }
 
@@ -215,21 +199,30 @@ impl Slot {
         match (self.kind, self.phase) {
             (Kind::Read(_) | Kind::Write(_), Phase::Plain) => self.transfer(file),
             (Kind::Read(_) | Kind::Write(_), _) => self.window_op(file, bounce),
-            _ => self.begin_again(file),
+            _ => self.effect(file),
         }
     }
 
-    fn begin_again(&mut self, file: &FileBacking) -> Step {
+    /// What moves no data.
+    fn effect(&self, file: &FileBacking) -> Step {
         match self.kind {
+            Kind::Flush if !file.durable || file.inline => Step::Done(STATUS_OK),
             Kind::Flush => Step::Submit(Op::Sync),
             Kind::Discard { offset, len } => match inner(file, offset, len) {
-                Some((offset, len)) => allocate(PUNCH, offset, len),
+                Some((offset, len)) => Step::Submit(Op::punch(offset, len)),
                 None => Step::Done(STATUS_OK),
             },
-            Kind::WriteZeroes { offset, len, unmap } => {
-                allocate(if unmap || file.inline { PUNCH } else { ZERO }, offset, len)
+            Kind::WriteZeroes { len: 0, .. } => Step::Done(STATUS_OK),
+            Kind::WriteZeroes { offset, len, .. }
+                if file.key.is_some() && !(offset | len).is_multiple_of(BLOCK) =>
+            {
+                Step::Done(STATUS_UNSUPP)
             }
-            _ => Step::Done(STATUS_IOERR),
+            Kind::WriteZeroes { offset, len, unmap } if unmap || file.inline => {
+                Step::Submit(Op::punch(offset, len))
+            }
+            Kind::WriteZeroes { offset, len, .. } => Step::Submit(Op::zero(offset, len)),
+            Kind::GetId | Kind::Refuse(_) => Step::Done(STATUS_IOERR),
         }
     }
 
@@ -404,13 +397,6 @@ const EMPTY: libc::iovec = libc::iovec {
     iov_base: std::ptr::null_mut(),
     iov_len: 0,
 };
-const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-
-fn allocate(mode: i32, offset: u64, len: u64) -> Step {
-    Step::Submit(Op::Allocate { mode, offset, len })
-}
-
 fn key(disk: &Disk) -> Option<&Key> {
     match &disk.backing {
         Backing::File(file) => file.key.as_ref(),

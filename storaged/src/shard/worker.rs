@@ -13,14 +13,9 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{Duration, Instant};
 
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 4096;
-/// Looks for work between two looks at the clock, which cost more.
-const LOOKS: u32 = 8;
-/// `IORING_ENTER_GETEVENTS`: run deferred completions.
-const ENTER_GETEVENTS: u32 = 1;
 
 /// All that a shard's ring may ever do; registering is over once it is enabled.
 const OPERATIONS: [u8; 7] = [
@@ -54,7 +49,7 @@ pub struct Worker {
     pub(super) scratch: Scratch,
     /// Requests that wait for the ring.
     pub(super) on_ring: usize,
-    window: Window,
+    pub(super) window: Window,
     generation: u32,
     ended: bool,
 }
@@ -124,82 +119,6 @@ impl Worker {
             }
             self.publish();
         }
-    }
-
-    /// Nothing is ready: polls for a while, if that has been worth it, then sleeps.
-    fn idle(&mut self) -> std::io::Result<()> {
-        let began = Instant::now();
-        // While the disk works, sleeping costs less than its time.
-        if self.on_ring == 0 && self.window.get() > Duration::ZERO {
-            self.enter(false)?;
-            while began.elapsed() < self.window.get() {
-                for _ in 0..LOOKS {
-                    if self.work_came() {
-                        self.window.learn(began.elapsed());
-                        return self.enter(false);
-                    }
-                    std::hint::spin_loop();
-                }
-            }
-        }
-        let idle = self.on_ring == 0;
-        if !self.enable_kicks() {
-            self.enter(true)?;
-        }
-        if idle {
-            self.window.learn(began.elapsed());
-        }
-        Ok(())
-    }
-
-    /// Is there a completion, or did a driver that was not told to kick offer more?
-    fn work_came(&mut self) -> bool {
-        for at in 0..self.parked.len() {
-            let (device, queue) = self.parked[at];
-            if self
-                .slot_queue(device, queue)
-                .is_some_and(|r| r.queue.has_more())
-            {
-                self.make_ready(device, queue);
-            }
-        }
-        !self.ready.is_empty()
-            || self.ring.submission().taskrun()
-            || !self.ring.completion().is_empty()
-    }
-
-    /// Asks all drivers to kick; true if one offered something meanwhile.
-    fn enable_kicks(&mut self) -> bool {
-        while let Some((device, queue)) = self.parked.pop() {
-            if let Some(running) = self.slot_queue(device, queue) {
-                running.parked = false;
-                if running.queue.enable_kicks() {
-                    self.make_ready(device, queue);
-                }
-            }
-        }
-        !self.ready.is_empty()
-    }
-
-    /// Submits what is queued and takes what has completed; may `wait` for one.
-    fn enter(&mut self, wait: bool) -> std::io::Result<()> {
-        let (queued, due) = {
-            let queue = self.ring.submission();
-            (queue.len(), queue.taskrun())
-        };
-        if queued == 0 && !due && !wait {
-            return Ok(());
-        }
-        // SAFETY: the entries queued hold what `push` demands; no argument is passed.
-        unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(
-                queued as u32,
-                u32::from(wait),
-                ENTER_GETEVENTS,
-                None,
-            )?;
-        }
-        Ok(())
     }
 
     fn completed(&mut self, done: &cqueue::Entry) {
