@@ -40,6 +40,20 @@ fn an_instance_runs_survives_its_node_and_goes() {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(cgroup.contains(&format!("/{id}")), "{cgroup}");
 
+    use std::os::unix::fs::MetadataExt;
+    let inode = |path: &std::path::Path| std::fs::metadata(path).unwrap().ino();
+    let void = inode(&rig.state.join("run/netns/void"));
+    assert_eq!(inode(format!("/proc/{pid}/ns/net").as_ref()), void);
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = std::fs::read_link(fd.unwrap().path()).unwrap_or_default();
+        let target = target.display().to_string();
+        let ours = ["/node/", "node.lock", "bpf", "/pki/", "/responder/"];
+        assert!(
+            !ours.iter().any(|name| target.contains(name)),
+            "it holds {target}"
+        );
+    }
+
     // The node is killed; the instance never notices, and is adopted, not started again.
     rig.kill_node();
     rig.start_node();

@@ -21,7 +21,7 @@ use ocs_vmm_spec as spec;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 
@@ -131,15 +131,7 @@ impl Machine {
                     .add(vmm::listen(&run.control_socket()).doing("the VMM's control socket")?),
             ),
             exit_record: Some(inherited.add(exit)),
-            kvm: Some(
-                inherited.add(
-                    OpenOptions::new()
-                        .read(true)
-                        .write(true)
-                        .open(KVM)
-                        .doing(KVM)?,
-                ),
-            ),
+            kvm: Some(inherited.add(open_kvm()?)),
         };
         spec.check()
             .map_err(|e| EffectError::Permanent(e.to_string()))?;
@@ -377,4 +369,15 @@ fn lock_exit_record(run: &RunDir) -> Result<File, EffectError> {
         .doing("exit.json")?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).doing("exit.json")?;
     Ok(file)
+}
+
+/// A host without KVM runs no instance, now or later.
+fn open_kvm() -> Result<File, EffectError> {
+    let opened = OpenOptions::new().read(true).write(true).open(KVM);
+    match opened {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(EffectError::Permanent(format!("{KVM}: {e}")))
+        }
+        other => other.doing(KVM),
+    }
 }

@@ -431,6 +431,30 @@ fn a_node_killed_at_any_effect_leaves_nothing_lost_doubled_or_behind() {
 }
 
 #[test]
+fn after_a_boot_of_the_host_what_ran_runs_again() {
+    let mut host = Host::new(u32::MAX);
+    let wanted = desired();
+    host.converge(&wanted, Goal::Run, false);
+    let run = RunDir::of(&host.layout, ID);
+    let before = run.owner().unwrap();
+    // The power failed: no last words, and another process has its number.
+    run.set_owner(&crate::agent::owner::Owner {
+        boot_id: "the boot before".into(),
+        process: Process::open_pid(1).unwrap().map(|p| p.id()),
+        ..before.clone()
+    })
+    .unwrap();
+    for vmm in &mut host.world.inner.lock().unwrap().vmms {
+        vmm.kill().unwrap();
+        vmm.wait().unwrap();
+    }
+    let seen = host.converge(&wanted, Goal::Run, false);
+    assert_eq!(seen.run.unwrap().vmm, Vmm::Alive);
+    assert_ne!(run.owner().unwrap().nonce, before.nonce);
+    assert_eq!(host.world.alive(), 1);
+}
+
+#[test]
 fn an_instance_that_cannot_be_launched_says_why() {
     let host = Host::new(u32::MAX);
     let node = host.node();

@@ -28,6 +28,8 @@ pub(super) struct Unit {
     pub(super) stale: bool,
     pub(super) watched: Option<ProcessId>,
     pub(super) failures: u32,
+    /// Why the last step failed.
+    pub(super) trouble: String,
     pub(super) not_before: Option<Instant>,
     pub(super) launches: u32,
     pub(super) last_launch: Option<Instant>,
@@ -49,7 +51,10 @@ impl Engine {
         unit.busy = false;
         unit.body = body;
         match result {
-            Ok(()) => unit.failures = 0,
+            Ok(()) => {
+                unit.failures = 0;
+                unit.trouble.clear();
+            }
             Err(error) => {
                 unit.failures += 1;
                 let wait = match step {
@@ -57,6 +62,7 @@ impl Engine {
                     _ => backoff(unit.failures),
                 };
                 unit.not_before = Some(Instant::now() + wait);
+                unit.trouble = error.to_string();
                 tracing::warn!(instance = id, ?step, %error, "will be tried again");
             }
         }
@@ -99,8 +105,11 @@ impl Engine {
             return;
         }
         if want.generation > 0 {
-            self.outbox
-                .instance(id, want.generation, observe(&want, &unit.body.seen));
+            let mut observed = observe(&want, &unit.body.seen);
+            if matches!(observed.phase, api::Phase::Starting | api::Phase::Stopping) {
+                observed.message.clone_from(&unit.trouble);
+            }
+            self.outbox.instance(id, want.generation, observed);
         }
         let now = Instant::now();
         let step = match (plan(&want, &unit.body.seen, now), unit.not_before) {
