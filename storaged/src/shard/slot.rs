@@ -222,7 +222,9 @@ impl Slot {
                 Step::Submit(Op::punch(offset, len))
             }
             Kind::WriteZeroes { offset, len, .. } => Step::Submit(Op::zero(offset, len)),
-            Kind::GetId | Kind::Refuse(_) => Step::Done(STATUS_IOERR),
+            Kind::Read(_) | Kind::Write(_) | Kind::GetId | Kind::Refuse(_) => {
+                Step::Done(STATUS_IOERR)
+            }
         }
     }
 
