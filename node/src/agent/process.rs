@@ -260,6 +260,7 @@ mod tests {
         let found = find(&run, &owner, &boot).unwrap().unwrap();
         assert_eq!(found.id().pid, i32::try_from(child.0.id()).unwrap());
         assert!(find(&run, &owner, "another boot").unwrap().is_none());
+        drop(child);
         drop(record);
         assert!(find(&run, &owner, &boot).unwrap().is_none());
     }
