@@ -62,6 +62,8 @@ impl Engine {
                     _ => backoff(unit.failures),
                 };
                 unit.not_before = Some(Instant::now() + wait);
+                // A survey that failed is still owed.
+                unit.stale |= matches!(step, Step::Rest);
                 unit.trouble = error.to_string();
                 tracing::warn!(instance = id, ?step, %error, "will be tried again");
             }
@@ -101,7 +103,10 @@ impl Engine {
             return;
         }
         if unit.stale {
-            self.survey(id);
+            match unit.not_before {
+                Some(at) if at > Instant::now() => self.wake(id, at),
+                _ => self.survey(id),
+            }
             return;
         }
         if want.generation > 0 {

@@ -102,6 +102,7 @@ fn main() -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
     let cli = Cli::parse();
     privilege::keep_needed().context("dropping capabilities")?;
