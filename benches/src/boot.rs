@@ -8,6 +8,7 @@ use crate::alternate::alternate;
 use crate::process::{Guarded, own_dir};
 use crate::report::{Better, Row};
 use anyhow::{Context, Result, ensure};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -74,15 +75,7 @@ fn start_ours(vmm: &Path, probe: &Path, dir: &Path) -> Result<Vec<f64>> {
     )?;
     let mut file = None;
     child
-        .wait_until(TIME_OUT, true, || {
-            file = file.take().or_else(|| std::fs::File::open(&ring).ok());
-            let mut written = [0u8; 8];
-            file.as_ref().is_some_and(|f| {
-                f.read_exact_at(&mut written, ocs_vmm_spec::console::WRITTEN_OFFSET)
-                    .is_ok()
-                    && u64::from_le_bytes(written) > 0
-            })
-        })
+        .wait_until(TIME_OUT, true, || has_output(&mut file, &ring))
         .context("ocs-vmm")?;
     let elapsed = start.elapsed();
     Ok(vec![
@@ -128,7 +121,19 @@ fn start_qemu(probe: &Path, dir: &Path) -> Result<Vec<f64>> {
     Ok(vec![us(start.elapsed()), child.cpu_us()?])
 }
 
-fn start_floor(probe: &Path) -> Result<Vec<f64>> {
+/// Whether anything was written to a console ring; `file` keeps it open.
+pub fn has_output(file: &mut Option<File>, ring: &Path) -> bool {
+    *file = file.take().or_else(|| File::open(ring).ok());
+    let mut written = [0u8; 8];
+    file.as_ref().is_some_and(|f| {
+        f.read_exact_at(&mut written, ocs_vmm_spec::console::WRITTEN_OFFSET)
+            .is_ok()
+            && u64::from_le_bytes(written) > 0
+    })
+}
+
+/// The bare start, in a process of its own: time and CPU time in µs.
+pub fn start_floor(probe: &Path) -> Result<Vec<f64>> {
     let program = own_dir()?.join("ocs-benches");
     let before = children_cpu_us()?;
     let start = Instant::now();

@@ -8,6 +8,7 @@
 //! has a file of its name.
 
 mod alternate;
+mod api;
 mod block;
 mod boot;
 mod floor;
@@ -62,6 +63,20 @@ enum Area {
         #[command(flatten)]
         common: Common,
     },
+    /// EC2's API against moto_server, and a launch through `ocs up`.
+    Api {
+        #[command(flatten)]
+        common: Common,
+        /// The peer's program, from `benches/requirements.txt`.
+        #[arg(long, default_value = "target/venv-bench/bin/moto_server")]
+        moto: PathBuf,
+        /// The probe image whose bare start is the limit.
+        #[arg(long, default_value = "target/artifacts/ocs-probe.elf")]
+        probe: PathBuf,
+        /// A folder on the disk that the stores are to be on.
+        #[arg(long, default_value = "target")]
+        disk_dir: PathBuf,
+    },
     /// The least that any VMM must do to reach the image's first output; used by `boot`.
     #[command(hide = true)]
     Floor {
@@ -90,6 +105,21 @@ fn main() -> Result<()> {
             report::publish("block", &rows, &common.out)
         }
         Area::Net { common } => report::publish("net", &net::measure(common.quick)?, &common.out),
+        Area::Api {
+            common,
+            moto,
+            probe,
+            disk_dir,
+        } => {
+            let places = api::Places {
+                bin_dir: &common.bin_dir()?,
+                moto: &moto,
+                probe: &probe,
+                disk_dir: &disk_dir,
+            };
+            let rows = api::measure(&places, common.quick)?;
+            report::publish("api", &rows, &common.out)
+        }
         Area::Floor { probe } => floor::run(&probe),
     }
 }

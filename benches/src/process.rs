@@ -1,6 +1,6 @@
 //! Child processes: started, accounted, and never left behind.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +56,27 @@ impl Guarded {
             }
         }
         Ok(())
+    }
+
+    /// Asks it to end by SIGTERM and waits; an end with an error, or none, is one here.
+    pub fn stop(&mut self, time_out: Duration) -> Result<()> {
+        let start = Instant::now();
+        if self.0.try_wait()?.is_none() {
+            let pid = rustix::process::Pid::from_child(&self.0);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                ensure!(status.success(), "it ended with {status}");
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < time_out,
+                "it has not ended after {} s",
+                time_out.as_secs()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// CPU time of all its threads so far, in µs (`/proc/PID/task/*/schedstat`).
