@@ -93,7 +93,8 @@ pub fn build(spec: &Spec, started_ns: u64) -> Result<Built> {
     }
 
     let bus = Arc::new(Bus {
-        serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?),
+        serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?)
+            .map_err(host("map the console ring"))?,
         rtc: Rtc::default(),
         power: Power::new(irqs.line(layout::POWER_GSI)?),
         pci: PciRoot::new(slots.functions),

@@ -55,6 +55,13 @@ impl RingWriter {
         })
     }
 
+    /// The file, laid out, with the ring's capacity and the count of bytes written: for a
+    /// writer that maps it.
+    #[must_use]
+    pub fn into_parts(self) -> (File, u64, u64) {
+        (self.file, self.capacity, self.written)
+    }
+
     /// Appends `bytes`, overwriting the oldest.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut rest = bytes;

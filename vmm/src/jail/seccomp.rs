@@ -2,9 +2,9 @@
 //!
 //! | thread | beyond memory, locks and its own end |
 //! |---|---|
-//! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; console writes; eventfds |
+//! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; eventfds |
 //! | disk | accept, send and receive on Unix sockets; the inflight region |
-//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs |
+//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs, hanging up on backends |
 //!
 //! No thread may open a file, make a socket, start a program or map code.
 
@@ -53,10 +53,7 @@ const COMMON: &[i64] = &[
 /// For a vCPU thread.
 pub fn confine_vcpu() -> io::Result<()> {
     let mut rules = common()?;
-    allow(
-        &mut rules,
-        &[libc::SYS_pwrite64, libc::SYS_poll, libc::SYS_ppoll],
-    );
+    allow(&mut rules, &[libc::SYS_poll, libc::SYS_ppoll]);
     rules.insert(
         libc::SYS_ioctl,
         one_of(
@@ -115,6 +112,7 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_recvfrom,
             libc::SYS_sendto,
             libc::SYS_tgkill,
+            libc::SYS_shutdown,
             libc::SYS_lseek,
             libc::SYS_ftruncate,
         ],

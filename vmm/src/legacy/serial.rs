@@ -1,5 +1,6 @@
 //! COM1, a 16550A whose output goes to the console ring. There is no input.
 
+use super::ring::MappedRing;
 use ocs_vmm_spec::console::RingWriter;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +46,7 @@ impl SerialEvents for Counted {
     fn in_buffer_empty(&self) {}
 }
 
-struct Ring(RingWriter);
+struct Ring(MappedRing);
 
 impl io::Write for Ring {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -59,16 +60,17 @@ impl io::Write for Ring {
 
 impl SerialPort {
     /// A port that writes to `ring` and interrupts through `line`.
-    pub fn new(ring: RingWriter, line: EventFd) -> Self {
+    pub fn new(ring: RingWriter, line: EventFd) -> io::Result<Self> {
+        let ring = MappedRing::new(ring)?;
         let metrics = Arc::new(SerialMetrics::default());
-        Self {
+        Ok(Self {
             uart: Mutex::new(vm_superio::Serial::with_events(
                 IrqLine(line),
                 Counted(Arc::clone(&metrics)),
                 Ring(ring),
             )),
             metrics,
-        }
+        })
     }
 
     /// A guest's read of register `offset`.
