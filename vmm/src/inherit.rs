@@ -9,8 +9,12 @@ use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+
+/// Mode of a file made here: a console may show secrets.
+const PRIVATE: u32 = 0o600;
 
 /// Opens for reading.
 pub fn read(field: &str, source: &Source) -> Result<File> {
@@ -25,6 +29,7 @@ pub fn read_write(field: &str, source: &Source) -> Result<File> {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(PRIVATE)
             .open(path)
     })
 }

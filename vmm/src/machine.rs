@@ -135,6 +135,7 @@ impl Machine {
         let state = match self.gate.state() {
             _ if self.outcome.record().is_some() => RunState::Stopping,
             GateState::Open => RunState::Running,
+            GateState::Held if !self.missing_disks().is_empty() => RunState::Waiting,
             GateState::Held => RunState::Paused,
             GateState::Closed => RunState::Stopping,
         };

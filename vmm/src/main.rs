@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use ocs_vmm_spec::exit::ExitReason;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,22 +34,29 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // A full disk under the log must not become a panic on stderr.
+        .log_internal_errors(false)
         .init();
     match read_spec(&Arguments::parse()) {
         Ok(json) => {
             let (record, _held_until_exit) = ocs_vmm::serve(&json);
             tracing::info!(reason = ?record.reason, message = record.message, "ended");
             if record.reason == ExitReason::Error {
-                eprintln!("ocs-vmm: {}", record.message);
+                complain(&record.message);
                 return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("ocs-vmm: {error:#}");
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One sentence on stderr, or nowhere where stderr takes none.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "ocs-vmm: {message}");
 }
 
 fn read_spec(arguments: &Arguments) -> anyhow::Result<Vec<u8>> {

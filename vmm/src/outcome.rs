@@ -1,7 +1,7 @@
 //! How the machine ended: the first cause wins, and wakes the event thread.
 
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Set once, by whichever thread first knows the end.
@@ -30,5 +30,26 @@ impl Outcome {
     /// The cause, once there is one.
     pub fn record(&self) -> Option<&ExitRecord> {
         self.record.get()
+    }
+}
+
+/// Held by a thread that the machine cannot do without: when it ends, by a panic
+/// say, the machine ends, if that was not the cause.
+pub struct LastWord {
+    outcome: Arc<Outcome>,
+    thread: String,
+}
+
+impl LastWord {
+    /// For the thread of this name.
+    pub fn new(outcome: Arc<Outcome>, thread: String) -> Self {
+        Self { outcome, thread }
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        let message = format!("{}: its thread ended unexpectedly", self.thread);
+        self.outcome.end(ExitReason::Error, message);
     }
 }

@@ -19,15 +19,20 @@ use rustix::event::epoll::EventFlags;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 const SOURCE_ENDED: u32 = 0;
 const SOURCE_SIGNAL: u32 = 1;
 const SOURCE_DISK: u32 = 2;
 
+/// How long block backends, all together, may take to let their rings go at the end.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
 /// Runs the machine of `spec` to its end and says how it ended.
 pub fn run(spec: &Spec, started_ns: u64) -> Result<ExitRecord> {
     let signals = block_signals().map_err(host("block signals"))?;
+    ignore_file_limit();
     let built = build(spec, started_ns)?;
     jail::confine_process().map_err(host("drop privileges"))?;
     run_built(built, signals)
@@ -60,7 +65,7 @@ fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
     let mut disks: Vec<WorkerThread> = Vec::new();
     let ran = (|| {
         for worker in built.disks {
-            disks.push(worker.spawn(jail::confine_disk)?);
+            disks.push(worker.spawn(Arc::clone(&machine.outcome), jail::confine_disk)?);
         }
         for (index, vcpu) in (0u8..).zip(built.vcpus) {
             machine.add_vcpu(cpu::spawn(
@@ -82,8 +87,10 @@ fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
     })();
 
     machine.stop_vcpus();
+    let deadline = Instant::now() + LAST_ANSWER_LIMIT;
+    disks.iter().for_each(WorkerThread::ask_to_stop);
     for disk in disks {
-        disk.stop();
+        disk.join(deadline);
     }
     ran?;
     Ok(machine.outcome.record().cloned().unwrap_or(ExitRecord {
@@ -148,6 +155,12 @@ fn block_signals() -> io::Result<OwnedFd> {
         }
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// A log that has grown to the limit of a file takes no more; that is no reason to end.
+fn ignore_file_limit() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Writes the exit record over whatever `file` holds.

@@ -8,7 +8,7 @@ use ocs_vmm_spec::control::{PROTOCOL_VERSION, Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
 use serde_json::json;
 use std::fs;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 fn state(reply: &Reply) -> RunState {
     let Reply::Status { state, .. } = reply else {
@@ -132,12 +132,57 @@ fn a_missing_backend_holds_the_guest_but_not_the_operator() {
     else {
         panic!("no status");
     };
-    assert_eq!((state, first_run_ns), (RunState::Paused, 0));
+    assert_eq!((state, first_run_ns), (RunState::Waiting, 0));
     assert_eq!(block_connected.get("vol1"), Some(&false));
     assert_eq!(control.ask(&Request::Resume), Reply::Ok);
     assert_eq!(bench.console(), "", "the guest ran without its disk");
     assert_eq!(control.ask(&Request::Stop), Reply::Ok);
     assert_eq!(vmm.finish().2.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_backend_that_does_not_answer_holds_nothing_up_at_the_end() {
+    use std::io::Read;
+    let mut bench = Bench::new(&elf(&halt()));
+    bench.spec["block"] = json!([{
+        "id": "vol1", "listener": {"path": bench.path("blk.sock")}, "backend_uid": 0,
+    }]);
+    let mut vmm = bench.start();
+    let mut control = vmm.control();
+    let mut backend = UnixStream::connect(bench.path("blk.sock")).unwrap();
+    // The first message of the handshake: the VMM now waits for its answer.
+    backend.read_exact(&mut [0; 12]).unwrap();
+    assert_eq!(state(&control.ask(&Request::Status)), RunState::Waiting);
+    assert_eq!(control.ask(&Request::Stop), Reply::Ok);
+    assert_eq!(vmm.finish().2.reason, ExitReason::Stopped);
+}
+
+#[test]
+fn a_log_that_takes_no_more_ends_nothing() {
+    let full = bench_log(|_| fs::File::options().write(true).open("/dev/full").unwrap());
+    let at_limit = bench_log(|bench| {
+        use std::io::Seek;
+        let mut log = fs::File::create(bench.path("log")).unwrap();
+        log.seek(std::io::SeekFrom::Start(2 << 20)).unwrap();
+        log
+    });
+    for (bench, log) in [full, at_limit] {
+        let mut command = bench.command();
+        command.env("OCS_LOG", "debug").stderr(log);
+        let mut vmm = bench.adopt(command.spawn().unwrap());
+        vmm.wait_console("up");
+        // The end is logged, too.
+        assert_eq!(vmm.control().ask(&Request::Stop), Reply::Ok);
+        let (status, _, record) = vmm.finish();
+        assert!(status.success(), "{status}");
+        assert_eq!(record.reason, ExitReason::Stopped);
+    }
+}
+
+fn bench_log(log: impl Fn(&Bench) -> fs::File) -> (Bench, fs::File) {
+    let bench = Bench::new(&elf(&[print("up"), halt()].concat()));
+    let log = log(&bench);
+    (bench, log)
 }
 
 #[test]

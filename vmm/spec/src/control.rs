@@ -66,6 +66,9 @@ pub enum Reply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// The guest was not started yet: a block device's backend has never connected (see
+    /// [`Reply::Status`]'s `block_connected`). There is no time-out; a caller sets its own.
+    Waiting,
     /// vCPUs run.
     Running,
     /// vCPUs are held.

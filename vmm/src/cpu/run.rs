@@ -11,7 +11,7 @@
 use crate::bus::Bus;
 use crate::error::{Result, host};
 use crate::legacy::power::PowerRequest;
-use crate::outcome::Outcome;
+use crate::outcome::{LastWord, Outcome};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use ocs_vmm_spec::exit::ExitReason;
@@ -175,6 +175,9 @@ pub fn spawn(
         .name(format!("vcpu{index}"))
         .stack_size(256 * 1024)
         .spawn(move || {
+            // Dropped in reverse order: the cause is known before others turn back.
+            let _closed = CloseGate(Arc::clone(&gate));
+            let _word = LastWord::new(Arc::clone(&outcome), format!("vCPU {index}"));
             if let Err(error) = prepare() {
                 outcome.end(
                     ExitReason::Error,
@@ -188,6 +191,16 @@ pub fn spawn(
     Ok(VcpuThread { handle })
 }
 
+/// Closes the gate when a vCPU's thread ends: a machine that lost one does not go on, and
+/// who waits for it at the gate must not wait for ever.
+struct CloseGate(Arc<Gate>);
+
+impl Drop for CloseGate {
+    fn drop(&mut self) {
+        self.0.set(GateState::Closed);
+    }
+}
+
 fn run(index: u8, mut vcpu: VcpuFd, bus: &Bus, gate: &Gate, outcome: &Outcome) {
     RUN.set(std::ptr::from_mut(vcpu.get_kvm_run()));
     loop {
@@ -197,7 +210,6 @@ fn run(index: u8, mut vcpu: VcpuFd, bus: &Bus, gate: &Gate, outcome: &Outcome) {
         }
         if let Some((reason, message)) = step(&mut vcpu, bus) {
             outcome.end(reason, format!("vCPU {index}: {message}"));
-            gate.set(GateState::Closed);
             break;
         }
     }
@@ -265,4 +277,50 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
         "KVM gave up on the guest (suberror {}) at {at:#x}, instruction {bytes:02x?}",
         internal.suberror
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::legacy::power::Power;
+    use crate::legacy::rtc::Rtc;
+    use crate::legacy::serial::SerialPort;
+    use crate::pci::root::PciRoot;
+    use ocs_vmm_spec::console::RingWriter;
+    use vmm_sys_util::eventfd::EventFd;
+
+    fn bus() -> Arc<Bus> {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let ring = RingWriter::open(tempfile::tempfile().unwrap(), 4096).unwrap();
+        Arc::new(Bus {
+            serial: SerialPort::new(ring, event()).unwrap(),
+            rtc: Rtc::default(),
+            power: Power::new(event()),
+            pci: PciRoot::new(Vec::new()),
+            metrics: Default::default(),
+        })
+    }
+
+    #[test]
+    fn a_lost_vcpu_ends_the_machine_and_nobody_waits_for_it() {
+        for prepare in [
+            (|| Err(std::io::Error::other("no filter"))) as fn() -> std::io::Result<()>,
+            || panic!("as a bug would"),
+        ] {
+            let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+            let vcpu = vm.create_vcpu(0).unwrap();
+            let ended = EventFd::new(0).unwrap();
+            let outcome = Arc::new(Outcome::new(ended.try_clone().unwrap()));
+            let gate = Arc::new(Gate::default());
+            let (bus, shared) = (bus(), Arc::clone(&gate));
+            let thread = spawn(0, vcpu, bus, shared, Arc::clone(&outcome), prepare).unwrap();
+            gate.wait_until_held(1);
+            assert_eq!(gate.state(), GateState::Closed);
+            ended.read().unwrap();
+            let record = outcome.record().unwrap();
+            assert_eq!(record.reason, ExitReason::Error);
+            assert!(record.message.starts_with("vCPU 0: "), "{record:?}");
+            thread.join();
+        }
+    }
 }

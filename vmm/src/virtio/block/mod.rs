@@ -22,8 +22,9 @@ pub use worker::{BlockWorker, WorkerThread};
 
 use super::Fault;
 use super::queue::VirtQueue;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Size of the only queue.
@@ -74,6 +75,8 @@ struct Shared {
     is_reset: AtomicBool,
     connected: AtomicBool,
     ever_connected: AtomicBool,
+    /// The connection, to hang up on a backend that does not answer.
+    line: Mutex<Weak<UnixStream>>,
 }
 
 impl Shared {
@@ -83,6 +86,10 @@ impl Shared {
 
     fn offer(&self) -> MutexGuard<'_, Offer> {
         self.offer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Weak<UnixStream>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

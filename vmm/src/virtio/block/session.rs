@@ -5,7 +5,7 @@ use super::{Active, CONFIG_BYTES, Offer};
 use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -14,9 +14,6 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
-
-/// A backend that does not answer for this long is given up.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Block features passed through (§5.2.3): SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH,
 /// TOPOLOGY, CONFIG_WCE, DISCARD, WRITE_ZEROES.
@@ -50,7 +47,7 @@ fn ask(what: &'static str) -> impl Fn(vhost::Error) -> SessionError {
 /// An agreed connection.
 pub struct Session {
     frontend: Frontend,
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     /// What this backend offers a guest.
     pub offer: Offer,
 }
@@ -59,13 +56,15 @@ impl Session {
     /// Shakes hands. `before` is what an earlier backend offered; this one must offer
     /// no less. The inflight region is made at the first connection and given back at
     /// all others.
+    ///
+    /// A backend may take its time: it is heard until it or [`super::WorkerThread::join`] hangs
+    /// up. A time-out on the socket would not end a wait (the `vhost` crate tries again), and
+    /// a ring that is not known to have stopped may still be written to.
     pub fn open(
-        stream: UnixStream,
+        stream: Arc<UnixStream>,
         before: Option<Offer>,
         inflight: &mut Option<Inflight>,
     ) -> Result<Self, SessionError> {
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
         let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
         let features = frontend.get_features().map_err(ask("get features"))?;
         frontend.set_owner().map_err(ask("own the device"))?;
@@ -196,10 +195,11 @@ impl Session {
         frontend
             .set_vring_enable(0, true)
             .map_err(ask("enable the ring"))?;
-        // A kick or an interrupt may have died with an earlier backend; one too many is harmless.
-        active.queue.kick().write(1)?;
+        // A kick or an interrupt may have died with an earlier backend; one too many is harmless,
+        // and a full counter already means "signalled".
+        let _ = active.queue.kick().write(1);
         if resumed && let Some(call) = active.queue.call() {
-            call.write(1)?;
+            let _ = call.write(1);
         }
         Ok(())
     }

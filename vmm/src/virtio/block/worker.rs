@@ -5,11 +5,16 @@ use super::session::{Session, SessionError};
 use super::{Active, BlockDevice, BlockMetrics, Shared};
 use crate::error::{Result, host};
 use crate::irq::{borrow, new_event};
+use crate::outcome::{LastWord, Outcome};
 use rustix::event::{PollFd, PollFlags, poll};
+use std::convert::Infallible;
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 /// The disk's connection side, before its thread starts.
@@ -30,16 +35,31 @@ pub struct BlockWorker {
 /// A running worker.
 pub struct WorkerThread {
     handle: JoinHandle<()>,
+    /// Disconnected when the thread ends.
+    ended: Receiver<Infallible>,
     shared: Arc<Shared>,
 }
 
 impl WorkerThread {
-    /// Stops the ring and ends the thread.
-    pub fn stop(self) {
+    /// Asks for the ring's stop and the thread's end.
+    pub fn ask_to_stop(&self) {
         self.shared.wishes().stop = true;
         if let Err(error) = self.shared.wake.write(1) {
             tracing::error!(%error, "a disk's thread cannot be woken");
-            return;
+        }
+    }
+
+    /// Waits for the end that was asked for. A backend that has not let go by `deadline` is
+    /// hung up on: it may be stopped or stuck, and the machine's end cannot wait for that.
+    pub fn join(self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(left) {
+            tracing::warn!("hanging up on a block backend that does not answer");
+            if let Some(line) = self.shared.line().upgrade()
+                && let Err(error) = line.shutdown(Shutdown::Both)
+            {
+                tracing::error!(%error, "a block backend cannot be hung up on");
+            }
         }
         if self.handle.join().is_err() {
             tracing::error!("a disk's thread panicked");
@@ -62,6 +82,7 @@ impl BlockWorker {
             is_reset: AtomicBool::new(true),
             connected: AtomicBool::new(false),
             ever_connected: AtomicBool::new(false),
+            line: Mutex::default(),
         });
         let device = BlockDevice::new(Arc::clone(&shared));
         let worker = Self {
@@ -85,13 +106,20 @@ impl BlockWorker {
         Arc::clone(&self.metrics)
     }
 
-    /// Starts the thread.
-    pub fn spawn(mut self, prepare: fn() -> std::io::Result<()>) -> Result<WorkerThread> {
+    /// Starts the thread, whose unexpected end is the machine's.
+    pub fn spawn(
+        mut self,
+        outcome: Arc<Outcome>,
+        prepare: fn() -> std::io::Result<()>,
+    ) -> Result<WorkerThread> {
         let shared = Arc::clone(&self.shared);
+        let (alive, ended) = mpsc::channel();
+        let word = LastWord::new(outcome, format!("disk {}", self.id));
         let handle = std::thread::Builder::new()
             .name(format!("blk-{}", self.id))
             .stack_size(256 * 1024)
             .spawn(move || {
+                let _until_the_end = (alive, word);
                 if let Err(error) = prepare() {
                     tracing::error!(device = self.id, %error, "a disk's thread cannot be confined");
                     return;
@@ -99,7 +127,11 @@ impl BlockWorker {
                 self.run();
             })
             .map_err(host("start a disk's thread"))?;
-        Ok(WorkerThread { handle, shared })
+        Ok(WorkerThread {
+            handle,
+            ended,
+            shared,
+        })
     }
 
     fn run(&mut self) {
@@ -201,6 +233,8 @@ impl BlockWorker {
         stream.set_nonblocking(false)?;
         let first = !self.shared.ever_connected.load(Ordering::SeqCst);
         let before = (!first).then(|| *self.shared.offer());
+        let stream = Arc::new(stream);
+        *self.shared.line() = Arc::downgrade(&stream);
         let session = Session::open(stream, before, &mut self.inflight)?;
         if first {
             *self.shared.offer() = session.offer;
