@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -17,6 +18,8 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const WITHOUT_ENTRIES: [u32; 4] = [2, 3, 6, 27];
 /// A map that is written while it is counted could go on for ever.
 const MAX_ENTRIES: usize = 1 << 20;
+/// More than any kernel that we run on is built for (`CONFIG_NR_CPUS`).
+const MAX_CPUS: usize = 8192;
 
 /// `BPF_OBJ_GET`'s part of `union bpf_attr`.
 #[repr(C)]
@@ -26,13 +29,14 @@ struct ObjectAttr {
     file_flags: u32,
 }
 
-/// `BPF_MAP_GET_NEXT_KEY`'s part.
+/// The part of `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_GET_NEXT_KEY`.
 #[repr(C)]
-struct KeyAttr {
+struct ElementAttr {
     map_fd: u32,
     padding: u32,
     key: u64,
-    next_key: u64,
+    value_or_next_key: u64,
+    flags: u64,
 }
 
 /// `BPF_OBJ_GET_INFO_BY_FD`'s part.
@@ -93,20 +97,29 @@ fn count(path: &Path) -> Result<Option<usize>> {
     }
     let mut key = vec![0u8; info[2] as usize];
     let mut next = key.clone();
+    // A per-CPU map gives a value for each possible CPU, each rounded up to 8 bytes.
+    let mut value = vec![0u8; (info[3] as usize).next_multiple_of(8) * MAX_CPUS];
+    let element = |key: u64, value_or_next_key: u64| ElementAttr {
+        map_fd: raw(&pinned),
+        padding: 0,
+        key,
+        value_or_next_key,
+        flags: 0,
+    };
     let mut count = 0;
-    while count < MAX_ENTRIES {
-        let attr = KeyAttr {
-            map_fd: raw(&pinned),
-            padding: 0,
-            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
-            next_key: next.as_mut_ptr() as u64,
-        };
-        match bpf(BPF_MAP_GET_NEXT_KEY, &attr) {
+    for step in 0..MAX_ENTRIES {
+        let from = if step == 0 { 0 } else { key.as_ptr() as u64 };
+        match bpf(
+            BPF_MAP_GET_NEXT_KEY,
+            &element(from, next.as_mut_ptr() as u64),
+        ) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
             other => other?,
         };
         key.copy_from_slice(&next);
-        count += 1;
+        // A slot of a device map or of a map of maps has a key even while it is empty.
+        let held = element(key.as_ptr() as u64, value.as_mut_ptr() as u64);
+        count += usize::from(bpf(BPF_MAP_LOOKUP_ELEM, &held).is_ok());
     }
     Ok(Some(count))
 }

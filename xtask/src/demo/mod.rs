@@ -29,6 +29,7 @@ use crate::setup::{self, Need};
 use crate::sh;
 use anyhow::{Result, bail};
 use clap::Args;
+use script::Extent;
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
     let table = if options.lab {
         prove_in_lab(&binaries)?
     } else if Path::new("/dev/kvm").exists() {
-        prove(&binaries, options.sabotage)
+        script::run(&binaries, options.sabotage, Extent::Whole)
     } else {
         return lab::whole_demo(&binaries, options);
     };
@@ -67,8 +68,13 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// The claims, with the binaries in a folder.
-pub fn prove(binaries: &Path, sabotage: Option<Sabotage>) -> Table {
-    script::run(binaries, sabotage)
+pub fn prove(binaries: &Path) -> Table {
+    script::run(binaries, None, Extent::Whole)
+}
+
+/// What leads up to the claim that this sabotage must turn false.
+pub fn disprove(binaries: &Path, sabotage: Sabotage) -> Table {
+    script::run(binaries, Some(sabotage), Extent::Matching)
 }
 
 /// The claims about stock Linux, in the emulated host.

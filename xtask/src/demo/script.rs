@@ -18,6 +18,34 @@ use std::time::{Duration, Instant};
 const PARTS: [&str; 4] = ["control", "node", "responder", "storaged"];
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 
+/// How much of the script to run under sabotage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// What leads up to the claim that must turn false.
+    Matching,
+}
+
+/// A group of claims.
+enum Act {
+    Guests,
+    Policy,
+    Kills(&'static [&'static str]),
+    End,
+}
+
+/// The acts, cut down to those that one sabotage needs.
+fn acts(only_for: Option<Sabotage>) -> Vec<Act> {
+    match only_for {
+        None => vec![Act::Guests, Act::Policy, Act::Kills(&PARTS), Act::End],
+        Some(Sabotage::Imds | Sabotage::Block) => vec![Act::Guests],
+        Some(Sabotage::Policy) => vec![Act::Policy],
+        Some(Sabotage::Adopt) => vec![Act::Policy, Act::Kills(&["node"])],
+        Some(Sabotage::Cleanup) => vec![Act::End],
+    }
+}
+
 /// Two running instances, and what there was before them.
 struct Scene {
     aws: Aws,
@@ -30,7 +58,7 @@ struct Scene {
 }
 
 /// Checks every claim. A claim that needs one that failed to come about is false too.
-pub fn run(binaries: &Path, sabotage: Option<Sabotage>) -> Table {
+pub fn run(binaries: &Path, sabotage: Option<Sabotage>, extent: Extent) -> Table {
     sh::say("demo: the system, the aws CLI, two instances");
     let mut table = Table::default();
     let mut up = match Installation::start(binaries) {
@@ -50,10 +78,14 @@ pub fn run(binaries: &Path, sabotage: Option<Sabotage>) -> Table {
         },
     );
     if let Some(scene) = &mut scene {
-        guests(&mut table, scene);
-        policy(&mut table, scene);
-        kills(&mut table, scene, &up, sabotage);
-        end(&mut table, scene, &up, sabotage);
+        for act in acts(sabotage.filter(|_| extent == Extent::Matching)) {
+            match act {
+                Act::Guests => guests(&mut table, scene),
+                Act::Policy => policy(&mut table, scene),
+                Act::Kills(parts) => kills(&mut table, scene, &up, parts, sabotage),
+                Act::End => end(&mut table, scene, &up, sabotage),
+            }
+        }
     }
     stop(&mut table, &mut up);
     if !table.all_hold() {
@@ -166,8 +198,14 @@ fn policy(table: &mut Table, Scene { aws, a, b, .. }: &mut Scene) {
     );
 }
 
-fn kills(table: &mut Table, scene: &mut Scene, up: &Installation, sabotage: Option<Sabotage>) {
-    for part in PARTS {
+fn kills(
+    table: &mut Table,
+    scene: &mut Scene,
+    up: &Installation,
+    parts: &[&str],
+    sabotage: Option<Sabotage>,
+) {
+    for &part in parts {
         let claim = format!("{part} is killed: streams and disks of A and B go on");
         table.check(&claim, || {
             let before = progress(scene)?;

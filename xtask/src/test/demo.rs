@@ -9,9 +9,9 @@ use clap::ValueEnum;
 /// The demo's claims; then, for each sabotage, that its claim turns false.
 pub fn run() -> Result<Counts> {
     let binaries = Profile::Debug.folder();
-    let mut counts = claims("demo", &demo::prove(&binaries, None));
+    let mut counts = claims("demo", &demo::prove(&binaries));
     for sabotage in Sabotage::value_variants() {
-        let table = demo::prove(&binaries, Some(*sabotage));
+        let table = demo::disprove(&binaries, *sabotage);
         let claim = sabotage.breaks();
         let noticed = match table.verdict(claim) {
             Some(false) => Ok(()),
