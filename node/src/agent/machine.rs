@@ -309,8 +309,10 @@ impl Machine {
                     .doing("the responder's record")?;
             }
         }
+        // A VMM whose owner.json was lost is known by its control group alone, and
+        // holds taps and sockets until it ends.
+        self.destroy_stray(id)?;
         self.board.network().collect_garbage()?;
-        self.cgroups.remove(id).doing("control groups")?;
         dir.remove().doing("run directory")?;
         body.seen.run = None;
         Ok(())

@@ -13,7 +13,7 @@ use ocs_storaged_api::VolumeStatus;
 use ocs_vmm_spec::control::RunState;
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -163,6 +163,9 @@ impl Vmms for Fake {
         let pid = self.0.touch(|w| {
             let child = command.spawn().unwrap();
             let pid = child.id();
+            for mut group in launch.cgroups {
+                group.write_all(pid.to_string().as_bytes()).unwrap();
+            }
             w.vmms.push(child);
             pid
         });
@@ -452,6 +455,25 @@ fn after_a_boot_of_the_host_what_ran_runs_again() {
     assert_eq!(seen.run.unwrap().vmm, Vmm::Alive);
     assert_ne!(run.owner().unwrap().nonce, before.nonce);
     assert_eq!(host.world.alive(), 1);
+}
+
+#[test]
+fn a_vmm_whose_owner_file_is_lost_is_replaced_not_doubled() {
+    for lose in [
+        (|owner| std::fs::remove_file(owner).unwrap()) as fn(&std::path::Path),
+        |owner| std::fs::write(owner, "{").unwrap(),
+    ] {
+        let mut host = Host::new(u32::MAX);
+        let wanted = desired();
+        host.converge(&wanted, Goal::Run, false);
+        let run = RunDir::of(&host.layout, ID);
+        let before = run.owner().unwrap();
+        lose(&run.path().join("owner.json"));
+        let seen = host.converge(&wanted, Goal::Run, false);
+        assert_eq!(seen.run.unwrap().vmm, Vmm::Alive);
+        assert_ne!(run.owner().unwrap().nonce, before.nonce);
+        assert_eq!(host.world.alive(), 1);
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod imds;
 mod limits;
 mod place;
 pub mod record;
+mod sandbox;
 mod serve;
 #[cfg(test)]
 mod testing;
@@ -78,6 +79,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The rest of the system could not be given up.
+    #[error("entering the sandbox: {0}")]
+    Sandbox(io::Error),
     /// The system refused what every process may do.
     #[error("starting to serve: {0}")]
     Runtime(#[from] io::Error),
@@ -105,6 +109,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     if let Some((uid, gid)) = config.identity {
         place::drop_privileges(uid, gid).map_err(|source| Error::Identity { uid, gid, source })?;
     }
+    sandbox::enter(&config.records).map_err(Error::Sandbox)?;
     let service = Arc::new(serve::Service {
         records: config.records.clone(),
         key,

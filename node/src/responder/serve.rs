@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -28,7 +29,7 @@ const MAX_HEAD_BYTES: usize = 8192;
 const MAX_HEADERS: usize = 64;
 /// The largest UDP payload of an Ethernet frame without fragments, and room.
 const MAX_DATAGRAM_BYTES: usize = 2048;
-/// TTL of every answer but that to a token's PUT.
+/// TTL of every answer until a token's PUT.
 const USUAL_HOPS: u32 = 64;
 /// After an error of the system, such as no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -112,8 +113,11 @@ pub async fn imds(service: Arc<Service>, listener: &TcpListener) -> Infallible {
 }
 
 async fn connection(service: &Service, stream: TcpStream, peer: Ipv4Addr) -> io::Result<()> {
-    let socket = rustix::io::fcntl_dupfd_cloexec(&stream, 0)?;
-    let handler = service_fn(|request| respond(service, &socket, peer, request));
+    let reach = Reach {
+        socket: rustix::io::fcntl_dupfd_cloexec(&stream, 0)?,
+        hops: AtomicU32::new(USUAL_HOPS),
+    };
+    let handler = service_fn(|request| respond(service, &reach, peer, request));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -127,9 +131,23 @@ async fn connection(service: &Service, stream: TcpStream, peer: Ipv4Addr) -> io:
     }
 }
 
+/// How far a connection's packets go. It never grows: what the kernel holds of a token's
+/// answer, to send when the peer has room or to send again, must not go with a later one's TTL.
+struct Reach {
+    socket: OwnedFd,
+    hops: AtomicU32,
+}
+
+impl Reach {
+    fn limit(&self, hops: u32) -> io::Result<()> {
+        let before = self.hops.fetch_min(hops, Ordering::Relaxed);
+        Ok(set_ip_ttl(&self.socket, before.min(hops))?)
+    }
+}
+
 async fn respond(
     service: &Service,
-    socket: &OwnedFd,
+    reach: &Reach,
     peer: Ipv4Addr,
     request: Request<Incoming>,
 ) -> io::Result<Response<Full<Bytes>>> {
@@ -144,7 +162,7 @@ async fn respond(
     } else {
         USUAL_HOPS
     };
-    set_ip_ttl(socket, hops)?;
+    reach.limit(hops)?;
     let now_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());

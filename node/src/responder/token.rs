@@ -37,13 +37,15 @@ impl TokenKey {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 getrandom::fill(&mut bytes).map_err(io::Error::other)?;
                 let part = path.with_extension("part");
-                OpenOptions::new()
+                let mut file = OpenOptions::new()
                     .write(true)
                     .create(true)
                     .truncate(true)
                     .mode(0o600)
-                    .open(&part)?
-                    .write_all(&bytes)?;
+                    .open(&part)?;
+                file.write_all(&bytes)?;
+                // A crash of the host must not leave the name of an empty file.
+                file.sync_all()?;
                 std::fs::rename(part, path)?;
             }
             Err(e) => return Err(e),

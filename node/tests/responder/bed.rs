@@ -226,6 +226,16 @@ impl Http<'_> {
 
     /// `None` where the connection ends, or nothing comes, without an answer.
     pub fn ask(&self, method: &str, path: &str, headers: &[&str]) -> Option<Answer> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {RESPONDER}\r\n");
+        for header in headers {
+            request += header;
+            request += "\r\n";
+        }
+        Self::raw(self.connect(), &(request + "Connection: close\r\n\r\n"))
+    }
+
+    /// A connection as far away and as patient as was said.
+    pub fn connect(&self) -> TcpStream {
         let stream = self.bed.connect(self.peer);
         stream.set_read_timeout(Some(self.patience)).unwrap();
         if self.min_ttl > 0 {
@@ -242,12 +252,7 @@ impl Http<'_> {
             };
             assert_eq!(done, 0);
         }
-        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {RESPONDER}\r\n");
-        for header in headers {
-            request += header;
-            request += "\r\n";
-        }
-        Self::raw(stream, &(request + "Connection: close\r\n\r\n"))
+        stream
     }
 
     /// Sends `request` as it is.

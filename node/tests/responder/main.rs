@@ -114,6 +114,20 @@ fn a_token_s_answer_goes_no_further_than_the_hop_limit() {
 }
 
 #[test]
+fn a_later_request_carries_no_token_further() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |record| {
+        record.instance.http_tokens_required = false
+    });
+    let _responder = bed.start();
+    // The answer to PUT is lost on its way and stays with the kernel, to be sent again.
+    let near = bed.http(A).min_ttl(2).patience(Duration::from_secs(2));
+    let put = format!("PUT /latest/api/token HTTP/1.1\r\nHost: a\r\n{TTL}\r\n\r\n");
+    let get = "GET /latest/meta-data/mac HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(Http::raw(near.connect(), &(put + get)).is_none());
+}
+
+#[test]
 fn one_eni_s_idle_connections_cost_the_others_nothing() {
     let bed = Bed::new();
     bed.put(A, "i-a", |_| {});
@@ -188,6 +202,7 @@ fn it_has_no_privilege_and_leaves_when_its_interface_does() {
         "CapPrm:\t0000000000000000",
         "CapAmb:\t0000000000000000",
         "NoNewPrivs:\t1",
+        "Seccomp:\t2",
     ] {
         assert!(
             status.lines().any(|l| l == line),
