@@ -103,7 +103,6 @@ pub async fn wait<T>(mut ready: impl FnMut() -> Option<T>) -> T {
 
 /// Runs for ever.
 pub fn run() -> ! {
-    lapic::init();
     let mut tasks: Vec<Task> = Vec::new();
     let mut drivers: Vec<Driver> = Vec::new();
     let mut context = Context::from_waker(Waker::noop());

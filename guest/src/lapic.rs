@@ -2,8 +2,8 @@
 //! mapped for ring 3: a one-shot timer and what MSI-X needs to reach this processor.
 //! EOI is written by the stub.
 
-use crate::clock;
 use crate::hal::Mmio;
+use crate::{clock, ring0};
 
 const BASE: u64 = 0xfee0_0000;
 const ID: usize = 0x20;
@@ -13,6 +13,9 @@ const LVT_LINT0: usize = 0x350;
 const INITIAL_COUNT: usize = 0x380;
 const CURRENT_COUNT: usize = 0x390;
 const DIVIDE: usize = 0x3e0;
+
+const PIC_1_MASK: u16 = 0x21;
+const PIC_2_MASK: u16 = 0xa1;
 
 const MASKED: u32 = 1 << 16;
 const ENABLED: u32 = 1 << 8;
@@ -32,9 +35,15 @@ const fn window() -> Mmio {
 }
 
 /// Enables the APIC with the timer as its only local source. The legacy interrupt
-/// controller, which firmware may have left ticking, is cut off. The APIC comes first:
-/// while it is disabled, every LVT entry stays masked (SDM vol. 3 §11.4.7.2).
-pub fn init() {
+/// controllers, which firmware may have left ticking, are masked and cut off, in this
+/// order: a request of theirs that is pending when LINT0 goes would find no vector. The
+/// APIC's enable comes before its LVT, which is masked while it is off (SDM vol. 3
+/// §11.4.7.2).
+pub fn init(legacy_pic: bool) {
+    if legacy_pic {
+        ring0::out8(PIC_1_MASK, 0xff);
+        ring0::out8(PIC_2_MASK, 0xff);
+    }
     let apic = window();
     apic.write32(SPURIOUS, ENABLED | SPURIOUS_VECTOR);
     apic.write32(LVT_LINT0, MASKED);

@@ -55,6 +55,7 @@ extern "C" fn probe_main() -> ! {
     );
     match acpi {
         Ok(acpi) => {
+            lapic::init(acpi.legacy_pic);
             executor::spawn(tasks::main(start, acpi));
             executor::run()
         }

@@ -55,6 +55,8 @@ pub enum Register {
 pub struct Acpi {
     /// The first MCFG entry of segment 0.
     pub ecam: Option<Ecam>,
+    /// MADT's PCAT_COMPAT: there is a pair of 8259 interrupt controllers as well.
+    pub legacy_pic: bool,
     /// Enabled local APICs.
     pub cpus: Option<u16>,
     /// Address of the first I/O APIC, with its first interrupt number.
@@ -101,6 +103,8 @@ impl Acpi {
 
     /// §5.2.12: entries of type 0 (local APIC), 1 (I/O APIC) and 9 (x2APIC).
     fn madt(&mut self, table: &[u8]) {
+        const PCAT_COMPAT: u32 = 1;
+        self.legacy_pic = u32_at(table, 40).is_some_and(|flags| flags & PCAT_COMPAT != 0);
         let mut cpus = 0u16;
         let mut rest = table.get(44..).unwrap_or_default();
         while let [kind, len, ..] = *rest {

@@ -52,6 +52,7 @@ fn image() -> Vec<u8> {
     mcfg[8 + 11] = 3;
     table(&mut image, 0x200, b"MCFG", &mcfg);
     let mut madt = vec![0; 8];
+    madt[4] = 1;
     madt.extend([0, 8, 0, 0, 1, 0, 0, 0]);
     madt.extend([0, 8, 1, 1, 0, 0, 0, 0]);
     madt.extend([1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
@@ -89,6 +90,7 @@ fn a_whole_set_of_tables() {
                 first_bus: 0,
                 last_bus: 3
             }),
+            legacy_pic: true,
             cpus: Some(1),
             io_apic: Some((0xfec0_0000, 0)),
             sleep_control: Some(Register::Port(0x600)),
