@@ -17,6 +17,7 @@ mod status;
 mod up;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// A private cloud with EC2's API.
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line for the operator; a backtrace would bury it.
-            eprintln!("ocs: {error:#}");
+            let _ = writeln!(std::io::stderr(), "ocs: {error:#}");
             ExitCode::FAILURE
         }
     }

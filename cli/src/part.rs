@@ -2,9 +2,12 @@
 
 use crate::state::State;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A part's name; its program is `ocs-NAME`.
@@ -99,18 +102,18 @@ impl Running {
 
 /// Whether a command line (`/proc/PID/cmdline`) is that of `part` of `state`.
 fn is_part(command: &[u8], state: &State, part: Part) -> bool {
-    let root = state.root().as_os_str().as_encoded_bytes();
     let mut words = command.split(|byte| *byte == 0);
     let program = words
         .next()
         .and_then(|path| path.rsplit(|b| *b == b'/').next());
-    program == Some(part.program().as_bytes()) && words.any(|word| word.starts_with(root))
+    // By whole names: /srv/ocs2 is not below /srv/ocs.
+    let is_ours = |word: &[u8]| Path::new(OsStr::from_bytes(word)).starts_with(state.root());
+    program == Some(part.program().as_bytes()) && words.any(is_ours)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn only_this_state_s_own_part_is_recognised() {
@@ -118,11 +121,12 @@ mod tests {
         let ours = b"/opt/bin/ocs-node\0--state\0/srv/ocs\0";
         assert!(is_part(ours, &state, Part::Node));
         assert!(!is_part(ours, &state, Part::Control));
-        assert!(!is_part(
-            b"/opt/bin/ocs-node\0--state\0/srv/other\0",
-            &state,
-            Part::Node
-        ));
+        for other in ["/srv/other", "/srv/ocs2", "/srv/ocs.old/ocs"] {
+            let command = format!("/opt/bin/ocs-node\0--state\0{other}\0");
+            assert!(!is_part(command.as_bytes(), &state, Part::Node), "{other}");
+        }
+        let below = b"/opt/bin/ocs-storaged\0--state\0/srv/ocs/storaged\0";
+        assert!(is_part(below, &state, Part::Storaged));
         assert!(!is_part(
             b"/bin/sh\0-c\0ocs-node /srv/ocs\0",
             &state,

@@ -82,6 +82,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // `ocs up | tee log` outlives its reader at Ctrl-C, and still has all to clean up.
+        .log_internal_errors(false)
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
@@ -180,10 +182,9 @@ async fn start(
     if let Some(path) = &arguments.write_env {
         crate::state::write_whole(path, env.as_bytes(), 0o600, 0)?;
     }
-    println!(
-        "{}",
-        ready::greeting(&env, arguments.write_env.as_deref(), &control)
-    );
+    let greeting = ready::greeting(&env, arguments.write_env.as_deref(), &control);
+    // Where nobody reads it, the system serves all the same.
+    let _ = writeln!(std::io::stdout(), "{greeting}");
     Ok(())
 }
 

@@ -223,18 +223,23 @@ fn spawn(start: &Start, files: &Files) -> io::Result<Child> {
     }
     let is_root = start.identity.is_none();
     // SAFETY: between fork and exec only async-signal-safe calls are made, and
-    // nothing is allocated: setsid, prctl, getpid, write.
+    // nothing is allocated: setsid, close_range, prctl, getpid, write.
     unsafe {
         command.pre_exec(move || prepare(&lock, is_root));
     }
     Command::from(command).spawn()
 }
 
-/// In the child: leave the terminal's session, so that Ctrl-C is ours alone; say
-/// who we are before anyone could be killed without a trace; give up gaining
-/// privileges.
+/// In the child: leave the terminal's session, so that Ctrl-C is ours alone; keep
+/// nothing that our own caller left open, which a part would hold for days; say who
+/// we are before anyone could be killed without a trace; give up gaining privileges.
 fn prepare(lock: &File, is_root: bool) -> io::Result<()> {
     rustix::process::setsid()?;
+    let keep_till_exec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+    // SAFETY: only sets a flag of this process's descriptors.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, keep_till_exec) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
     let mut pid = [0u8; 16];
     let mut rest = &mut pid[..];
     io::Write::write_fmt(

@@ -73,6 +73,22 @@ impl Bed {
         Up { child, log }
     }
 
+    /// Starts `ocs up | head -0`: what it says, nobody reads.
+    pub fn up_unheard(&self) -> Up {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = self
+            .command(&["up", "--listen", "127.0.0.1:0", "--write-env"])
+            .arg(self.env_path())
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer)
+            .spawn()
+            .unwrap();
+        let log = PathBuf::from("/dev/null");
+        Up { child, log }
+    }
+
     /// The env file, once it is there.
     pub fn env(&self) -> BTreeMap<String, String> {
         self.until("the env file", || self.env_path().exists());

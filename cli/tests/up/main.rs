@@ -18,11 +18,12 @@ fn main() {
     {
         return fake::run(part, &words.collect::<Vec<_>>());
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         (
             "it_serves_until_it_is_asked_to_stop_and_leaves_nothing",
             stops,
         ),
+        ("it_needs_nobody_to_read_what_it_says", is_unheard),
         ("a_second_ocs_up_is_refused_and_told_who_serves", refuses),
         (
             "parts_outlive_a_killed_ocs_up_and_are_replaced_by_the_next",
@@ -77,6 +78,17 @@ fn stops() {
     assert!(!bed.env_path().exists());
     assert_eq!(bed.processes(), Vec::<u32>::new());
     assert!(!bed.ocs(&["status"]).status.success());
+}
+
+fn is_unheard() {
+    let bed = Bed::new();
+    let mut up = bed.up_unheard();
+    bed.env();
+    up.terminate();
+    assert!(up.wait().success());
+    assert!(bed.state().join("cleaned").exists());
+    assert!(!bed.state().join("run").exists());
+    assert_eq!(bed.processes(), Vec::<u32>::new());
 }
 
 fn refuses() {

@@ -67,6 +67,8 @@ async fn a_killed_part_comes_back_and_a_stopped_one_does_not() {
 async fn a_part_has_its_own_identity_session_and_log() {
     let (_folder, state, start) = bed("echo out; echo err >&2; while :; do sleep 0.1; done");
     let mut supervisor = Supervisor::new(&state);
+    // As a careless caller leaves one: without close-on-exec.
+    let left_open = rustix::io::dup(fs::File::open("/dev/null").unwrap()).unwrap();
     supervisor.start(start);
     let pid = until("the part runs", || pid(&state)).await;
     let log = state.log(Part::Storaged);
@@ -88,6 +90,8 @@ async fn a_part_has_its_own_identity_session_and_log() {
             "no {line:?} in\n{status}"
         );
     }
+    let left_open = std::os::fd::AsRawFd::as_raw_fd(&left_open);
+    assert!(!Path::new(&format!("/proc/{pid}/fd/{left_open}")).exists());
     let session = rustix::process::getsid(Pid::from_raw(pid as i32)).unwrap();
     assert_eq!(session.as_raw_nonzero().get(), pid as i32);
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
