@@ -16,7 +16,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use ocs_vmm_spec::exit::ExitReason;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -36,6 +36,9 @@ pub enum GateState {
 pub struct Gate {
     inner: Mutex<GateInner>,
     changed: Condvar,
+    /// The state is `Open`: what a vCPU looks at after each exit, without the lock that all
+    /// vCPUs share. Changed under it, and before a kick, so a kicked thread sees the change.
+    open: AtomicBool,
     first_run_ns: AtomicU64,
 }
 
@@ -52,6 +55,7 @@ impl Default for Gate {
                 waiting: 0,
             }),
             changed: Condvar::new(),
+            open: AtomicBool::new(false),
             first_run_ns: AtomicU64::new(0),
         }
     }
@@ -87,6 +91,7 @@ impl Gate {
             );
         }
         inner.state = state;
+        self.open.store(state == GateState::Open, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -103,6 +108,9 @@ impl Gate {
 
     /// Passes an open gate (true), waits at a held one, turns back at a closed one.
     fn pass(&self) -> bool {
+        if self.open.load(Ordering::SeqCst) {
+            return true;
+        }
         let mut inner = self.lock();
         if inner.state == GateState::Held {
             inner.waiting += 1;
