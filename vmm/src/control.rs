@@ -1,11 +1,14 @@
 //! The control socket's server, on the event thread
-//! (protocol: [`ocs_vmm_spec::control`]).
+//! (protocol: [`ocs_vmm_spec::control`]). It hears root and the VMM's own user,
+//! whatever mode the socket has.
 
 use crate::error::{Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
 use crate::machine::Machine;
 use ocs_vmm_spec::control::{MAX_LINE_BYTES, Reply, Request};
 use rustix::event::epoll::EventFlags;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Uid, geteuid};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +24,8 @@ pub struct ControlServer {
     epoll: Arc<Epoll>,
     handler: HandlerId,
     listener: UnixListener,
+    /// Whom this process runs as: with root, whose requests are heard.
+    own: Uid,
     clients: BTreeMap<u32, Client>,
     next_client: u32,
 }
@@ -46,6 +51,7 @@ impl ControlServer {
             epoll,
             handler,
             listener,
+            own: geteuid(),
             clients: BTreeMap::new(),
             next_client: SOURCE_LISTENER + 1,
         })
@@ -53,7 +59,8 @@ impl ControlServer {
 
     fn accept(&mut self) -> io::Result<()> {
         let (stream, _) = self.listener.accept()?;
-        if self.clients.len() >= MAX_CLIENTS {
+        let peer = socket_peercred(&stream)?.uid;
+        if !(peer.is_root() || peer == self.own) || self.clients.len() >= MAX_CLIENTS {
             return Ok(());
         }
         stream.set_nonblocking(true)?;

@@ -141,6 +141,35 @@ fn a_missing_backend_holds_the_guest_but_not_the_operator() {
 }
 
 #[test]
+fn the_control_socket_hears_nobody_else() {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::new(&elf(&[print("up"), halt()].concat()));
+    let mut vmm = bench.start();
+    vmm.wait_console("up");
+    let socket = bench.path("control.sock");
+    for (path, mode) in [(bench.dir.path(), 0o711), (&socket, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let stranger = std::thread::spawn(move || {
+        // SAFETY: changes the user of this thread alone, which ends below.
+        let done = unsafe { libc::syscall(libc::SYS_setresuid, -1, 54_321, -1) };
+        assert_eq!(done, 0, "needs root");
+        UnixStream::connect(socket).unwrap()
+    });
+    let mut stranger = stranger.join().unwrap();
+    // Turned away before or after it could write.
+    let _ = stranger.write_all(b"{\"cmd\":\"stop\"}\n");
+    let mut answer = Vec::new();
+    let _ = stranger.read_to_end(&mut answer);
+    assert_eq!(answer, b"");
+    assert_eq!(
+        state(&vmm.control().ask(&Request::Status)),
+        RunState::Running
+    );
+}
+
+#[test]
 fn a_backend_that_does_not_answer_holds_nothing_up_at_the_end() {
     use std::io::Read;
     let mut bench = Bench::new(&elf(&halt()));

@@ -111,6 +111,7 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_accept4,
             libc::SYS_recvfrom,
             libc::SYS_sendto,
+            libc::SYS_getsockopt,
             libc::SYS_tgkill,
             libc::SYS_shutdown,
             libc::SYS_lseek,
