@@ -6,6 +6,7 @@ use super::{STOP_GRACE, log};
 use crate::part::Part;
 use crate::state::State;
 use anyhow::{Context, Result};
+use rustix::fs::Mode;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -223,18 +224,20 @@ fn spawn(start: &Start, files: &Files) -> io::Result<Child> {
     }
     let is_root = start.identity.is_none();
     // SAFETY: between fork and exec only async-signal-safe calls are made, and
-    // nothing is allocated: setsid, close_range, prctl, getpid, write.
+    // nothing is allocated: setsid, umask, close_range, prctl, getpid, write.
     unsafe {
         command.pre_exec(move || prepare(&lock, is_root));
     }
     Command::from(command).spawn()
 }
 
-/// In the child: leave the terminal's session, so that Ctrl-C is ours alone; keep
-/// nothing that our own caller left open, which a part would hold for days; say who
-/// we are before anyone could be killed without a trace; give up gaining privileges.
+/// In the child: leave the terminal's session, so that Ctrl-C is ours alone; make no
+/// file or socket that others may write; keep nothing that our own caller left open,
+/// which a part would hold for days; say who we are before anyone could be killed
+/// without a trace; give up gaining privileges.
 fn prepare(lock: &File, is_root: bool) -> io::Result<()> {
     rustix::process::setsid()?;
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let keep_till_exec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
     // SAFETY: only sets a flag of this process's descriptors.
     if unsafe { libc::close_range(3, libc::c_uint::MAX, keep_till_exec) } < 0 {

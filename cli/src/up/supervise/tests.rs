@@ -84,6 +84,7 @@ async fn a_part_has_its_own_identity_session_and_log() {
         "CapEff:\t0000000000000000",
         "CapPrm:\t0000000000000000",
         "NoNewPrivs:\t1",
+        "Umask:\t0022",
     ] {
         assert!(
             status.lines().any(|l| l == line),
