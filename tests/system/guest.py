@@ -3,6 +3,8 @@
 import re
 import time
 
+import botocore.exceptions
+
 LINE = re.compile(r"\[\s*(\d+\.\d+)\] (.*)")
 
 
@@ -38,9 +40,21 @@ class Guest:
 
     def lines(self):
         """Every line held, as (seconds since the guest's boot, text)."""
-        output = self.ec2.get_console_output(InstanceId=self.id, Latest=True).get("Output", "")
+        output = self.console()
         matches = (LINE.match(line.strip()) for line in output.splitlines())
         return [(float(match[1]), match[2]) for match in matches if match]
+
+    def console(self, limit_s=30):
+        """GetConsoleOutput, asked again while the host is reconnecting after a kill."""
+        until = time.monotonic() + limit_s
+        while True:
+            try:
+                return self.ec2.get_console_output(InstanceId=self.id, Latest=True).get("Output", "")
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+                answer = getattr(error, "response", {"Error": {"Code": "InternalError"}})
+                if answer["Error"]["Code"] != "InternalError" or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     def boot_lines(self):
         """The lines since the newest boot."""

@@ -63,7 +63,7 @@ class StopStart(unittest.TestCase):
         self.assertEqual(row["StateReason"]["Code"], "Client.UserInitiatedShutdown")
         self.assertEqual(row["PrivateIpAddress"], vm.address)
         self.assertEqual(error_code(lambda: vm.ec2.reboot_instances(InstanceIds=[vm.id])),
-                         "IncorrectState")
+                         "IncorrectInstanceState")
         vm.start()
         vm.wait_line("disk: 0 verify", " ok ")
         self.assertEqual(word(vm.newest("imds:")[1], "instance-id"), vm.id)

@@ -9,7 +9,11 @@ use std::process::Command;
 /// Builds, then measures one area; the table goes to the terminal, the figures to
 /// `target/bench/AREA.json`.
 pub fn run(area: &str, quick: bool) -> Result<()> {
-    setup::ensure(&[Need::NetworkTools, Need::Lab, Need::Clients])?;
+    setup::ensure(match area {
+        "api" => &[Need::BenchPeer],
+        "net" => &[Need::NetworkTools],
+        _ => &[Need::Lab],
+    })?;
     let binaries = build::all(Profile::Release)?;
     sh::step("build the benches", || {
         sh::run(sh::cargo().args(["build", "--locked", "--release", "--package", "ocs-benches"]))

@@ -1,6 +1,7 @@
 //! One `ocs up` with a state folder of its own, stopped and looked over when dropped.
 
 use super::aws::Aws;
+use super::leftovers;
 use crate::sh;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -150,6 +151,7 @@ impl Drop for Installation {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+        leftovers::sweep(&self.state());
     }
 }
 

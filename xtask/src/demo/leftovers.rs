@@ -1,6 +1,8 @@
 //! What an installation still holds on this machine: looked up in the kernel and on
 //! disk, not asked of the installation.
 
+use super::installation::send;
+use crate::sh;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::fs;
@@ -118,6 +120,32 @@ fn walk(top: &Path, folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Ends what an installation that failed has left behind, so that a failed demo costs
+/// the machine nothing. What cannot be ended is said.
+pub fn sweep(state: &Path) {
+    let mut marks = vec![state.display().to_string()];
+    if let Ok(instances) = fs::read_dir(state.join("run/instances")) {
+        marks.extend(
+            instances
+                .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())),
+        );
+    }
+    let marks: Vec<&str> = marks.iter().map(String::as_str).collect();
+    for process in processes(&marks).unwrap_or_default() {
+        sh::say(&format!("left behind and killed: {process}"));
+        if let Some(Ok(pid)) = process.split(' ').next().map(str::parse) {
+            // It may have ended by now.
+            let _ = send(pid, libc::SIGKILL);
+        }
+    }
+    for mount in mounts(state).unwrap_or_default() {
+        if let Some(at) = mount.split(' ').nth(4) {
+            sh::say(&format!("left behind and unmounted: {at}"));
+            sh::succeeds("umount", &["-l", at]);
+        }
+    }
 }
 
 /// Asks `look` until it finds nothing wrong, at most for `limit`.

@@ -7,19 +7,19 @@ use std::process::Command;
 
 /// Packages that stand or fall together, and how to see that they are there.
 struct Group {
-    need: Need,
+    needs: &'static [Need],
     packages: &'static [&'static str],
     present: fn() -> bool,
 }
 
 const GROUPS: &[Group] = &[
     Group {
-        need: Need::CoreSources,
+        needs: &[Need::CoreSources],
         packages: &["rustc-web", "rust-web-src"],
         present: || Compiler::find().is_some(),
     },
     Group {
-        need: Need::BpfLinker,
+        needs: &[Need::BpfLinker],
         packages: &[
             "llvm-22-dev",
             "libpolly-22-dev",
@@ -29,29 +29,29 @@ const GROUPS: &[Group] = &[
         present: has_bpf_linker,
     },
     Group {
-        need: Need::NetworkTools,
+        needs: &[Need::NetworkTools],
         packages: &["iproute2", "nftables"],
         present: || sh::has("ip") && sh::has("nft"),
     },
     // A machine may come with a newer, backported qemu-utils that no qemu-system of
     // its release goes with, hence both by release name.
     Group {
-        need: Need::Lab,
+        needs: &[Need::Lab],
         packages: &["qemu-system-x86/RELEASE", "qemu-utils/RELEASE"],
         present: || sh::has("qemu-system-x86_64") && sh::has("qemu-storage-daemon"),
     },
     Group {
-        need: Need::Lab,
+        needs: &[Need::Lab],
         packages: &["busybox-static"],
         present: || sh::has("busybox") && !sh::succeeds("sh", &["-c", "ldd $(command -v busybox)"]),
     },
     Group {
-        need: Need::Lab,
+        needs: &[Need::Lab],
         packages: &["e2fsprogs", "xz-utils", "zstd"],
         present: || sh::has("mke2fs") && sh::has("xz") && sh::has("zstd"),
     },
     Group {
-        need: Need::Clients,
+        needs: &[Need::Clients, Need::BenchPeer],
         packages: &["python3", "python3-venv"],
         present: || sh::succeeds("python3", &["-c", "import venv, ensurepip"]),
     },
@@ -61,7 +61,7 @@ const GROUPS: &[Group] = &[
 pub fn missing(needs: &[Need]) -> Vec<String> {
     GROUPS
         .iter()
-        .filter(|group| needs.contains(&group.need) && !(group.present)())
+        .filter(|group| group.needs.iter().any(|need| needs.contains(need)) && !(group.present)())
         .flat_map(|group| group.packages)
         .map(|package| package.replace("RELEASE", &release()))
         .collect()

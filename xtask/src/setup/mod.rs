@@ -31,6 +31,8 @@ pub enum Need {
     Lab,
     /// The Python environment with aws CLI and boto3.
     Clients,
+    /// The one with moto_server, the peer of the API's benches.
+    BenchPeer,
 }
 
 /// Installs those needs that are not met.
@@ -46,7 +48,10 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         install_bpf_linker()?;
     }
     if needs.contains(&Need::Clients) {
-        venv::ensure()?;
+        venv::clients()?;
+    }
+    if needs.contains(&Need::BenchPeer) {
+        venv::bench_peer()?;
     }
     Ok(())
 }
@@ -59,6 +64,7 @@ pub fn everything() -> Result<()> {
         Need::NetworkTools,
         Need::Lab,
         Need::Clients,
+        Need::BenchPeer,
     ])?;
     sh::say("everything that the commands need is installed");
     Ok(())

@@ -1,43 +1,49 @@
-//! The Python environment: aws CLI and boto3 in the versions that `requirements.txt` pins.
+//! Python environments: the clients that tests drive, and the benches' peer, in the
+//! versions that their `requirements.txt` pin.
 
 use crate::{places, sh};
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const REQUIREMENTS: &str = include_str!("../../requirements.txt");
-
-/// The environment's interpreter; `ensure` has made it.
+/// The clients' interpreter; [`clients`] has made it.
 pub fn python() -> PathBuf {
     places::venv().join("bin/python")
 }
 
+/// aws CLI and boto3, in `target/venv`.
+pub fn clients() -> Result<()> {
+    let requirements = places::root().join("xtask/requirements.txt");
+    ensure("aws CLI and boto3", &requirements, &places::venv())
+}
+
+/// moto_server, in `target/venv-bench`, where the benches look for it.
+pub fn bench_peer() -> Result<()> {
+    let requirements = places::root().join("benches/requirements.txt");
+    let venv = places::root().join("target/venv-bench");
+    ensure("moto_server", &requirements, &venv)
+}
+
 /// Makes the environment, unless one of these very requirements stands.
-pub fn ensure() -> Result<()> {
-    let venv = places::venv();
+fn ensure(what: &str, requirements: &Path, venv: &Path) -> Result<()> {
+    let wanted = fs::read_to_string(requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
     let stamp = venv.join("requirements.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|held| held == REQUIREMENTS) {
+    if fs::read_to_string(&stamp).is_ok_and(|held| held == wanted) {
         return Ok(());
     }
-    sh::step("install aws CLI and boto3 into target/venv", || {
+    sh::step(&format!("install {what} into {}", venv.display()), || {
         if venv.exists() {
-            fs::remove_dir_all(&venv).context("cannot remove the outdated environment")?;
+            fs::remove_dir_all(venv).context("cannot remove the outdated environment")?;
         }
-        sh::run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        let requirements = places::root().join("xtask/requirements.txt");
+        sh::run(Command::new("python3").args(["-m", "venv"]).arg(venv))?;
         sh::run(
-            Command::new(python())
-                .args([
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                ])
-                .args(["--no-deps", "-r"])
+            Command::new(venv.join("bin/python"))
+                .args(["-m", "pip", "install", "--quiet"])
+                .args(["--disable-pip-version-check", "--no-deps", "-r"])
                 .arg(requirements),
         )?;
-        fs::write(&stamp, REQUIREMENTS).context("cannot mark the environment as whole")
+        fs::write(&stamp, &wanted).context("cannot mark the environment as whole")
     })
 }
