@@ -37,16 +37,20 @@ impl Lease {
         });
         let kept = lease.clone();
         executor::spawn(async move {
+            // What the socket says first, before it has asked anybody.
+            let mut known = Change::of(Event::Deconfigured);
             loop {
                 let change =
                     executor::wait(|| handle.with(|s: &mut Socket| s.poll().map(Change::of))).await;
-                let had = kept.address.replace(change.address.map(|a| a.address()));
+                if change == known {
+                    continue;
+                }
                 handle
                     .net()
                     .configure(change.address.map(|a| (a, change.router)));
-                if had.is_some() || change.address.is_some() {
-                    change.report();
-                }
+                kept.address.set(change.address.map(|a| a.address()));
+                change.report();
+                known = change;
             }
         });
         Some(lease)
@@ -59,6 +63,7 @@ impl Lease {
 }
 
 /// What a DHCP event says, copied out of the socket.
+#[derive(PartialEq, Eq)]
 struct Change {
     address: Option<Ipv4Cidr>,
     router: Option<Ipv4Address>,
