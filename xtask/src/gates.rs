@@ -61,7 +61,10 @@ fn documentation() -> Result<()> {
                 "--document-private-items",
                 "--quiet",
             ])
-            .env("RUSTDOCFLAGS", "--deny warnings"),
+            .env(
+                "RUSTDOCFLAGS",
+                "--deny warnings --allow rustdoc::private_intra_doc_links",
+            ),
     )
     .context("rustdoc warned")
 }
