@@ -39,15 +39,26 @@ fn formatting() -> Result<()> {
 }
 
 fn lints() -> Result<()> {
-    sh::run(sh::cargo().args([
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))
+    clippy(&["--workspace", "--all-targets"], ".")?;
+    // The image has no test harness, so its own package is linted without tests.
+    clippy(&["--package", "ocs-probe"], "guest")?;
+    let hosted = [
+        "--package",
+        "ocs-probe-logic",
+        "--package",
+        "ocs-probe-harness",
+    ];
+    clippy(&[&hosted[..], &["--all-targets"]].concat(), "guest")
+}
+
+fn clippy(what: &[&str], folder: &str) -> Result<()> {
+    sh::run(
+        sh::cargo()
+            .current_dir(places::root().join(folder))
+            .args(["clippy", "--locked"])
+            .args(what)
+            .args(["--", "--deny", "warnings"]),
+    )
 }
 
 fn documentation() -> Result<()> {

@@ -14,13 +14,15 @@ const LONG_CASES: &str = "20000";
 pub fn unit(long: bool) -> Result<Counts> {
     let mut counts = test(&["--lib", "--bins"], long)?;
     counts.add(test(&["--doc"], long)?);
-    counts.add(stream(&mut guest_logic(long))?);
+    counts.add(stream(&mut guest("ocs-probe-logic", long))?);
     Ok(counts)
 }
 
-/// Integration tests: those in each crate's `tests/`.
+/// Integration tests: those in each crate's `tests/`, and the probe's image under QEMU.
 pub fn kernel(long: bool) -> Result<Counts> {
-    test(&["--test", "*"], long)
+    let mut counts = test(&["--test", "*"], long)?;
+    counts.add(stream(&mut guest("ocs-probe-harness", long))?);
+    Ok(counts)
 }
 
 /// Every test with `fuzz` in its name, with more cases per property.
@@ -35,14 +37,15 @@ fn test(targets: &[&str], long: bool) -> Result<Counts> {
     stream(&mut command(targets, &[], long))
 }
 
-/// The probe guest's logic, which is a workspace of its own but runs on the host too.
-fn guest_logic(long: bool) -> Command {
+/// A package of the probe guest's workspace that runs on the host.
+fn guest(package: &str, long: bool) -> Command {
     let mut cargo = sh::cargo();
     cargo.current_dir(places::root().join("guest")).args([
         "test",
         "--locked",
+        "--no-fail-fast",
         "--package",
-        "ocs-probe-logic",
+        package,
     ]);
     if long {
         cargo.env("OCS_LONG", "1");
