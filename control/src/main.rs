@@ -11,6 +11,8 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colours)
+        // A full disk under the log must not end the service.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .init();
     serve::run(Config::parse()).await
