@@ -4,7 +4,9 @@
 //! received them on the sender's tap: ours run the `port` program there, the peer's
 //! pass into the stack and cross a bridge whose forward chain accepts established
 //! flows first and has 20 rules, default drop. Both end in a tap that nobody reads,
-//! whose ring is full: what is timed is the path up to that ring.
+//! whose ring is full: what is timed is the path up to that ring. The bare redirect
+//! goes by interface index, dearer for the kernel than a device map's batches: it is a
+//! reference, and ours may pass it.
 
 mod bpf;
 mod kernel;
