@@ -8,13 +8,16 @@ use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The oldest compiler that the workspaces take: `rust-version` in their manifests.
+const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
+
 /// A compiler whose sysroot holds the sources of `core`.
 pub struct Compiler {
     rustc: PathBuf,
 }
 
 impl Compiler {
-    /// The first of the two that is installed.
+    /// The first of the two that is installed and new enough.
     pub fn find() -> Option<Self> {
         let nightly =
             sh::output(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"]))
@@ -23,7 +26,7 @@ impl Compiler {
         nightly
             .into_iter()
             .chain([PathBuf::from("/usr/bin/rustc")])
-            .find(|rustc| has_core_sources(rustc))
+            .find(|rustc| has_core_sources(rustc) && is_new_enough(rustc))
             .map(|rustc| Self { rustc })
     }
 
@@ -32,7 +35,7 @@ impl Compiler {
         match Self::find() {
             Some(found) => Ok(found),
             None => bail!(
-                "no compiler with the sources of core: `apt-get install rustc-web rust-web-src` \
+                "no compiler of at least rustc {MINIMUM} with the sources of core: `apt-get install rustc-web rust-web-src` \
                  (Debian) or `rustup toolchain install nightly --component rust-src`"
             ),
         }
@@ -67,4 +70,31 @@ fn has_core_sources(rustc: &Path) -> bool {
             .join("lib/rustlib/src/rust/library/core/Cargo.toml")
             .is_file()
     })
+}
+
+/// Debian's first `rustc-web` is years older than its security updates' one.
+fn is_new_enough(rustc: &Path) -> bool {
+    sh::output(Command::new(rustc).arg("--version"))
+        .ok()
+        .and_then(|words| version(words.split(' ').nth(1)?))
+        .is_some_and(|found| Some(found) >= version(MINIMUM))
+}
+
+/// Major and minor of `1.96.0-nightly` and the like.
+fn version(words: &str) -> Option<(u32, u32)> {
+    let mut parts = words.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert_eq!(version("1.97.0-nightly"), Some((1, 97)));
+        assert!(version("1.100.0") > version("1.95"));
+        assert!(version("1.85.0") < version(MINIMUM));
+        assert_eq!(version("unknown"), None);
+    }
 }

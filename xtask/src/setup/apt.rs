@@ -78,12 +78,10 @@ pub fn install(packages: &[String]) -> Result<()> {
         bail!("packages are missing. Run as root:\n    apt-get update\n    {line}");
     }
     sh::step(&format!("install {list}"), || {
-        if !known(packages) {
-            apt_get(&["update"])?;
-        }
+        // A list made when the machine was may name what is gone, or old releases.
+        apt_get(&["update"])?;
         let args: Vec<&str> = line.split(' ').skip(1).collect();
-        // A stale list names files that are gone: once more with a fresh one.
-        apt_get(&args).or_else(|_| apt_get(&["update"]).and_then(|()| apt_get(&args)))
+        apt_get(&args)
     })
 }
 
@@ -93,14 +91,6 @@ fn apt_get(args: &[&str]) -> Result<()> {
             .args(args)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )
-}
-
-/// Does apt's package list hold all of them?
-fn known(packages: &[String]) -> bool {
-    packages.iter().all(|package| {
-        let name = package.split('/').next().unwrap_or(package);
-        sh::succeeds("apt-cache", &["show", name])
-    })
 }
 
 /// The distribution's code name, such as `bookworm`.
