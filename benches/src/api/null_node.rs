@@ -76,7 +76,7 @@ impl Session {
             protocol: PROTOCOL,
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
-            observed: Vec::new(),
+            ..Hello::default()
         };
         up.send(FromNode {
             message: Some(from_node::Message::Hello(hello)),

@@ -232,6 +232,7 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         source_dest_check: row.source_dest_check,
         mtu: MTU,
         domain_name: domain_name(&scope.region),
+        ..Default::default()
     })
 }
 

@@ -34,7 +34,7 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
                 match &report.object {
                     Some(Object::Instance(seen)) => instance(tx, node, report.generation, seen)?,
                     Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
-                    None => {}
+                    Some(Object::NatGateway(_)) | None => {}
                 }
             }
             Ok(())

@@ -66,8 +66,7 @@ impl Slice {
             instances: snapshot.instances,
             volumes: snapshot.volumes,
             security_groups: snapshot.security_groups,
-            security_groups_gone: Vec::new(),
-            remote_endpoints: Vec::new(),
+            ..api::Delta::default()
         }));
         changed
     }

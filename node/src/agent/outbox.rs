@@ -138,6 +138,7 @@ fn is_gone(report: &api::Report) -> bool {
     let phase = match &report.object {
         Some(api::report::Object::Instance(instance)) => instance.phase(),
         Some(api::report::Object::Volume(volume)) => volume.phase(),
+        Some(api::report::Object::NatGateway(nat)) => nat.phase(),
         None => return true,
     };
     phase == api::Phase::Gone

@@ -137,6 +137,7 @@ impl Session {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             observed: outbox.everything(),
+            ..api::Hello::default()
         }
     }
 

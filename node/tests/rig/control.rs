@@ -39,6 +39,7 @@ fn id_of(report: &api::Report) -> String {
     match report.object.as_ref().unwrap() {
         api::report::Object::Instance(i) => i.id.clone(),
         api::report::Object::Volume(v) => v.id.clone(),
+        api::report::Object::NatGateway(nat) => nat.id.clone(),
     }
 }
 

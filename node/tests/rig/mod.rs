@@ -349,6 +349,7 @@ pub fn instance(n: u64, orders: &str) -> api::Instance {
             source_dest_check: true,
             mtu: 1500,
             domain_name: "ec2.internal".into(),
+            ..api::NetworkInterface::default()
         }],
         metadata: Some(api::Metadata {
             account_id: "123456789012".into(),

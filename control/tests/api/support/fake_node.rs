@@ -73,7 +73,7 @@ impl FakeNode {
             protocol: 1,
             vcpus,
             memory_mib,
-            observed: Vec::new(),
+            ..Hello::default()
         };
         upstream
             .send(FromNode {
