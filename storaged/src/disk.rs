@@ -1,6 +1,7 @@
 //! What a device serves: a file (plain or encrypted) or nothing at all.
 
 use crate::crypt::Key;
+use crate::qos::Qos;
 use rustix::fs::{Mode, OFlags, fstatfs};
 use std::fs::File;
 use std::path::Path;
@@ -22,6 +23,8 @@ pub struct Stats {
     pub flushes: AtomicU64,
     /// Requests that ended in an error status, and queues that broke.
     pub errors: AtomicU64,
+    /// Requests that had to wait for a limit.
+    pub throttled: AtomicU64,
 }
 
 impl Stats {
@@ -101,6 +104,8 @@ pub struct Disk {
     pub backing: Backing,
     /// What happened so far.
     pub stats: std::sync::Arc<Stats>,
+    /// What it is held to.
+    pub qos: std::sync::Arc<Qos>,
 }
 
 /// The serial of a volume: its name without dashes, cut to 20 bytes, as EC2 shows it.

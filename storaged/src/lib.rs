@@ -20,6 +20,7 @@ pub mod disk;
 pub mod inflight;
 pub mod locked;
 pub mod memory;
+pub mod qos;
 pub mod queue;
 pub mod request;
 pub mod sandbox;

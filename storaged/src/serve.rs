@@ -47,6 +47,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         queues: options.queues,
         backing,
         stats: Arc::default(),
+        qos: Arc::default(),
     });
     let _ = std::fs::remove_file(&options.listen);
     let listener = UnixListener::bind(&options.listen)

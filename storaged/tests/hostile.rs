@@ -28,6 +28,7 @@ fn null_disk() -> Arc<Disk> {
         queues: 2,
         backing: Backing::Null,
         stats: Arc::default(),
+        qos: Arc::default(),
     })
 }
 
@@ -49,6 +50,7 @@ fn slow_disk() -> Arc<Disk> {
         queues: 2,
         backing: Backing::File(FileBacking::open(file.path(), false, None, true).unwrap()),
         stats: Arc::default(),
+        qos: Arc::default(),
     })
 }
 

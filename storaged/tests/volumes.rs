@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use ocs_storaged_api::{
-    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus,
+    Client, ClientError, ErrorCode, Limits, Rate, Reply, Request, VolumeKind, VolumeLimits,
+    VolumeName, VolumeStatus,
 };
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -495,4 +496,76 @@ fn when_both_holders_die_the_key_is_lost_and_only_delete_helps() {
         .unwrap();
     host.crash();
     assert!(guest.attach_with(accept(&listener), 1).is_err());
+}
+
+fn capped(iops: u64, group: Option<&str>) -> VolumeLimits {
+    VolumeLimits {
+        limits: Limits {
+            iops: Some(Rate::steady(iops)),
+            ..Limits::default()
+        },
+        group: group.map(str::to_owned),
+        weight: None,
+    }
+}
+
+#[test]
+fn limits_are_checked_durable_and_effective_at_once() {
+    let mut host = Host::new();
+    let set = |host: &Host, name: &str, limits: VolumeLimits| {
+        host.ask(&Request::SetLimits {
+            volume: VolumeName(name.into()),
+            limits,
+        })
+    };
+    let group = |host: &Host, limits: Limits| {
+        host.ask(&Request::SetGroup {
+            group: "i-1".into(),
+            limits,
+        })
+    };
+    assert_eq!(
+        set(&host, "vol-1", capped(9, None)),
+        Err(ErrorCode::NotFound)
+    );
+    host.put("vol-1", 1 << 20, VolumeKind::Persistent, None)
+        .unwrap();
+    assert_eq!(
+        set(&host, "vol-1", capped(0, None)),
+        Err(ErrorCode::Invalid)
+    );
+    let grouped = capped(1, Some("i-1"));
+    assert_eq!(
+        set(&host, "vol-1", grouped.clone()),
+        Err(ErrorCode::NotFound)
+    );
+    group(&host, capped(1000, None).limits).unwrap();
+    set(&host, "vol-1", grouped.clone()).unwrap();
+    set(&host, "vol-1", grouped.clone()).unwrap();
+    assert_eq!(host.list()[0].limits, grouped);
+    assert_eq!(
+        group(&host, Limits::default()),
+        Err(ErrorCode::Conflict),
+        "it has a member"
+    );
+    host.crash();
+    assert_eq!(host.list()[0].limits, grouped);
+    // One a second: the second of two requests waits until the limits end.
+    let listener = host.listen("blk.sock");
+    host.attach("vol-1", "blk.sock").unwrap();
+    let mut guest = Guest::new();
+    guest.attach(accept(&listener));
+    guest.submit(0, T_IN, 0, 4096);
+    guest.submit(1, T_IN, 1024, 4096);
+    guest.submit(2, T_IN, 512, 4096);
+    wait("a wait", || (host.list()[0].throttled > 0).then_some(()));
+    set(&host, "vol-1", VolumeLimits::default()).unwrap();
+    let mut left = 3;
+    wait("all", || {
+        left -= guest.poll().len();
+        (left == 0).then_some(())
+    });
+    group(&host, Limits::default()).unwrap();
+    host.crash();
+    assert_eq!(host.list()[0].limits, VolumeLimits::default());
 }

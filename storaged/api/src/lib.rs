@@ -6,8 +6,10 @@
 //! from its own table with nobody alive above it.
 
 mod client;
+mod limits;
 
 pub use client::{Client, ClientError};
+pub use limits::{Burst, IO_BYTES, Limits, Rate, VolumeLimits};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -67,6 +69,21 @@ pub enum Request {
     DeleteVolume {
         /// Its name.
         volume: VolumeName,
+    },
+    /// The volume shall be held to these limits, from now on and after a restart.
+    SetLimits {
+        /// Its name.
+        volume: VolumeName,
+        /// All of its limits; those absent end.
+        limits: VolumeLimits,
+    },
+    /// The volumes of this group shall be held to these limits together. A group is
+    /// there from its first limits until it has none; it ends when no volume names it.
+    SetGroup {
+        /// Its name: `[a-z0-9-]`, 1 to 64 bytes; an instance's id, say.
+        group: String,
+        /// All of its limits; with none at all the group ends.
+        limits: Limits,
     },
     /// Answers [`Reply::Volumes`].
     List,
@@ -130,6 +147,12 @@ pub struct VolumeStatus {
     /// An ephemeral volume whose key both holders lost; only delete helps.
     #[serde(default)]
     pub key_lost: bool,
+    /// What it is held to.
+    #[serde(default, skip_serializing_if = "VolumeLimits::is_default")]
+    pub limits: VolumeLimits,
+    /// Requests that had to wait for a limit.
+    #[serde(default)]
+    pub throttled: u64,
     /// Requests completed since this storaged started, by kind.
     pub reads: u64,
     /// Writes completed.

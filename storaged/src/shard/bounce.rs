@@ -2,9 +2,9 @@
 
 use std::io;
 
-/// Bytes of one window.
-pub const WINDOW_BYTES: usize = 64 * 1024;
-/// Windows of a device; a request that finds none waits for its turn.
+/// Bytes of one window: a piece of a request, which never crosses a multiple of this.
+pub const WINDOW_BYTES: usize = crate::qos::PIECE_BYTES;
+/// Windows of a device; a piece that finds none waits for its turn.
 pub const WINDOWS: u16 = 32;
 
 /// One device's windows: page-aligned, touched only as far as they are used.

@@ -28,12 +28,14 @@ pub struct Running {
     pub call_busy: bool,
     /// Another is due after it.
     pub call_again: bool,
-    /// In the shard's list of ready queues.
+    /// In its device's list of ready queues.
     pub ready: bool,
     /// In the shard's list of queues that were found empty.
     pub parked: bool,
     /// Has staged completions.
     pub touched: bool,
+    /// In flight when their server died, to be served again before anything else.
+    replay: VecDeque<u16>,
     /// Popped and not completed.
     pub outstanding: usize,
     /// The driver broke it; nothing more is popped.
@@ -47,8 +49,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a queue; returns the heads to serve again.
-    pub fn new(start: QueueStart, generation: u32) -> Result<(Self, Vec<u16>), QueueError> {
+    /// Starts a queue.
+    pub fn new(start: QueueStart, generation: u32) -> Result<Self, QueueError> {
         let (queue, replay) = Queue::start(
             &start.memory,
             start.size,
@@ -57,9 +59,10 @@ impl Running {
             start.event_idx,
             start.inflight,
         )?;
-        let running = Self {
+        Ok(Self {
             queue,
             generation,
+            replay: replay.into(),
             kick: start.kick,
             call: start.call,
             err: start.err,
@@ -74,8 +77,21 @@ impl Running {
             dsync: !start.flush,
             zeroes: start.zeroes,
             memory: start.memory,
-        };
-        Ok((running, replay))
+        })
+    }
+
+    /// The next chain to serve.
+    pub fn next_head(&mut self) -> Result<Option<u16>, QueueError> {
+        match self.replay.pop_front() {
+            Some(head) => Ok(Some(head)),
+            None => self.queue.pop(),
+        }
+    }
+
+    /// Is there one?
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.replay.is_empty() || self.queue.has_more()
     }
 
     /// May another chain be popped?
@@ -165,21 +181,41 @@ pub struct Scratch {
     segments: Vec<Segment>,
 }
 
+/// Devices whose backing is in memory are served at once, the others by the ring; each
+/// kind takes turns among its own, since only the latter wait for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Nothing, or a file in RAM.
+    Memory,
+    /// A file on a disk.
+    Disk,
+}
+
 /// A device.
 pub struct Device {
     /// What it serves.
     pub disk: Arc<Disk>,
+    /// How it is served.
+    pub lane: Lane,
     /// Which device of this index it is.
     pub generation: u32,
     /// By queue index.
     pub queues: Vec<Option<Running>>,
+    /// Queues that may have something, in turn.
+    pub ready: VecDeque<u16>,
+    /// The request of which pieces are still to begin.
+    pub cut: Option<usize>,
+    /// A piece that waits for a window or for an exclusive one.
+    pub waiting: Option<usize>,
+    /// Waits for its limits, until a time.
+    pub asleep: bool,
+    /// Since when it has begun nothing, while it waits for its limits.
+    pub since_ns: u64,
     /// Windows for encryption.
     pub bounce: Bounce,
-    /// Slots that wait for a window or for an exclusive request.
-    pub waiting: VecDeque<usize>,
-    /// An exclusive request runs.
+    /// An exclusive piece runs.
     pub exclusive: bool,
-    /// Requests begun and not completed.
+    /// Pieces begun and not completed.
     pub running: usize,
     /// Told once nothing runs.
     pub removing: Option<Sender<()>>,
@@ -188,16 +224,25 @@ pub struct Device {
 impl Device {
     /// A device without running queues.
     pub fn new(disk: Arc<Disk>, generation: u32) -> std::io::Result<Self> {
-        let encrypted = matches!(&disk.backing, Backing::File(f) if f.key.is_some());
+        let (encrypted, lane) = match &disk.backing {
+            Backing::File(file) if file.inline => (file.key.is_some(), Lane::Memory),
+            Backing::File(file) => (file.key.is_some(), Lane::Disk),
+            Backing::Null => (false, Lane::Memory),
+        };
         Ok(Self {
             generation,
+            lane,
             queues: (0..disk.queues).map(|_| None).collect(),
+            ready: VecDeque::with_capacity(usize::from(disk.queues)),
+            cut: None,
+            waiting: None,
+            asleep: false,
+            since_ns: 0,
             bounce: if encrypted {
                 Bounce::new()?
             } else {
                 Bounce::none()
             },
-            waiting: VecDeque::new(),
             exclusive: false,
             running: 0,
             removing: None,
@@ -205,13 +250,13 @@ impl Device {
         })
     }
 
-    /// Takes what `slot` needs to begin: `None` if it must wait.
-    pub fn admit(&mut self, slot: &Slot) -> Option<Option<u16>> {
-        let exclusive = slot.needs_exclusive(&self.disk);
+    /// Takes what `piece` needs to begin: `None` if it must wait.
+    pub fn admit(&mut self, piece: &Slot) -> Option<Option<u16>> {
+        let exclusive = piece.needs_exclusive(&self.disk);
         if self.exclusive || (exclusive && self.running > 0) {
             return None;
         }
-        let window = if slot.needs_window(&self.disk) {
+        let window = if piece.needs_window(&self.disk) {
             Some(self.bounce.take()?)
         } else {
             None

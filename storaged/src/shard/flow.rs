@@ -1,93 +1,245 @@
-//! A request's way through a shard: popped, begun, driven, completed, published.
+//! A request's way into a shard: its turn, popped, cut, begun, driven.
 
-use super::op::{entry, run, signal, signal_now};
+use super::device::Lane;
+use super::op::{entry, run, signal};
 use super::slot::Step;
-use super::token::{Place, Token};
+use super::token::Token;
 use super::worker::Worker;
-use crate::disk::{Backing, Disk, Stats};
+use crate::disk::{Backing, Stats};
+use crate::qos::{Direction, cost};
 use crate::request::{Kind, STATUS_OK};
+
+/// What the ring may hold at once, in [`cost`]'s bytes' worth: some hundred small
+/// requests or two dozen whole pieces, enough for a fast disk, and what a newcomer's
+/// request waits for at most.
+const DEPTH: u64 = 2 << 20;
+/// What memory's devices may be served in a row, in the same measure.
+const ROUND: u64 = 1 << 20;
+
+/// What became of a device's turn.
+enum Turn {
+    /// A piece of that cost began.
+    Began(u64),
+    /// It has no work.
+    Idle,
+    /// It has, but must wait.
+    Waits,
+}
 
 impl Worker {
     /// Puts a queue in line to be served.
     pub(super) fn make_ready(&mut self, device: usize, queue: u16) {
-        let running = self.devices[device]
-            .as_mut()
-            .and_then(|d| d.queues[usize::from(queue)].as_mut());
-        if let Some(running) = running
+        let Some(dev) = self.devices[device].as_mut() else {
+            return;
+        };
+        if let Some(running) = dev.queues[usize::from(queue)].as_mut()
             && running.accepts()
             && !std::mem::replace(&mut running.ready, true)
         {
-            self.ready.push_back((device, queue));
+            dev.ready.push_back(queue);
+            if !dev.asleep && dev.waiting.is_none() {
+                self.turns[dev.lane as usize].wake(device);
+            }
         }
     }
 
-    /// Pops what the driver offers, at most one ring's worth before others' turn.
-    pub(super) fn serve(&mut self, device: usize, queue: u16) {
-        let Some(running) = self.slot_queue(device, queue) else {
-            return;
-        };
-        running.ready = false;
-        for _ in 0..crate::queue::MAX_QUEUE_SIZE {
-            let Some(running) = self.slot_queue(device, queue) else {
-                return;
-            };
-            if !running.accepts() {
-                return;
+    /// May anything begin?
+    pub(super) fn has_work(&self) -> bool {
+        !self.turns[Lane::Memory as usize].is_empty()
+            || (self.on_ring_cost < DEPTH && !self.turns[Lane::Disk as usize].is_empty())
+    }
+
+    /// Begins what may begin: by turns, as much as the disk may hold at once.
+    pub(super) fn dispatch(&mut self) {
+        self.now_ns = None;
+        let mut round = 0;
+        while round < ROUND
+            && let Some(device) = self.turns[Lane::Memory as usize].whose()
+        {
+            round += self.turn(device, Lane::Memory);
+            self.publish();
+        }
+        while self.on_ring_cost < DEPTH
+            && let Some(device) = self.turns[Lane::Disk as usize].whose()
+        {
+            self.turn(device, Lane::Disk);
+        }
+    }
+
+    /// Serves a device as long as it is its turn; what that cost.
+    fn turn(&mut self, device: usize, lane: Lane) -> u64 {
+        let mut spent = 0;
+        loop {
+            let outcome = self.step(device);
+            let turns = &mut self.turns[lane as usize];
+            match outcome {
+                Turn::Began(cost) => {
+                    spent += cost;
+                    if !turns.spend(device, cost)
+                        || (lane == Lane::Disk && self.on_ring_cost >= DEPTH)
+                    {
+                        return spent;
+                    }
+                }
+                Turn::Idle => {
+                    turns.rest(device);
+                    return spent;
+                }
+                Turn::Waits => {
+                    turns.leave(device);
+                    return spent;
+                }
             }
-            match running.queue.pop() {
+        }
+    }
+
+    /// Begins a device's next piece.
+    fn step(&mut self, device: usize) -> Turn {
+        let Some(dev) = self.devices[device].as_mut() else {
+            return Turn::Idle;
+        };
+        if dev.waiting.is_some() {
+            return Turn::Waits;
+        }
+        if let Some(request) = dev.cut {
+            return Turn::Began(self.cut(device, request));
+        }
+        while let Some(dev) = self.devices[device].as_mut()
+            && let Some(&queue) = dev.ready.front()
+        {
+            let running = dev.queues[usize::from(queue)].as_mut();
+            let Some(running) = running.filter(|r| r.accepts()) else {
+                self.unready(device);
+                continue;
+            };
+            if dev.disk.qos.is_limited() && running.has_more() && self.must_wait(device) {
+                return Turn::Waits;
+            }
+            let Some(running) = self.slot_queue(device, queue) else {
+                return Turn::Idle;
+            };
+            match running.next_head() {
                 Ok(Some(head)) => {
-                    if !self.take(device, queue, head) {
-                        return;
+                    if let Some(dev) = self.devices[device].as_mut()
+                        && dev.ready.len() > 1
+                    {
+                        dev.ready.rotate_left(1);
+                    }
+                    if let Some(cost) = self.take(device, queue, head) {
+                        return Turn::Began(cost);
                     }
                 }
                 Ok(None) => {
                     if !std::mem::replace(&mut running.parked, true) {
                         self.parked.push((device, queue));
                     }
-                    return;
+                    self.unready(device);
                 }
-                Err(error) => return self.broke(device, queue, &error),
+                Err(error) => self.broke(device, queue, &error),
             }
         }
-        self.make_ready(device, queue);
+        Turn::Idle
     }
 
-    /// Begins the request at `head`; false if it broke the queue.
-    pub(super) fn take(&mut self, device: usize, queue: u16, head: u16) -> bool {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Box::default());
-            self.slots.len() - 1
-        });
+    /// Takes the first queue out of its device's line.
+    fn unready(&mut self, device: usize) {
+        if let Some(dev) = self.devices[device].as_mut()
+            && let Some(queue) = dev.ready.pop_front()
+            && let Some(running) = dev.queues[usize::from(queue)].as_mut()
+        {
+            running.ready = false;
+        }
+    }
+
+    /// Begins the request at `head`, or its first piece; what that costs, or `None`
+    /// if it broke the queue.
+    fn take(&mut self, device: usize, queue: u16, head: u16) -> Option<u64> {
+        let index = self.free_slot();
         let slot = &mut self.slots[index];
-        (slot.device, slot.queue) = (device, queue);
-        let Some(dev) = self.devices[device].as_mut() else {
-            return false;
-        };
-        let Some(running) = dev.queues[usize::from(queue)].as_mut() else {
-            return false;
-        };
+        (slot.device, slot.queue, slot.parent) = (device, queue, index);
+        let dev = self.devices[device].as_mut()?;
+        let running = dev.queues[usize::from(queue)].as_mut()?;
         if let Err(error) = running.load(head, &dev.disk, slot, &mut self.scratch) {
             self.free.push(index);
             self.broke(device, queue, &error);
-            return false;
+            return None;
         }
         running.outstanding += 1;
-        if dev.waiting.is_empty()
-            && let Some(window) = dev.admit(slot)
-        {
-            let step = slot.begin(&dev.disk, &dev.bounce, window);
-            self.drive(index, step);
-            self.wake_waiting(device);
-        } else {
-            dev.waiting.push_back(index);
+        if dev.disk.qos.is_limited() {
+            let now_ns = *self.now_ns.get_or_insert_with(crate::qos::now_ns);
+            let direction = match slot.kind {
+                Kind::Read(_) => Some(Direction::Read),
+                Kind::Write(_) => Some(Direction::Write),
+                _ => None,
+            };
+            if let Some(direction) = direction {
+                let (offset, len) = (slot.offset(), slot.data_bytes);
+                dev.disk.qos.charge(direction, offset, len, now_ns);
+            }
+            dev.since_ns = 0;
         }
-        true
+        if slot.is_large() {
+            slot.split();
+            dev.cut = Some(index);
+            return Some(self.cut(device, index));
+        }
+        Some(self.begin(index))
     }
 
-    /// The operation of the request in slot `index` ended.
+    /// Begins the next piece of a request; what it costs.
+    fn cut(&mut self, device: usize, request: usize) -> u64 {
+        let index = self.free_slot();
+        let Ok([whole, piece]) = self.slots.get_disjoint_mut([request, index]) else {
+            return 0;
+        };
+        let Some(dev) = self.devices[device].as_mut() else {
+            return 0;
+        };
+        // The rest of a request that has failed is not begun.
+        if whole.outcome != STATUS_OK {
+            dev.cut = None;
+            self.free.push(index);
+            self.piece_ended(request, STATUS_OK);
+            return 0;
+        }
+        piece.parent = request;
+        if whole.cut(piece) {
+            whole.pieces -= 1;
+            dev.cut = None;
+        }
+        self.begin(index)
+    }
+
+    fn free_slot(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Box::default());
+            self.slots.len() - 1
+        })
+    }
+
+    /// Begins the piece in slot `index` as soon as it may; what it costs.
+    fn begin(&mut self, index: usize) -> u64 {
+        let slot = &mut self.slots[index];
+        let (device, cost) = (slot.device, cost(slot.data_bytes));
+        let Some(dev) = self.devices[device].as_mut() else {
+            return cost;
+        };
+        match dev.admit(slot) {
+            Some(window) => {
+                let step = slot.begin(&dev.disk, &dev.bounce, window);
+                self.drive(index, step);
+            }
+            None => dev.waiting = Some(index),
+        }
+        cost
+    }
+
+    /// The operation of the piece in slot `index` ended.
     pub(super) fn advanced(&mut self, index: usize, result: i32) {
         let slot = &mut self.slots[index];
         let device = slot.device;
+        self.on_ring -= 1;
+        self.on_ring_cost -= cost(slot.data_bytes);
         if let Some(dev) = &self.devices[device] {
             let step = slot.advance(&dev.disk, &dev.bounce, result);
             self.drive(index, step);
@@ -95,19 +247,21 @@ impl Worker {
         }
     }
 
-    /// Begins waiting requests as far as they can.
+    /// Begins a waiting piece if it can; its device may go on then.
     fn wake_waiting(&mut self, device: usize) {
-        while let Some(dev) = self.devices[device].as_mut()
-            && let Some(&index) = dev.waiting.front()
+        if let Some(dev) = self.devices[device].as_mut()
+            && let Some(index) = dev.waiting
             && let Some(window) = dev.admit(&self.slots[index])
         {
-            dev.waiting.pop_front();
+            dev.waiting = None;
+            let lane = dev.lane;
             let step = self.slots[index].begin(&dev.disk, &dev.bounce, window);
+            self.turns[lane as usize].resume(device);
             self.drive(index, step);
         }
     }
 
-    /// Runs a request until it waits for the ring or is done.
+    /// Runs a piece until it waits for the ring or is done.
     fn drive(&mut self, index: usize, mut step: Step) {
         loop {
             let slot = &mut self.slots[index];
@@ -122,79 +276,12 @@ impl Worker {
                 (Step::Submit(op), Backing::File(file)) => {
                     let entry = entry(&op, file).user_data(Token::Io(index as u32).pack());
                     self.on_ring += 1;
+                    self.on_ring_cost += cost(slot.data_bytes);
                     return self.push(entry);
                 }
                 (Step::Submit(_), Backing::Null) => return,
                 (Step::Done(status), _) => return self.complete(index, status),
             }
-        }
-    }
-
-    fn complete(&mut self, index: usize, status: u8) {
-        let slot = &mut self.slots[index];
-        self.free.push(index);
-        let (device, queue) = (slot.device, slot.queue);
-        let Some(dev) = self.devices[device].as_mut() else {
-            return;
-        };
-        if let Some(window) = slot.take_window() {
-            dev.bounce.give(window);
-        }
-        dev.exclusive = false;
-        dev.running -= 1;
-        count(&dev.disk, slot.kind, status);
-        let Some(running) = dev.queues[usize::from(queue)].as_mut() else {
-            return;
-        };
-        // SAFETY: `status` was translated in the memory that `running` keeps alive.
-        unsafe { slot.status.write_volatile(status) };
-        let written = match slot.kind {
-            Kind::Read(_) | Kind::GetId if status == STATUS_OK => slot.data_bytes as u32 + 1,
-            _ => 1,
-        };
-        running.queue.push(slot.head, written);
-        running.outstanding -= 1;
-        if !std::mem::replace(&mut running.touched, true) {
-            self.touched.push((device, queue));
-        }
-    }
-
-    /// Shows staged completions to their drivers and interrupts those that ask.
-    pub(super) fn publish(&mut self) {
-        for at in (0..self.touched.len()).rev() {
-            let (device, queue) = self.touched[at];
-            if let Some(running) = self.slot_queue(device, queue) {
-                running.touched = false;
-                if running.queue.publish() {
-                    let generation = running.generation;
-                    self.call(Place {
-                        device: device as u16,
-                        queue: queue as u8,
-                        generation,
-                    });
-                }
-                self.settle(device, queue);
-            }
-        }
-        self.touched.clear();
-    }
-
-    /// Interrupts a driver.
-    pub(super) fn call(&mut self, place: Place) {
-        let Some(running) = self.at(place) else {
-            return;
-        };
-        let Some(call) = &running.call else {
-            return;
-        };
-        if call.plain {
-            signal_now(call);
-        } else if running.call_busy {
-            running.call_again = true;
-        } else {
-            running.call_busy = true;
-            let entry = signal(call).user_data(Token::Call(place).pack());
-            self.push(entry);
         }
     }
 
@@ -212,16 +299,5 @@ impl Worker {
             let entry = signal(err).user_data(Token::Ignore.pack());
             self.push(entry);
         }
-    }
-}
-
-fn count(disk: &Disk, kind: Kind, status: u8) {
-    let stats = &disk.stats;
-    match (status, kind) {
-        (STATUS_OK, Kind::Read(_)) => Stats::bump(&stats.reads),
-        (STATUS_OK, Kind::Write(_)) => Stats::bump(&stats.writes),
-        (STATUS_OK, Kind::Flush) => Stats::bump(&stats.flushes),
-        (STATUS_OK, _) => {}
-        _ => Stats::bump(&stats.errors),
     }
 }

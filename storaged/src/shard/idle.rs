@@ -1,6 +1,7 @@
 //! A shard without work: polls, asks for kicks, sleeps.
 
 use super::worker::Worker;
+use io_uring::types::{SubmitArgs, Timespec};
 use std::time::{Duration, Instant};
 
 /// Looks for work between two looks at the clock, which cost more.
@@ -14,12 +15,12 @@ impl Worker {
         let began = Instant::now();
         // While the disk works, sleeping costs less than its time.
         if self.on_ring == 0 && self.window.get() > Duration::ZERO {
-            self.enter(false)?;
+            self.enter(None)?;
             while began.elapsed() < self.window.get() {
                 for _ in 0..LOOKS {
                     if self.work_came() {
                         self.window.learn(began.elapsed());
-                        return self.enter(false);
+                        return self.enter(None);
                     }
                     std::hint::spin_loop();
                 }
@@ -27,7 +28,8 @@ impl Worker {
         }
         let idle = self.on_ring == 0;
         if !self.enable_kicks() {
-            self.enter(true)?;
+            let until = self.sleepers.next();
+            self.enter(Some(until))?;
         }
         if idle {
             self.window.learn(began.elapsed());
@@ -46,9 +48,7 @@ impl Worker {
                 self.make_ready(device, queue);
             }
         }
-        !self.ready.is_empty()
-            || self.ring.submission().taskrun()
-            || !self.ring.completion().is_empty()
+        self.has_work() || self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Asks all drivers to kick; true if one offered something meanwhile.
@@ -61,23 +61,30 @@ impl Worker {
                 }
             }
         }
-        !self.ready.is_empty()
+        self.has_work()
     }
 
-    /// Submits what is queued and takes what has completed; may `wait` for one.
-    pub(super) fn enter(&mut self, wait: bool) -> std::io::Result<()> {
+    /// Submits what is queued and takes what has completed; may wait for a completion,
+    /// and that for a time at most.
+    pub(super) fn enter(&mut self, wait: Option<Option<Duration>>) -> std::io::Result<()> {
+        if let Some(Some(most)) = wait {
+            let most = Timespec::from(most);
+            let args = SubmitArgs::new().timespec(&most);
+            self.ring.submitter().submit_with_args(1, &args)?;
+            return Ok(());
+        }
         let (queued, due) = {
             let queue = self.ring.submission();
             (queue.len(), queue.taskrun())
         };
-        if queued == 0 && !due && !wait {
+        if queued == 0 && !due && wait.is_none() {
             return Ok(());
         }
         // SAFETY: the entries queued hold what `push` demands; no argument is passed.
         unsafe {
             self.ring.submitter().enter::<libc::sigset_t>(
                 queued as u32,
-                u32::from(wait),
+                u32::from(wait.is_some()),
                 ENTER_GETEVENTS,
                 None,
             )?;

@@ -2,19 +2,22 @@
 //!
 //! ```text
 //!        kick (multishot poll)          completions
-//!  guest ────────▶ ready queues ──▶ slots ──▶ ring ──▶ used ring ──▶ call (write)
-//!                  pop, parse       begin     file     push, publish
+//!  guest ────────▶ ready queues ──▶ turns ──▶ slots ──▶ ring ──▶ used ring ──▶ call
+//!                                   limits   pop, cut   file     push, publish
 //! ```
 //! Message threads reach a shard by [`Shard`]'s methods; each is one [`Command`]
 //! over a channel, answered by the shard's thread. Nothing else is shared.
-//! [`worker`] is the loop, [`flow`] a request's way through it, [`device`] a device's
-//! state, [`slot`] a request's.
+//! [`worker`] is the loop, [`flow`] a request's way in and [`done`] its way out, [`device`]
+//! a device's state, [`slot`] a request's; [`sleep`] holds those that wait for their limits.
 
 pub mod bounce;
 pub mod device;
+pub mod done;
 pub mod flow;
 pub mod idle;
 pub mod op;
+pub mod pieces;
+pub mod sleep;
 pub mod slot;
 pub mod token;
 pub mod window;
@@ -90,6 +93,8 @@ pub enum Command {
     SetCall(DeviceId, u16, Option<Call>),
     /// [`Shard::remove`].
     Remove(DeviceId, Sender<()>),
+    /// [`Shard::limits_changed`].
+    LimitsChanged,
 }
 
 /// Why a shard cannot do what it was told.
@@ -174,6 +179,11 @@ impl Shard {
         let (reply, answer) = channel();
         self.tell(Command::Remove(device, reply))?;
         wait(&answer)
+    }
+
+    /// Limits of some device have changed: who waits for them asks anew.
+    pub fn limits_changed(&self) -> Result<(), ShardError> {
+        self.tell(Command::LimitsChanged)
     }
 
     fn tell(&self, command: Command) -> Result<(), ShardError> {

@@ -1,11 +1,12 @@
-//! One request on its way: the state machine between a parsed request and its status.
+//! One request on its way, or one piece of a large one: the state machine between a
+//! parsed request and its status.
 //!
 //! ```text
+//! large      cut into pieces at multiples of 64 KiB of the volume, each as below
 //! plain      begin ─▶ readv/writev ─▶ (rest after a short transfer) ─▶ Done
-//! encrypted  begin ─▶ per window of 64 KiB:
-//!            read   file ─▶ bounce, decrypt ─▶ guest
-//!            write  guest ─▶ bounce, encrypt ─▶ file; a window that cuts a block is
-//!                   read and decrypted first, and such a request runs alone
+//! encrypted  begin ─▶ read   file ─▶ window, decrypt ─▶ guest
+//!                     write  guest ─▶ window, encrypt ─▶ file; a piece that cuts a
+//!                            block is read and decrypted first, and runs alone
 //! ```
 //! It performs nothing itself: each step yields an [`Op`] that the shard runs on its
 //! ring, or at once where the file is in RAM.
@@ -39,7 +40,7 @@ enum Phase {
     Writing,
 }
 
-/// A request on its way. Boxed by the shard: `window_iov` is read by the kernel.
+/// A request or a piece on its way. Boxed by the shard: `window_iov` is read by the kernel.
 pub struct Slot {
     /// The device's index in the shard.
     pub device: usize,
@@ -57,8 +58,14 @@ pub struct Slot {
     pub data_bytes: u64,
     /// Writes are durable on completion (no `VIRTIO_BLK_F_FLUSH`).
     pub dsync: bool,
-    first: usize,
-    done: u64,
+    /// The request that this is a piece of; itself, if it is whole.
+    pub parent: usize,
+    /// Of a request in pieces: how many have not ended, those not begun being one.
+    pub pieces: u32,
+    /// Of a request in pieces: the status so far.
+    pub outcome: u8,
+    pub(super) first: usize,
+    pub(super) done: u64,
     buffered: bool,
     phase: Phase,
     window: Option<u16>,
@@ -79,6 +86,9 @@ impl Default for Slot {
             iovecs: Vec::new(),
             data_bytes: 0,
             dsync: false,
+            parent: 0,
+            pieces: 0,
+            outcome: STATUS_OK,
             first: 0,
             done: 0,
             buffered: false,
@@ -349,48 +359,12 @@ impl Slot {
         })
     }
 
-    fn offset(&self) -> u64 {
+    /// Its first byte in the volume.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
         match self.kind {
             Kind::Read(offset) | Kind::Write(offset) => offset,
             _ => 0,
-        }
-    }
-
-    /// Copies `n` bytes between `host` and the guest's next bytes, and passes them.
-    fn copy(&mut self, mut host: *mut u8, mut n: usize, to_guest: bool) {
-        while n > 0 && self.first < self.iovecs.len() {
-            let iov = &self.iovecs[self.first];
-            let part = iov.iov_len.min(n);
-            let guest = iov.iov_base.cast::<u8>();
-            // SAFETY: `part` bytes lie in the piece (guest memory inside a live
-            // mapping) and in the caller's buffer; the two never overlap. The guest
-            // may race and then gets torn bytes, which are its own.
-            unsafe {
-                if to_guest {
-                    std::ptr::copy_nonoverlapping(host, guest, part);
-                } else {
-                    std::ptr::copy_nonoverlapping(guest, host, part);
-                }
-                host = host.add(part);
-            }
-            n -= part;
-            self.skip(part);
-        }
-    }
-
-    /// Passes `n` bytes of guest memory.
-    fn skip(&mut self, mut n: usize) {
-        while n > 0
-            && let Some(iov) = self.iovecs.get_mut(self.first)
-        {
-            let part = iov.iov_len.min(n);
-            // SAFETY: part <= iov_len, so the pointer stays in or just past the piece.
-            iov.iov_base = unsafe { iov.iov_base.cast::<u8>().add(part) }.cast();
-            iov.iov_len -= part;
-            n -= part;
-            if iov.iov_len == 0 {
-                self.first += 1;
-            }
         }
     }
 }

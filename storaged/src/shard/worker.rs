@@ -1,15 +1,16 @@
 //! The shard's loop.
 
 use super::device::{Device, Running, Scratch};
+use super::sleep::Sleepers;
 use super::slot::Slot;
 use super::token::{Place, Token};
 use super::window::Window;
 use super::{Command, DeviceId, QueueStart};
 use crate::disk::Disk;
+use crate::qos::Turns;
 use crate::queue::QueueError;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -42,13 +43,20 @@ pub struct Worker {
     )]
     pub(super) slots: Vec<Box<Slot>>,
     pub(super) free: Vec<usize>,
-    pub(super) ready: VecDeque<(usize, u16)>,
+    /// Devices with work, by [`super::device::Lane`].
+    pub(super) turns: [Turns; 2],
+    /// Devices that wait for their limits.
+    pub(super) sleepers: Sleepers,
+    /// The time, once it was needed in a round.
+    pub(super) now_ns: Option<u64>,
     pub(super) touched: Vec<(usize, u16)>,
     /// Queues found empty, whose drivers were not told to kick yet.
     pub(super) parked: Vec<(usize, u16)>,
     pub(super) scratch: Scratch,
-    /// Requests that wait for the ring.
+    /// Pieces that wait for the ring.
     pub(super) on_ring: usize,
+    /// What they cost, see [`crate::qos::cost`].
+    pub(super) on_ring_cost: u64,
     pub(super) window: Window,
     generation: u32,
     ended: bool,
@@ -76,11 +84,14 @@ impl Worker {
             devices: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            ready: VecDeque::new(),
+            turns: Default::default(),
+            sleepers: Sleepers::default(),
+            now_ns: None,
             touched: Vec::new(),
             parked: Vec::new(),
             scratch: Scratch::default(),
             on_ring: 0,
+            on_ring_cost: 0,
             window: Window::default(),
             generation: 0,
             ended: false,
@@ -92,21 +103,17 @@ impl Worker {
     /// Serves until the last handle is gone.
     pub fn run(mut self) {
         while !self.ended {
-            for _ in 0..self.ready.len() {
-                if let Some((device, queue)) = self.ready.pop_front() {
-                    self.serve(device, queue);
-                }
-            }
+            self.dispatch();
             self.publish();
-            let outcome = if self.ready.is_empty() {
-                self.idle()
+            let outcome = if self.has_work() {
+                self.enter(None)
             } else {
-                self.enter(false)
+                self.idle()
             };
             if let Err(error) = outcome
                 && !matches!(
                     error.raw_os_error(),
-                    Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                    Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)
                 )
             {
                 tracing::error!(%error, "the ring cannot be entered");
@@ -117,6 +124,7 @@ impl Worker {
                 let Some(done) = done else { break };
                 self.completed(&done);
             }
+            self.wake_sleepers();
             self.publish();
         }
     }
@@ -132,10 +140,7 @@ impl Worker {
                 self.obey();
             }
             Token::Ignore => {}
-            Token::Io(slot) => {
-                self.on_ring -= 1;
-                self.advanced(slot as usize, done.result());
-            }
+            Token::Io(slot) => self.advanced(slot as usize, done.result()),
             Token::Kick(place) => {
                 if self.at(place).is_some() {
                     self.make_ready(usize::from(place.device), u16::from(place.queue));
@@ -190,6 +195,7 @@ impl Worker {
                     }
                     None => drop(reply.send(())),
                 },
+                Ok(Command::LimitsChanged) => self.limits_changed(),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
                     self.ended = true;
@@ -211,6 +217,7 @@ impl Worker {
             }
             None => return Err(std::io::Error::from(std::io::ErrorKind::QuotaExceeded)),
         };
+        self.turns[device.lane as usize].join(index, device.disk.qos.weight());
         self.devices[index] = Some(device);
         Ok(DeviceId { index, generation })
     }
@@ -224,13 +231,7 @@ impl Worker {
         let Some(place) = device.queues.get_mut(usize::from(queue)) else {
             return Err(QueueError::Index(queue));
         };
-        let (running, replay) = Running::new(start, generation)?;
-        *place = Some(running);
-        for head in replay {
-            if !self.take(id.index, queue, head) {
-                break;
-            }
-        }
+        *place = Some(Running::new(start, generation)?);
         self.watch_kick(Place {
             device: id.index as u16,
             queue: queue as u8,
@@ -266,6 +267,7 @@ impl Worker {
         for queue in 0..dev.queues.len() as u16 {
             self.forget(device, queue);
         }
+        self.turns.iter_mut().for_each(|turns| turns.leave(device));
         if let Some(mut dev) = self.devices[device].take()
             && let Some(reply) = dev.removing.take()
         {
@@ -277,6 +279,7 @@ impl Worker {
         let Some(dev) = self.devices[device].as_mut() else {
             return;
         };
+        dev.ready.retain(|ready| *ready != queue);
         if let Some(running) = dev.queues[usize::from(queue)].take() {
             let place = Place {
                 device: device as u16,

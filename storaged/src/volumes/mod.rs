@@ -12,14 +12,18 @@
 
 mod attachment;
 mod content;
+mod limits;
 mod refusal;
 mod table;
 mod volume;
 
 use crate::crypt::Key;
+use crate::qos::{self, Group, Qos};
 use crate::shard::Shard;
 use attachment::Attachment;
-use ocs_storaged_api::{ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus};
+use ocs_storaged_api::{
+    ErrorCode, Reply, Request, VolumeKind, VolumeLimits, VolumeName, VolumeStatus,
+};
 use refusal::{Refused, check_name, failed, key_lost, not_found, refused};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -50,6 +54,7 @@ struct Live {
     volumes: BTreeMap<String, Arc<Volume>>,
     attachments: BTreeMap<String, Attachment>,
     claimed: BTreeSet<String>,
+    groups: BTreeMap<String, Arc<Group>>,
 }
 
 /// All volumes of one storaged.
@@ -81,6 +86,13 @@ impl Volumes {
         let collected = collected.map_err(broken)?;
         tracing::info!(volumes = table.volumes().len(), collected, "table read");
         let records = table.volumes().clone();
+        let groups = table.groups().iter();
+        let groups = groups
+            .map(|(name, limits)| {
+                let group = Group::new(limits, qos::now_ns());
+                (name.clone(), Arc::new(group))
+            })
+            .collect();
         let volumes = Self {
             store: Arc::new(Store {
                 dir: dir.to_owned(),
@@ -92,8 +104,9 @@ impl Volumes {
             live: Mutex::default(),
             released: Condvar::new(),
         };
+        volumes.live().groups = groups;
         for (name, record) in records {
-            let volume = volumes.enliven(&name, None);
+            let volume = volumes.enliven(&name, None, &record.limits);
             if let Some(attached) = record.attached {
                 volumes.connect(&name, &volume, &attached).map_err(broken)?;
             }
@@ -123,6 +136,8 @@ impl Volumes {
             } => self.attach(volume, socket, *read_only),
             Request::Detach { volume } => self.detach(volume),
             Request::DeleteVolume { volume } => self.delete(volume),
+            Request::SetLimits { volume, limits } => self.set_limits(volume, limits),
+            Request::SetGroup { group, limits } => self.set_group(group, limits),
             Request::List => return self.list(),
         };
         match outcome {
@@ -186,12 +201,13 @@ impl Volumes {
             attached: None,
             key_check: key.as_ref().map(|key| hex(&key.check())),
             served: false,
+            limits: VolumeLimits::default(),
         };
         self.store
             .table()
             .update(|records| drop(records.insert(name.to_owned(), record)))
             .map_err(|error| failed("the table", &error))?;
-        self.enliven(name, key);
+        self.enliven(name, key, &VolumeLimits::default());
         Ok(())
     }
 
@@ -273,6 +289,8 @@ impl Volumes {
                 image: record.image,
                 attached: record.attached.map(|a| a.socket),
                 connected: volume.connected.load(Ordering::Relaxed),
+                limits: record.limits,
+                throttled: count(&volume.stats.throttled),
                 reads: count(&volume.stats.reads),
                 writes: count(&volume.stats.writes),
                 flushes: count(&volume.stats.flushes),
@@ -335,10 +353,12 @@ impl Volumes {
     }
 
     /// Puts a volume of the table to life.
-    fn enliven(&self, name: &str, key: Option<Key>) -> Arc<Volume> {
+    fn enliven(&self, name: &str, key: Option<Key>, limits: &VolumeLimits) -> Arc<Volume> {
         let turn = self.next_shard.fetch_add(1, Ordering::Relaxed) % self.shards.len();
         let shard = self.shards[turn].clone();
-        let volume = Arc::new(Volume::new(name, Arc::clone(&self.store), shard, key));
+        let qos = Qos::new(limits, self.group(limits), qos::now_ns());
+        let store = Arc::clone(&self.store);
+        let volume = Arc::new(Volume::new(name, store, shard, key, qos));
         let kept = Arc::clone(&volume);
         self.live().volumes.insert(name.to_owned(), kept);
         volume

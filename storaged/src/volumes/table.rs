@@ -3,7 +3,7 @@
 //! Replaced whole: temporary file, fsync, rename, fsync of the folder. A reader
 //! finds the old table or the new one, never a mixture.
 
-use ocs_storaged_api::VolumeKind;
+use ocs_storaged_api::{Limits, VolumeKind, VolumeLimits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,6 +34,9 @@ pub struct Record {
     /// A guest may have written to it: from now on a lost key is lost data.
     #[serde(default)]
     pub served: bool,
+    /// What it is held to.
+    #[serde(default, skip_serializing_if = "VolumeLimits::is_default")]
+    pub limits: VolumeLimits,
 }
 
 /// An attachment.
@@ -63,33 +66,37 @@ pub enum TableError {
 struct Stored {
     version: u32,
     volumes: BTreeMap<String, Record>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<String, Limits>,
 }
 
 /// The table, in memory as it is on disk.
 pub struct Table {
     dir: PathBuf,
     volumes: BTreeMap<String, Record>,
+    groups: BTreeMap<String, Limits>,
 }
 
 impl Table {
     /// Reads the table in `dir`; no file is an empty table.
     pub fn load(dir: &Path) -> Result<Self, TableError> {
         let path = dir.join(FILE);
-        let volumes = match std::fs::read(&path) {
+        let (volumes, groups) = match std::fs::read(&path) {
             Ok(bytes) => {
                 let stored: Stored = serde_json::from_slice(&bytes)
                     .map_err(|error| TableError::Parse(path.clone(), error))?;
                 if stored.version != VERSION {
                     return Err(TableError::Version(path, stored.version));
                 }
-                stored.volumes
+                (stored.volumes, stored.groups)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
             Err(error) => return Err(TableError::Read(path, error)),
         };
         Ok(Self {
             dir: dir.to_owned(),
             volumes,
+            groups,
         })
     }
 
@@ -99,13 +106,38 @@ impl Table {
         &self.volumes
     }
 
-    /// Changes the table, durably; on error nothing changed.
+    /// The limits that volumes share, by name.
+    #[must_use]
+    pub fn groups(&self) -> &BTreeMap<String, Limits> {
+        &self.groups
+    }
+
+    /// Changes the volumes, durably; on error nothing changed.
     pub fn update(&mut self, change: impl FnOnce(&mut BTreeMap<String, Record>)) -> io::Result<()> {
         let mut volumes = self.volumes.clone();
         change(&mut volumes);
+        self.replace(volumes, self.groups.clone())
+    }
+
+    /// Changes the groups, durably; on error nothing changed.
+    pub fn update_groups(
+        &mut self,
+        change: impl FnOnce(&mut BTreeMap<String, Limits>),
+    ) -> io::Result<()> {
+        let mut groups = self.groups.clone();
+        change(&mut groups);
+        self.replace(self.volumes.clone(), groups)
+    }
+
+    fn replace(
+        &mut self,
+        volumes: BTreeMap<String, Record>,
+        groups: BTreeMap<String, Limits>,
+    ) -> io::Result<()> {
         let stored = Stored {
             version: VERSION,
             volumes,
+            groups,
         };
         let temporary = self.dir.join(format!("{FILE}.tmp"));
         let mut file = File::create(&temporary)?;
@@ -113,7 +145,7 @@ impl Table {
         file.sync_all()?;
         std::fs::rename(&temporary, self.dir.join(FILE))?;
         sync_dir(&self.dir)?;
-        self.volumes = stored.volumes;
+        (self.volumes, self.groups) = (stored.volumes, stored.groups);
         Ok(())
     }
 }
@@ -138,6 +170,7 @@ mod tests {
             }),
             key_check: None,
             served: false,
+            limits: VolumeLimits::default(),
         }
     }
 

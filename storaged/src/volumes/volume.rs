@@ -5,6 +5,7 @@ use super::table::{Record, Table};
 use crate::crypt::{KEY_BYTES, Key};
 use crate::disk::{Backing, Disk, FileBacking, Stats, serial};
 use crate::inflight::{PRIVATE_USED, Region};
+use crate::qos::Qos;
 use crate::session::{Secrets, Served};
 use crate::shard::Shard;
 use ocs_storaged_api::VolumeKind;
@@ -61,6 +62,8 @@ pub struct Volume {
     pub shard: Shard,
     /// What happened so far.
     pub stats: Arc<Stats>,
+    /// What it is held to.
+    pub qos: Arc<Qos>,
     /// A VMM is connected now.
     pub connected: Arc<AtomicBool>,
     key: Mutex<Option<Key>>,
@@ -71,12 +74,13 @@ pub struct Volume {
 impl Volume {
     /// A volume of the table, with its key where it was just made.
     #[must_use]
-    pub fn new(name: &str, store: Arc<Store>, shard: Shard, key: Option<Key>) -> Self {
+    pub fn new(name: &str, store: Arc<Store>, shard: Shard, key: Option<Key>, qos: Qos) -> Self {
         Self {
             name: name.to_owned(),
             store,
             shard,
             stats: Arc::default(),
+            qos: Arc::new(qos),
             connected: Arc::default(),
             key: Mutex::new(key),
             key_lost: AtomicBool::new(false),
@@ -125,6 +129,7 @@ impl Volume {
             queues: QUEUES,
             backing,
             stats: Arc::clone(&self.stats),
+            qos: Arc::clone(&self.qos),
         }))
     }
 
