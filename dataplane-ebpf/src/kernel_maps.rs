@@ -11,6 +11,7 @@ use ocs_dataplane_shared::layout::{
     Address, Counters, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, MAX_ENDPOINTS, MAX_RULES,
     MAX_SLOTS, REASONS, RULE_BITS, Reason, RuleKey, Service, Tap,
 };
+use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -24,6 +25,10 @@ static SERVICES: HashMap<u32, Service, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 static RULES: LpmTrie<RuleKey, u32, MAX_RULES> = LpmTrie::new();
 #[btf_map]
 static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static LIMITS: Array<Limits, MAX_SLOTS> = Array::new();
+#[btf_map]
+static METERS: Array<Meters, MAX_SLOTS> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, MAX_SLOTS> = PerCpuArray::new();
 #[btf_map]
@@ -60,6 +65,14 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
         FLOWS.get_value(slot, &index)
+    }
+
+    #[inline(always)]
+    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
+        let limits = LIMITS.get(slot)?;
+        let meters = METERS.get(slot)?;
+        let index = direction as usize;
+        Some((limits.directions.get(index)?, meters.directions.get(index)?))
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@
 
 mod numbers;
 mod ports;
+mod rates;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use ocs_dataplane_shared::layout::{
     Endpoint, EndpointKey, Identity, MAX_ENDPOINTS, MAX_RULES, MAX_SLOTS, RuleKey, Service, Tap,
     Timeouts,
 };
+use ocs_dataplane_shared::limit::Limits;
 
 use crate::model::{Policy, Port, PortId, Vni};
 
@@ -44,6 +46,8 @@ pub struct Entries {
     pub rules: BTreeSet<(RuleKey, u32)>,
     /// `DEVICES`: interfaces of slots in use, the responder's left out.
     pub devices: BTreeMap<u32, u32>,
+    /// `LIMITS`: of slots that have any.
+    pub limits: BTreeMap<u32, Limits>,
 }
 
 /// Why a policy cannot be carried out.

@@ -49,6 +49,23 @@ pub struct Port {
     pub groups: BTreeSet<GroupId>,
     /// The unique link-local address under which the responder knows it.
     pub service_address: Ipv4Addr,
+    /// How fast it may be.
+    pub rate: Rate,
+}
+
+/// How fast a port may send, and how fast receive: each has accounts of its own
+/// (EC2 User Guide, "Amazon EC2 instance network bandwidth"). Bytes are those of frames,
+/// from the Ethernet header on. 0: unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bits a second that it may always have.
+    pub baseline_bps: u64,
+    /// Bits a second that it may have while it has credits.
+    pub peak_bps: u64,
+    /// Bytes that it can have saved by staying below the baseline; it begins with them.
+    pub credit_bytes: u64,
+    /// Packets a second.
+    pub packets_per_s: u64,
 }
 
 /// A group's rules.

@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
 use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
 };
 use ocs_dataplane::shared::layout::{Direction as Way, Reason};
 use std::net::{IpAddr, Ipv4Addr};
@@ -64,6 +64,7 @@ impl Path {
                     subnet: IpNet::new(IpAddr::V4(address(0)), 24)?,
                     groups: [GroupId("sg".into())].into(),
                     service_address: Ipv4Addr::new(169, 254, 1, last),
+                    rate: Rate::default(),
                 },
             );
         }

@@ -23,6 +23,93 @@ pub struct InstanceType {
     pub disks: (u32, u64),
     /// Most network interfaces, and private addresses of each.
     pub network: (u32, u32),
+    /// How fast its network is.
+    pub bandwidth: Bandwidth,
+}
+
+/// How fast an instance's network is, each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// EC2's words for it.
+    pub words: &'static str,
+    /// What it may always have.
+    baseline_mbps: u32,
+    /// What it may have while it has credits.
+    peak_mbps: u32,
+    /// Whether EC2 publishes the figures.
+    published: bool,
+}
+
+/// How long full credits last at the peak; EC2: "typically from 5 to 60 minutes".
+const BURST_S: u64 = 300;
+/// EC2 publishes no packet rates: so many as the peak carries in packets of this size.
+const PACKET_BYTES: u64 = 512;
+
+impl Bandwidth {
+    /// Where EC2 publishes figures (EC2 instance types, "Network specifications").
+    const fn up_to(words: &'static str, baseline_mbps: u32, peak_gbps: u32) -> Self {
+        Self {
+            words,
+            baseline_mbps,
+            peak_mbps: peak_gbps * 1_000,
+            published: true,
+        }
+    }
+
+    /// Where EC2 publishes a word only, the figures are ours.
+    const fn word(words: &'static str, baseline_mbps: u32, peak_mbps: u32) -> Self {
+        Self {
+            words,
+            baseline_mbps,
+            peak_mbps,
+            published: false,
+        }
+    }
+
+    /// Bits a second, always.
+    pub fn baseline_bps(self) -> u64 {
+        u64::from(self.baseline_mbps) * 1_000_000
+    }
+
+    /// Bits a second, with credits.
+    pub fn peak_bps(self) -> u64 {
+        u64::from(self.peak_mbps) * 1_000_000
+    }
+
+    /// Bytes that can be saved; 0 where the peak is the baseline.
+    pub fn credit_bytes(self) -> u64 {
+        (self.peak_bps() - self.baseline_bps()) / 8 * BURST_S
+    }
+
+    /// Packets a second.
+    pub fn packets_per_s(self) -> u64 {
+        self.peak_bps() / 8 / PACKET_BYTES
+    }
+
+    fn present(self, interfaces: u32) -> Value {
+        let mut card = json!({
+            "NetworkCardIndex": 0,
+            "NetworkPerformance": self.words,
+            "MaximumNetworkInterfaces": interfaces,
+        });
+        if self.published {
+            card["BaselineBandwidthInGbps"] = json!(f64::from(self.baseline_mbps) / 1_000.0);
+            card["PeakBandwidthInGbps"] = json!(f64::from(self.peak_mbps) / 1_000.0);
+        }
+        card
+    }
+}
+
+const VERY_LOW: Bandwidth = Bandwidth::word("Very Low", 100, 100);
+const LOW: Bandwidth = Bandwidth::word("Low", 300, 300);
+const LOW_TO_MODERATE: Bandwidth = Bandwidth::word("Low to Moderate", 250, 1_000);
+const MODERATE: Bandwidth = Bandwidth::word("Moderate", 500, 1_000);
+const HIGH: Bandwidth = Bandwidth::word("High", 1_000, 1_000);
+const fn up_to_5(baseline_mbps: u32) -> Bandwidth {
+    Bandwidth::up_to("Up to 5 Gigabit", baseline_mbps, 5)
+}
+const fn up_to_10(baseline_mbps: u32) -> Bandwidth {
+    Bandwidth::up_to("Up to 10 Gigabit", baseline_mbps, 10)
 }
 
 const fn of(
@@ -31,6 +118,7 @@ const fn of(
     memory_mib: u64,
     disks: (u32, u64),
     network: (u32, u32),
+    bandwidth: Bandwidth,
 ) -> InstanceType {
     InstanceType {
         name,
@@ -38,6 +126,7 @@ const fn of(
         memory_mib,
         disks,
         network,
+        bandwidth,
     }
 }
 
@@ -45,42 +134,42 @@ const NONE: (u32, u64) = (0, 0);
 
 /// All types, in order of name.
 pub const TYPES: &[InstanceType] = &[
-    of("c4.2xlarge", 8, 15_360, NONE, (4, 15)),
-    of("c4.large", 2, 3_840, NONE, (3, 10)),
-    of("c4.xlarge", 4, 7_680, NONE, (4, 15)),
-    of("c5.2xlarge", 8, 16_384, NONE, (4, 15)),
-    of("c5.large", 2, 4_096, NONE, (3, 10)),
-    of("c5.xlarge", 4, 8_192, NONE, (4, 15)),
-    of("i3.large", 2, 15_616, (1, 475), (3, 10)),
-    of("i3.xlarge", 4, 31_232, (1, 950), (4, 15)),
-    of("m1.large", 2, 7_680, (2, 420), (3, 10)),
-    of("m1.medium", 1, 3_788, (1, 410), (2, 6)),
-    of("m1.small", 1, 1_740, (1, 160), (2, 4)),
-    of("m1.xlarge", 4, 15_360, (4, 420), (4, 15)),
-    of("m5.2xlarge", 8, 32_768, NONE, (4, 15)),
-    of("m5.large", 2, 8_192, NONE, (3, 10)),
-    of("m5.xlarge", 4, 16_384, NONE, (4, 15)),
-    of("r5.large", 2, 16_384, NONE, (3, 10)),
-    of("r5.xlarge", 4, 32_768, NONE, (4, 15)),
-    of("t1.micro", 1, 627, NONE, (2, 2)),
-    of("t2.2xlarge", 8, 32_768, NONE, (3, 15)),
-    of("t2.large", 2, 8_192, NONE, (3, 12)),
-    of("t2.medium", 2, 4_096, NONE, (3, 6)),
-    of("t2.micro", 1, 1_024, NONE, (2, 2)),
-    of("t2.nano", 1, 512, NONE, (2, 2)),
-    of("t2.small", 1, 2_048, NONE, (3, 4)),
-    of("t2.xlarge", 4, 16_384, NONE, (3, 15)),
-    of("t3.2xlarge", 8, 32_768, NONE, (4, 15)),
-    of("t3.large", 2, 8_192, NONE, (3, 12)),
-    of("t3.medium", 2, 4_096, NONE, (3, 6)),
-    of("t3.micro", 2, 1_024, NONE, (2, 2)),
-    of("t3.nano", 2, 512, NONE, (2, 2)),
-    of("t3.small", 2, 2_048, NONE, (3, 4)),
-    of("t3.xlarge", 4, 16_384, NONE, (4, 15)),
-    of("t3a.medium", 2, 4_096, NONE, (3, 6)),
-    of("t3a.micro", 2, 1_024, NONE, (2, 2)),
-    of("t3a.nano", 2, 512, NONE, (2, 2)),
-    of("t3a.small", 2, 2_048, NONE, (2, 4)),
+    of("c4.2xlarge", 8, 15_360, NONE, (4, 15), HIGH),
+    of("c4.large", 2, 3_840, NONE, (3, 10), MODERATE),
+    of("c4.xlarge", 4, 7_680, NONE, (4, 15), HIGH),
+    of("c5.2xlarge", 8, 16_384, NONE, (4, 15), up_to_10(2_500)),
+    of("c5.large", 2, 4_096, NONE, (3, 10), up_to_10(750)),
+    of("c5.xlarge", 4, 8_192, NONE, (4, 15), up_to_10(1_250)),
+    of("i3.large", 2, 15_616, (1, 475), (3, 10), up_to_10(750)),
+    of("i3.xlarge", 4, 31_232, (1, 950), (4, 15), up_to_10(1_250)),
+    of("m1.large", 2, 7_680, (2, 420), (3, 10), MODERATE),
+    of("m1.medium", 1, 3_788, (1, 410), (2, 6), MODERATE),
+    of("m1.small", 1, 1_740, (1, 160), (2, 4), LOW),
+    of("m1.xlarge", 4, 15_360, (4, 420), (4, 15), HIGH),
+    of("m5.2xlarge", 8, 32_768, NONE, (4, 15), up_to_10(2_500)),
+    of("m5.large", 2, 8_192, NONE, (3, 10), up_to_10(750)),
+    of("m5.xlarge", 4, 16_384, NONE, (4, 15), up_to_10(1_250)),
+    of("r5.large", 2, 16_384, NONE, (3, 10), up_to_10(750)),
+    of("r5.xlarge", 4, 32_768, NONE, (4, 15), up_to_10(1_250)),
+    of("t1.micro", 1, 627, NONE, (2, 2), VERY_LOW),
+    of("t2.2xlarge", 8, 32_768, NONE, (3, 15), MODERATE),
+    of("t2.large", 2, 8_192, NONE, (3, 12), LOW_TO_MODERATE),
+    of("t2.medium", 2, 4_096, NONE, (3, 6), LOW_TO_MODERATE),
+    of("t2.micro", 1, 1_024, NONE, (2, 2), LOW_TO_MODERATE),
+    of("t2.nano", 1, 512, NONE, (2, 2), LOW_TO_MODERATE),
+    of("t2.small", 1, 2_048, NONE, (3, 4), LOW_TO_MODERATE),
+    of("t2.xlarge", 4, 16_384, NONE, (3, 15), MODERATE),
+    of("t3.2xlarge", 8, 32_768, NONE, (4, 15), up_to_5(2_048)),
+    of("t3.large", 2, 8_192, NONE, (3, 12), up_to_5(512)),
+    of("t3.medium", 2, 4_096, NONE, (3, 6), up_to_5(256)),
+    of("t3.micro", 2, 1_024, NONE, (2, 2), up_to_5(64)),
+    of("t3.nano", 2, 512, NONE, (2, 2), up_to_5(32)),
+    of("t3.small", 2, 2_048, NONE, (3, 4), up_to_5(128)),
+    of("t3.xlarge", 4, 16_384, NONE, (4, 15), up_to_5(1_024)),
+    of("t3a.medium", 2, 4_096, NONE, (3, 6), up_to_5(256)),
+    of("t3a.micro", 2, 1_024, NONE, (2, 2), up_to_5(64)),
+    of("t3a.nano", 2, 512, NONE, (2, 2), up_to_5(32)),
+    of("t3a.small", 2, 2_048, NONE, (2, 4), up_to_5(128)),
 ];
 
 /// The type of a name.
@@ -136,6 +225,10 @@ impl InstanceType {
                 "NvmeSupport": "unsupported",
             },
             "NetworkInfo": {
+                "NetworkPerformance": self.bandwidth.words,
+                "MaximumNetworkCards": 1,
+                "DefaultNetworkCardIndex": 0,
+                "NetworkCards": [self.bandwidth.present(interfaces)],
                 "MaximumNetworkInterfaces": interfaces,
                 "Ipv4AddressesPerInterface": addresses,
                 "Ipv6Supported": false,
@@ -202,6 +295,10 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             ("bare-metal", "BareMetal"),
             ("memory-info.size-in-mib", "MemoryInfo.SizeInMiB"),
             (
+                "network-info.network-performance",
+                "NetworkInfo.NetworkPerformance",
+            ),
+            (
                 "processor-info.supported-architecture",
                 "ProcessorInfo.SupportedArchitectures",
             ),
@@ -256,6 +353,10 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_has_the_default() {
         assert!(TYPES.windows(2).all(|pair| pair[0].name < pair[1].name));
+        for kind in TYPES {
+            let rate = kind.bandwidth;
+            assert!(0 < rate.baseline_bps() && rate.baseline_bps() <= rate.peak_bps());
+        }
         assert_eq!(find(DEFAULT).map(|kind| kind.memory_mib), Ok(1_740));
     }
 }

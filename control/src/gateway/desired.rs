@@ -2,6 +2,7 @@
 
 use crate::config::zone_id;
 use crate::ec2::defaults::{domain_name, private_dns};
+use crate::ec2::types;
 use crate::rows::{self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, parse_key};
 use crate::store::Revision;
 use crate::view::View;
@@ -214,7 +215,19 @@ fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api::Ins
         instance_stores: stores.collect(),
         terminate_on_shutdown: row.terminate_on_shutdown,
         starts: row.starts,
+        network_rate: types::find(&row.instance_type)
+            .ok()
+            .map(|kind| network_rate(kind.bandwidth)),
     })
+}
+
+fn network_rate(bandwidth: types::Bandwidth) -> api::NetworkRate {
+    api::NetworkRate {
+        baseline_bps: bandwidth.baseline_bps(),
+        peak_bps: bandwidth.peak_bps(),
+        credit_bytes: bandwidth.credit_bytes(),
+        packets_per_s: bandwidth.packets_per_s(),
+    }
 }
 
 fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::NetworkInterface> {

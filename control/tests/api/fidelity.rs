@@ -217,7 +217,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 * **GetConsoleOutput** gives the newest output whether `Latest` is set or not, on every type.
 * **Images** belong to the account `137112412989`, owner alias `amazon`, and have the same
   content in each region under different ids.
-* **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs and memory.
+* **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs, memory
+  and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
+  word only (`Low`), the figure is ours, and so are all packet rates.
 * **Internet gateway, route tables, network ACLs, DHCP options** of the default VPC are
   described and can be tagged, not changed.
 * **Error codes of authentication** are EC2's for EC2 (`AuthFailure`, HTTP 401) and STS's

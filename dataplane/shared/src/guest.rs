@@ -6,7 +6,7 @@ use crate::layout::{
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4};
-use crate::{arp, forward, service};
+use crate::{arp, forward, limit, service};
 
 /// Decides on a frame that came in on `ifindex`, and rewrites it to fit.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub fn receive(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex: u
         return Action::Drop;
     };
     match decide(packet, maps, tap) {
-        Ok(action) => action,
+        Ok(action) => limit::deliver(packet, maps, action),
         Err(reason) => {
             maps.count(tap.slot, Direction::Egress, reason);
             Action::Drop
@@ -30,6 +30,7 @@ fn decide(
     maps: &impl Maps,
     tap: &Tap,
 ) -> Result<Action, Reason> {
+    limit::police(packet, maps, tap.slot, Direction::Egress)?;
     let source = packet.load_mac(ETH_SOURCE).ok_or(Reason::Malformed)?;
     let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
     if source != tap.mac {

@@ -7,6 +7,8 @@
 //! RULES      RuleKey, prefixes   → 1          what is allowed
 //! FLOWS      slot → [Bucket]                  what is tracked, a table per port
 //! DEVICES    slot → interface                 where to redirect to
+//! LIMITS     slot → limit::Limits    how fast it may go
+//! METERS     slot → limit::Meters    what it has spent of that
 //! COUNTERS   slot → Counters, per CPU
 //! ```
 //!
@@ -14,7 +16,7 @@
 //! a slot start empty each time. Slot 0 is the responder's.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Slots, slot 0 included.
 pub const MAX_SLOTS: usize = 4096;
@@ -236,10 +238,14 @@ reasons! {
     FlowBusy = "flow_busy",
     /// The receiver's interface is gone.
     NoDevice = "no_device",
+    /// More bytes than the port's bandwidth allows.
+    OverBandwidth = "bw_allowance_exceeded",
+    /// More packets than the port's packet rate allows.
+    OverPackets = "pps_allowance_exceeded",
 }
 
 /// Reasons that [`Counters`] has room for; a power of two.
-pub const REASONS: usize = 16;
+pub const REASONS: usize = 32;
 
 /// `COUNTERS`: a port's packets by direction and reason.
 #[repr(C)]

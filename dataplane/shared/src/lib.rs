@@ -30,6 +30,7 @@ pub mod flow;
 pub mod forward;
 pub mod guest;
 pub mod layout;
+pub mod limit;
 pub mod maps;
 pub mod packet;
 pub mod parse;

@@ -2,6 +2,7 @@
 
 use crate::flow::Bucket;
 use crate::layout::{Address, Direction, Endpoint, EndpointKey, Reason, RuleKey, Service, Tap};
+use crate::limit::{Limit, Meter};
 
 /// What is done with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub trait Maps {
     fn allows(&self, key: &RuleKey) -> bool;
     /// A bucket of a port's flow table.
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
+    /// How fast a port may go one way, and what it has spent of that.
+    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)>;
     /// Jiffies since boot; not 0.
     fn now(&self) -> u64;
     /// Counts a packet.

@@ -11,6 +11,12 @@ pub trait Packet {
         self.len() == 0
     }
 
+    /// Packets that it becomes on the way: 1 unless it is to be cut into segments.
+    #[inline(always)]
+    fn segments(&self) -> u64 {
+        1
+    }
+
     /// The byte at `at`.
     fn load_u8(&self, at: usize) -> Option<u8>;
     /// Two bytes at `at`, as they lie in memory.

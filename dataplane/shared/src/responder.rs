@@ -1,6 +1,7 @@
 //! A frame from the responder: whom it answers.
 
 use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, ROUTER_MAC, Reason, Service};
+use crate::limit;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{
@@ -16,7 +17,7 @@ const BROADCAST: u32 = u32::MAX;
 #[inline(always)]
 pub fn receive(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Action {
     match decide(packet, maps) {
-        Ok(action) => action,
+        Ok(action) => limit::deliver(packet, maps, action),
         Err(reason) => {
             maps.count(RESPONDER_SLOT, Direction::Egress, reason);
             Action::Drop

@@ -30,6 +30,11 @@ impl Word {
             .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
     }
+
+    /// Adds; whatever others add meanwhile is added, too.
+    pub(crate) fn add(&self, value: u64) {
+        self.0.fetch_add(value, Ordering::Relaxed);
+    }
 }
 
 #[cfg(target_arch = "bpf")]
@@ -60,5 +65,13 @@ impl Word {
             )
         };
         done
+    }
+
+    /// Adds; whatever others add meanwhile is added, too.
+    #[inline(always)]
+    pub(crate) fn add(&self, value: u64) {
+        use core::intrinsics::{AtomicOrdering, atomic_xadd};
+        // SAFETY: as in `load`.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(self.0.as_ptr(), value) };
     }
 }

@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use ocs_dataplane_shared::layout::{
     Endpoint, EndpointKey, Identity, MAX_SLOTS, METADATA, Service, Tap, Timeouts,
 };
+use ocs_dataplane_shared::limit::Limits;
 
-use super::{CompileError, Entries, Identities, NEXT_HOP, check_size, ipv4_addresses, raw};
+use super::{CompileError, Entries, Identities, NEXT_HOP, check_size, ipv4_addresses, rates, raw};
 use crate::model::{Mac, Policy, Port, PortId, Vni};
 
 /// What makes a port another one, with other flows, under the same name.
@@ -210,6 +211,10 @@ pub(super) fn add(
         ));
     }
     entries.devices.insert(slot, port.ifindex);
+    let limits = rates::limits(port.rate, timeouts.hz);
+    if limits != Limits::default() {
+        entries.limits.insert(slot, limits);
+    }
     Ok(())
 }
 

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ocs_dataplane_shared::layout::{ATOM, Endpoint, EndpointKey, Identity, RuleKey, Service, Tap};
 
+use ocs_dataplane_shared::limit::Limits;
+
 use super::error::FabricError;
 use crate::compiler::Entries;
 
@@ -25,6 +27,7 @@ impl Entries {
             ("SERVICES", self.services.len()),
             ("RULES", self.rules.len()),
             ("DEVICES", self.devices.len()),
+            ("LIMITS", self.limits.len()),
         ]
         .map(|(name, size)| (name.to_owned(), size))
         .into()
@@ -57,10 +60,12 @@ pub(super) trait Tables {
     fn add_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
     /// Removes a rule.
     fn remove_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
-    /// Gives a slot an empty flow table and counters of zero.
+    /// Gives a slot an empty flow table, counters of zero and full credits.
     fn make_table(&mut self, slot: u32) -> Result<(), FabricError>;
     /// Takes a slot's flow table away.
     fn remove_table(&mut self, slot: u32) -> Result<(), FabricError>;
+    /// Sets how fast a slot may be; what it has spent stays.
+    fn put_limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError>;
     /// Sets or clears a slot's interface; in the taps' namespace.
     fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError>;
 }
@@ -163,6 +168,13 @@ impl Writer<'_> {
         self.maps.remove_table(slot)?;
         self.writes += 1;
         self.contents.tables.remove(&slot);
+        Ok(())
+    }
+
+    pub(super) fn limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError> {
+        self.maps.put_limits(slot, limits)?;
+        self.writes += 1;
+        put(&mut self.contents.entries.limits, slot, limits);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use ocs_dataplane_shared::layout::{
     self, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, REASONS, RESPONDER_SLOT, Reason, RuleKey,
     Service, Tap,
 };
+use ocs_dataplane_shared::limit::{Limits, Meters};
 
 use super::bpffs::Pins;
 use super::contents::{Contents, Tables};
@@ -20,12 +21,16 @@ use super::{Counters, bpf};
 use crate::compiler::Entries;
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 7] = [TAPS, ENDPOINTS, SERVICES, RULES, FLOWS, COUNTERS, DEVICES];
+pub(super) const NAMES: [&str; 9] = [
+    TAPS, ENDPOINTS, SERVICES, RULES, FLOWS, LIMITS, METERS, COUNTERS, DEVICES,
+];
 const TAPS: &str = "TAPS";
 const ENDPOINTS: &str = "ENDPOINTS";
 const SERVICES: &str = "SERVICES";
 const RULES: &str = "RULES";
 const FLOWS: &str = "FLOWS";
+const LIMITS: &str = "LIMITS";
+const METERS: &str = "METERS";
 const COUNTERS: &str = "COUNTERS";
 const DEVICES: &str = "DEVICES";
 
@@ -42,6 +47,7 @@ impl Plain for EndpointKey {}
 impl Plain for Service {}
 impl Plain for RuleKey {}
 impl Plain for layout::Counters {}
+impl Plain for Limits {}
 
 // SAFETY: the types marked `Plain` are `repr(C)` structures of integers whose fields fill
 // them (`layout` asserts their sizes).
@@ -49,6 +55,8 @@ unsafe impl<T: Plain> Pod for Raw<T> {}
 
 /// A flow table's bucket as words.
 type BucketWords = [u64; size_of::<Bucket>() / 8];
+/// A slot's meters as words.
+type MeterWords = [u64; size_of::<Meters>() / 8];
 
 /// The maps that the loader writes.
 pub(super) struct KernelMaps {
@@ -57,6 +65,8 @@ pub(super) struct KernelMaps {
     services: HashMap<MapData, u32, Raw<Service>>,
     rules: LpmTrie<MapData, Raw<RuleKey>, u32>,
     flows: ArrayOfMaps<MapData, Array<MapData, BucketWords>>,
+    limits: Array<MapData, Raw<Limits>>,
+    meters: Array<MapData, MeterWords>,
     counters: PerCpuArray<MapData, Raw<layout::Counters>>,
     devices: DevMap<MapData>,
     /// `flows` and `devices` once more, to delete from.
@@ -89,6 +99,8 @@ impl KernelMaps {
             services: take(object, SERVICES)?,
             rules: take(object, RULES)?,
             flows: take(object, FLOWS)?,
+            limits: take(object, LIMITS)?,
+            meters: take(object, METERS)?,
             counters: take(object, COUNTERS)?,
             devices: take(object, DEVICES)?,
             flows_data: MapData::from_pin(pins.map(FLOWS)).map_err(map(FLOWS))?,
@@ -125,6 +137,12 @@ impl KernelMaps {
                 }
                 Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(map(FLOWS)(error)),
+            }
+        }
+        for slot in 1..self.limits.len() {
+            let Raw(limits) = self.limits.get(&slot, 0).map_err(map(LIMITS))?;
+            if limits != Limits::default() {
+                entries.limits.insert(slot, limits);
             }
         }
         Ok(Contents { entries, tables })
@@ -212,6 +230,9 @@ impl Tables for KernelMaps {
         let buckets = u32::try_from(FLOW_BUCKETS).unwrap_or(u32::MAX);
         let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(FLOWS))?;
         self.flows.set(slot, &table, 0).map_err(map(FLOWS))?;
+        self.meters
+            .set(slot, [0; size_of::<Meters>() / 8], 0)
+            .map_err(map(METERS))?;
         let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
         let zero = Raw(layout::Counters {
             cells: [0; 2 * REASONS],
@@ -219,6 +240,12 @@ impl Tables for KernelMaps {
         let zeros = aya::maps::PerCpuValues::try_from(vec![zero; cpus])
             .map_err(|source| map(COUNTERS)(MapError::IoError(source)))?;
         self.counters.set(slot, zeros, 0).map_err(map(COUNTERS))
+    }
+
+    fn put_limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError> {
+        self.limits
+            .set(slot, Raw(limits.unwrap_or_default()), 0)
+            .map_err(map(LIMITS))
     }
 
     fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {

@@ -9,7 +9,7 @@
 //!    while what is tracked goes on
 //! 2. rules that go, go
 //! 3. rules that come, come
-//! 4. flow tables and interfaces of new slots
+//! 4. flow tables and interfaces of new slots, and how fast each slot may be
 //! 5. ports that changed are somebody again; then new ports
 //! 6. what old slots held goes
 //!
@@ -177,6 +177,10 @@ fn make_slots(writer: &mut Writer<'_>, target: &Entries) -> Result<(), FabricErr
         if !writer.tables().contains(slot) {
             writer.make_table(*slot)?;
         }
+        let limits = target.limits.get(slot).copied();
+        if writer.entries().limits.get(slot).copied() != limits {
+            writer.limits(*slot, limits)?;
+        }
         if writer.entries().devices.get(slot) != Some(ifindex) {
             writer.device(*slot, Some(*ifindex))?;
         }
@@ -226,6 +230,12 @@ fn release_slots(writer: &mut Writer<'_>, target: &Entries) -> Result<(), Fabric
     for slot in writer.tables().clone() {
         if !target.devices.contains_key(&slot) {
             writer.remove_table(slot)?;
+        }
+    }
+    let limited: Vec<u32> = writer.entries().limits.keys().copied().collect();
+    for slot in limited {
+        if !target.devices.contains_key(&slot) {
+            writer.limits(slot, None)?;
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use ocs_dataplane::shared::layout::{
     Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, Reason, RuleKey, Service, Tap,
     Timeouts,
 };
+use ocs_dataplane::shared::limit::{Limit, Meter, Meters};
 use ocs_dataplane::shared::{Action, Maps, guest, responder};
 
 pub const TIMEOUTS: Timeouts = Timeouts {
@@ -26,17 +27,26 @@ pub struct Memory {
     slots: Slots,
     numbers: Numbers,
     tables: BTreeMap<u32, Vec<Bucket>>,
+    meters: BTreeMap<u32, Meters>,
     counters: RefCell<BTreeMap<u32, Counters>>,
+    hz: u32,
     pub now: u64,
 }
 
 impl Memory {
     pub fn new(policy: &Policy) -> Self {
+        Self::with_hz(policy, TIMEOUTS.hz)
+    }
+
+    /// On a host whose jiffies run at `hz`.
+    pub fn with_hz(policy: &Policy, hz: u32) -> Self {
         let mut memory = Self {
+            hz,
             entries: Entries::default(),
             slots: Slots::default(),
             numbers: Numbers::after(0),
             tables: BTreeMap::new(),
+            meters: BTreeMap::new(),
             counters: RefCell::default(),
             now: 1_000_000,
         };
@@ -45,11 +55,17 @@ impl Memory {
     }
 
     pub fn apply(&mut self, policy: &Policy) {
-        self.entries = compile(policy, &mut self.numbers, &mut self.slots, TIMEOUTS)
+        let timeouts = Timeouts {
+            hz: self.hz,
+            ..TIMEOUTS
+        };
+        self.entries = compile(policy, &mut self.numbers, &mut self.slots, timeouts)
             .unwrap_or_else(|error| panic!("{error}"));
         let slots: BTreeSet<u32> = self.entries.devices.keys().copied().collect();
         self.tables.retain(|slot, _| slots.contains(slot));
+        self.meters.retain(|slot, _| slots.contains(slot));
         for slot in slots {
+            self.meters.entry(slot).or_default();
             self.tables
                 .entry(slot)
                 .or_insert_with(|| (0..FLOW_BUCKETS).map(|_| Bucket::default()).collect());
@@ -123,6 +139,15 @@ impl Maps for Memory {
         self.tables
             .get(&slot)?
             .get(usize::try_from(index).expect("an index"))
+    }
+
+    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
+        let limits = self.entries.limits.get(&slot)?;
+        let index = direction as usize;
+        Some((
+            &limits.directions[index],
+            &self.meters[&slot].directions[index],
+        ))
     }
 
     fn now(&self) -> u64 {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
 };
 
 use super::frames::End;
@@ -29,6 +29,7 @@ pub fn port(
             .trunc(),
         groups: groups.iter().map(|name| GroupId((*name).into())).collect(),
         service_address: Ipv4Addr::from(service),
+        rate: Rate::default(),
     };
     (id, port)
 }

@@ -265,6 +265,7 @@ impl Machine {
                 enis: desired.network_interfaces.clone(),
                 taps: owner.taps.clone(),
                 service_addresses: record.service_addresses.clone(),
+                rate: desired.network_rate.unwrap_or_default(),
             },
         );
     }

@@ -11,7 +11,7 @@ use super::error::EffectError;
 use super::network::Network;
 use ipnet::IpNet;
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
 };
 use ocs_node_api as api;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,8 @@ pub struct Plugged {
     pub taps: BTreeMap<String, u32>,
     /// Service address of each ENI.
     pub service_addresses: BTreeMap<String, Ipv4Addr>,
+    /// How fast the instance's network may be.
+    pub rate: api::NetworkRate,
 }
 
 /// Keeps the packet path equal to its inputs.
@@ -157,6 +159,12 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
         subnet: eni.subnet_cidr.parse().ok()?,
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
+        rate: Rate {
+            baseline_bps: plugged.rate.baseline_bps,
+            peak_bps: plugged.rate.peak_bps,
+            credit_bytes: plugged.rate.credit_bytes,
+            packets_per_s: plugged.rate.packets_per_s,
+        },
     })
 }
 

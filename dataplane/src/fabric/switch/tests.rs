@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ocs_dataplane_shared::layout::{
     Direction as Way, Endpoint, EndpointKey, Identity, Service, Tap, Timeouts,
 };
+use ocs_dataplane_shared::limit::Limits;
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ use super::super::error::{FabricError, system};
 use super::{Rule as Entry, switch};
 use crate::compiler::{Entries, Numbers, Slots, compile, raw};
 use crate::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
 };
 use crate::reference::{Answer, Question, ask};
 
@@ -75,6 +76,10 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
         subnet: "10.0.0.0/24".parse().expect("a prefix"),
         groups: groups.iter().map(|index| group(*index)).collect(),
         service_address: Ipv4Addr::new(169, 254, 1, index + 1),
+        rate: Rate {
+            packets_per_s: 1_000 * (groups.len() as u64),
+            ..Rate::default()
+        },
     }
 }
 
@@ -202,6 +207,12 @@ impl Tables for Judge {
         self.wrote()
     }
 
+    fn put_limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError> {
+        self.wrote()?;
+        put(&mut self.held.limits, slot, limits);
+        Ok(())
+    }
+
     fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
         self.wrote()?;
         put(&mut self.held.devices, slot, ifindex);
@@ -219,7 +230,11 @@ struct Change {
 fn change(old: &Policy, new: &Policy) -> Change {
     let (mut numbers, mut slots) = (Numbers::after(0), Slots::default());
     let mut entries = |policy| {
-        compile(policy, &mut numbers, &mut slots, Timeouts::default()).expect("a valid policy")
+        let timeouts = Timeouts {
+            hz: 250,
+            ..Timeouts::default()
+        };
+        compile(policy, &mut numbers, &mut slots, timeouts).expect("a valid policy")
     };
     let before = entries(old);
     let target = entries(new);

@@ -1,0 +1,380 @@
+//! Limits of bandwidth and packet rate: against a naive account, with the clock in the
+//! test's hand, among threads, and in the kernel with live frames.
+
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ocs_dataplane::model::{Policy, PortId, Rate};
+use ocs_dataplane::shared::layout::{Direction, Reason};
+use ocs_dataplane::shared::limit::{Allowance, Limit, Meter};
+use proptest::prelude::*;
+use support::frames::udp;
+use support::policy::{all_out, end, policy, port};
+use support::{Guest, Lab};
+
+const HZ: u32 = 250;
+/// What jiffies are when a machine starts.
+const BOOT: u64 = 0xffff_ffff - 300 * HZ as u64;
+const FRAME_LONGEST: u64 = 65_549;
+
+/// A bucket of tokens, filled each jiffy. Tokens are bytes × HZ, so that nothing is
+/// rounded.
+struct Naive {
+    tokens: i128,
+    rate: i128,
+    depth: i128,
+}
+
+impl Naive {
+    fn new(rate: u64, depth: u64) -> Self {
+        let depth = i128::from(depth) * i128::from(HZ);
+        Self {
+            tokens: depth,
+            rate: i128::from(rate),
+            depth,
+        }
+    }
+
+    fn wait(&mut self, jiffies: u64) {
+        self.tokens = self
+            .depth
+            .min(self.tokens + self.rate * i128::from(jiffies));
+    }
+
+    fn admit(&mut self, bytes: u64) -> bool {
+        let admitted = self.tokens >= 0;
+        if admitted {
+            self.tokens -= i128::from(bytes) * i128::from(HZ);
+        }
+        admitted
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fuzz_a_meter_says_what_a_naive_account_says(
+        rate in 1_000..12_500_000_000u64,
+        depth in 0..1u64 << 40,
+        load in proptest::collection::vec((0..200u64, 1..40u32, 60..FRAME_LONGEST), 1..100),
+    ) {
+        let limit = Limit {
+            peak: Allowance::new(rate, depth, HZ),
+            ..Limit::default()
+        };
+        let meter = Meter::default();
+        let mut naive = Naive::new(rate, depth);
+        let (mut now, mut ours, mut theirs, mut packets) = (BOOT, 0, 0, 0);
+        for (wait, burst, bytes) in load {
+            now += wait;
+            naive.wait(wait);
+            for _ in 0..burst {
+                packets += 1;
+                ours += if meter.admit(&limit, now, bytes, 1).is_ok() { bytes } else { 0 };
+                theirs += if naive.admit(bytes) { bytes } else { 0 };
+            }
+            // Half a unit of time is lost or won with each packet.
+            let rounding = packets * rate / u64::from(HZ) / (1 << 26) + 1;
+            prop_assert!(
+                ours.abs_diff(theirs) <= FRAME_LONGEST + rounding,
+                "{} against {} after {} packets", ours, theirs, packets
+            );
+        }
+    }
+}
+
+/// What passes in ten seconds of frames offered at `offered` bytes a second.
+fn passes_in_10_s(limit: &Limit, meter: &Meter, start: u64, offered: u64, bytes: u64) -> u64 {
+    let (mut passed, mut sent) = (0, 0);
+    for jiffy in 0..10 * u64::from(HZ) {
+        while sent < offered * (jiffy + 1) / u64::from(HZ) {
+            sent += bytes;
+            if meter.admit(limit, start + jiffy, bytes, 1).is_ok() {
+                passed += bytes;
+            }
+        }
+    }
+    passed
+}
+
+#[test]
+fn under_overload_the_limit_passes_within_two_percent() {
+    for megabits in [1, 10, 100, 1_000, 5_000] {
+        for frame in [64, 1_514, 9_014, 65_549] {
+            let rate = megabits * 1_000_000 / 8;
+            let limit = compiled(Rate {
+                baseline_bps: megabits * 1_000_000,
+                peak_bps: megabits * 1_000_000,
+                ..Rate::default()
+            });
+            if frame > rate / 10 || rate * 15 / frame > 3_000_000 {
+                continue;
+            }
+            let passed = passes_in_10_s(&limit, &Meter::default(), BOOT, rate * 3 / 2, frame);
+            let percent = passed as f64 / (10.0 * rate as f64) * 100.0;
+            assert!(
+                (98.0..=102.0).contains(&percent),
+                "{megabits} Mbit/s in frames of {frame} bytes: {percent:.2} %"
+            );
+        }
+    }
+}
+
+/// A receiver's limit as the compiler makes it.
+fn compiled(rate: Rate) -> Limit {
+    let (id, mut one) = port(7, 5, [10, 0, 0, 10], &[], [169, 254, 1, 1]);
+    one.rate = rate;
+    let mut policy = Policy::default();
+    policy.ports.insert(id, one);
+    let memory = support::memory::Memory::with_hz(&policy, HZ);
+    let limits = memory.entries().limits.values().next().expect("a limit");
+    limits.directions[Direction::Ingress as usize]
+}
+
+#[test]
+fn credits_let_it_burst_then_the_baseline_holds_and_idling_saves_again() {
+    let second = u64::from(HZ);
+    let limit = compiled(Rate {
+        baseline_bps: 8_000_000,
+        peak_bps: 80_000_000,
+        credit_bytes: 45_000_000,
+        ..Rate::default()
+    });
+    let meter = Meter::default();
+    let offered = 15_000_000;
+    let passed = |start| passes_in_10_s(&limit, &meter, start, offered, 1_514) as f64 / 1e7;
+    let credits = |now| {
+        meter
+            .credit_bytes(&limit, now)
+            .expect("a limit")
+            .div_ceil(100_000)
+    };
+    assert_eq!(credits(BOOT), 450);
+    // Five seconds at 10 MB/s spend 45 MB beyond the baseline's five, then it's 1 MB/s.
+    let burst = passed(BOOT);
+    assert!((5.4..5.6).contains(&burst), "{burst} MB/s");
+    assert!(credits(BOOT + 10 * second) <= 1);
+    let baseline = passed(BOOT + 10 * second);
+    assert!((0.98..1.02).contains(&baseline), "{baseline} MB/s");
+    // Silence for 20 s saves 20 MB: two seconds and a bit at 10 MB/s.
+    let again = passed(BOOT + 40 * second);
+    assert!((2.9..3.1).contains(&again), "{again} MB/s");
+    // Nobody saves more than there is room for.
+    let year = 365 * 86_400 * second;
+    assert_eq!(credits(BOOT + year), 450);
+    let full = passed(BOOT + year);
+    assert!((5.4..5.6).contains(&full), "{full} MB/s");
+}
+
+#[test]
+fn packets_count_whatever_their_size_and_zero_is_unlimited() {
+    let limit = compiled(Rate {
+        packets_per_s: 1_000,
+        ..Rate::default()
+    });
+    let meter = Meter::default();
+    let mut refused = 0;
+    for packet in 0..20_000u64 {
+        let now = BOOT + packet * u64::from(HZ) / 2_000;
+        refused += u64::from(meter.admit(&limit, now, 60, 1) == Err(Reason::OverPackets));
+    }
+    assert!((9_800..10_200).contains(&refused), "{refused}");
+    let unlimited = Limit::default();
+    for _ in 0..100_000 {
+        assert_eq!(meter.admit(&unlimited, BOOT, FRAME_LONGEST, 45), Ok(()));
+    }
+}
+
+#[test]
+fn cpus_that_pay_at_the_same_time_are_all_charged() {
+    const THREADS: u64 = 4;
+    const BYTES: u64 = 1_514;
+    let (rate, depth) = (12_500_000, 65_536);
+    let limit = Limit {
+        peak: Allowance::new(rate, depth, HZ),
+        ..Limit::default()
+    };
+    let (meter, clock, passed) = (Meter::default(), AtomicU64::new(BOOT), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while clock.load(Ordering::Relaxed) < BOOT + 250 {
+                    let now = clock.load(Ordering::Relaxed);
+                    if meter.admit(&limit, now, BYTES, 1).is_ok() {
+                        passed.fetch_add(BYTES, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        for _ in 0..250 {
+            std::thread::sleep(Duration::from_micros(200));
+            clock.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let passed = passed.into_inner();
+    assert!(passed <= rate + depth + THREADS * BYTES, "{passed} bytes");
+}
+
+const FRAME: usize = 1_000;
+
+/// A sender without limit and a receiver with one.
+struct Limited {
+    lab: Lab,
+    a: Guest,
+    _b: Guest,
+    wanted: Policy,
+    receiver: PortId,
+    frame: Vec<u8>,
+}
+
+impl Limited {
+    fn new(rate: Rate) -> Self {
+        let lab = Lab::new();
+        let (a, b) = (Guest::new(&lab, "tap-a"), Guest::new(&lab, "tap-b"));
+        let port_a = port(a.ifindex, 7, [10, 0, 0, 10], &["a"], [169, 254, 1, 1]);
+        let mut port_b = port(b.ifindex, 7, [10, 0, 0, 11], &["a"], [169, 254, 1, 2]);
+        port_b.1.rate = rate;
+        let data = vec![0; FRAME - 42];
+        let frame = udp(end(&port_a.1, 1), end(&port_b.1, 2), &data);
+        let receiver = port_b.0.clone();
+        let open = ocs_dataplane::model::Rule {
+            direction: ocs_dataplane::model::Direction::Ingress,
+            ..all_out()
+        };
+        let wanted = policy([port_a, port_b], [("a", vec![all_out(), open])]);
+        lab.apply(&wanted).expect("a policy");
+        Self {
+            lab,
+            a,
+            _b: b,
+            wanted,
+            receiver,
+            frame,
+        }
+    }
+
+    fn count(&self, reason: Reason) -> u64 {
+        let counters = self.lab.counters(&self.receiver).expect("counters");
+        counters.get(Direction::Ingress, reason)
+    }
+
+    fn send(&self, frames: u64) {
+        let frames = u32::try_from(frames).expect("few frames");
+        self.lab
+            .run_port(self.a.ifindex, &self.frame, frames, Some(64))
+            .expect("live frames");
+    }
+
+    /// Offers twice the rate for some time; the bytes a second that passed.
+    fn overload(&self, rate: f64, length: Duration) -> f64 {
+        let (began, before) = (Instant::now(), self.count(Reason::Forwarded));
+        let mut sent = 0;
+        while began.elapsed() < length {
+            let due = (2.0 * rate * began.elapsed().as_secs_f64() / FRAME as f64) as u64;
+            if due > sent {
+                self.send(due - sent);
+                sent = due;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let passed = (self.count(Reason::Forwarded) - before) * FRAME as u64;
+        passed as f64 / began.elapsed().as_secs_f64()
+    }
+}
+
+#[test]
+fn live_frames_pass_at_the_limit() {
+    let long = std::env::var_os("OCS_LONG").is_some();
+    let rates: &[u64] = if long {
+        &[1, 100, 1_000, 5_000]
+    } else {
+        &[10, 500]
+    };
+    let length = Duration::from_secs(if long { 10 } else { 2 });
+    for megabits in rates {
+        let bps = megabits * 1_000_000;
+        let limited = Limited::new(Rate {
+            baseline_bps: bps,
+            peak_bps: bps,
+            ..Rate::default()
+        });
+        let rate = bps as f64 / 8.0;
+        // What was saved goes first. A machine that stops the sender for longer than may
+        // be saved makes an attempt worthless.
+        limited.send(bps / 8 / 10 / FRAME as u64 + 64);
+        let shares: Vec<f64> = (0..5)
+            .map(|_| limited.overload(rate, length) / rate)
+            .scan(false, |done, share| {
+                let more = !*done;
+                *done = share >= 0.98;
+                more.then_some(share)
+            })
+            .collect();
+        println!("{megabits} Mbit/s: {shares:.4?}");
+        assert!(limited.count(Reason::OverBandwidth) > 0);
+        let (most, last) = (
+            shares.iter().copied().fold(0.0, f64::max),
+            shares.last().copied().unwrap_or(0.0),
+        );
+        assert!(
+            most <= 1.02 && last >= 0.98,
+            "{megabits} Mbit/s: {shares:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_spent_outlives_the_loader_and_a_change_of_the_limit() {
+    let slow = Rate {
+        baseline_bps: 1_000,
+        peak_bps: 1_000,
+        ..Rate::default()
+    };
+    let mut limited = Limited::new(slow);
+    limited.send(100);
+    let passed = limited.count(Reason::Forwarded);
+    assert!((1..=18).contains(&passed), "{passed}");
+    assert_eq!(limited.count(Reason::OverBandwidth), 100 - passed);
+
+    limited.lab.restart();
+    let again = limited.lab.apply(&limited.wanted).expect("the same policy");
+    assert_eq!(again.map_writes, 0);
+    limited.send(10);
+    assert_eq!(limited.count(Reason::Forwarded), passed);
+
+    let receiver = limited.receiver.clone();
+    let other = limited.wanted.ports.get_mut(&receiver).expect("a port");
+    other.rate.packets_per_s = 1;
+    limited.lab.apply(&limited.wanted).expect("another limit");
+    limited.send(10);
+    assert_eq!(limited.count(Reason::Forwarded), passed);
+
+    let other = limited.wanted.ports.get_mut(&receiver).expect("a port");
+    other.rate = Rate::default();
+    limited.lab.apply(&limited.wanted).expect("no limit");
+    limited.send(10);
+    assert_eq!(limited.count(Reason::Forwarded), passed + 10);
+}
+
+#[test]
+fn a_sender_is_stopped_a_twentieth_above_its_rate() {
+    let bps = 80_000_000;
+    let limited = Limited::new(Rate::default());
+    let mut wanted = limited.wanted.clone();
+    let sender = wanted.ports.keys().next().expect("a port").clone();
+    wanted.ports.get_mut(&sender).expect("a port").rate = Rate {
+        baseline_bps: bps,
+        peak_bps: bps,
+        ..Rate::default()
+    };
+    limited.lab.apply(&wanted).expect("a policy");
+    let rate = bps as f64 / 8.0;
+    limited.send(2_000);
+    let share = limited.overload(rate, Duration::from_secs(1)) / rate;
+    assert!((0.95..=1.08).contains(&share), "{share}");
+    let counters = limited.lab.counters(&sender).expect("counters");
+    assert!(counters.get(Direction::Egress, Reason::OverBandwidth) > 0);
+}
