@@ -22,6 +22,7 @@ extern crate alloc;
 
 mod clock;
 mod console;
+mod events;
 mod executor;
 mod global;
 mod hal;

@@ -1,25 +1,11 @@
-//! Power off, reset and the power button, by what the FADT names.
+//! Power off and reset, by what the FADT names.
 
 use crate::hal::Mmio;
-use crate::{console, executor, lapic, ring0};
-use core::ptr::addr_of_mut;
+use crate::{console, ring0};
 use ocs_probe_logic::acpi::{Acpi, Register};
 
 /// Sleep type of S5 where the DSDT names none: what hardware-reduced machines use.
 const USUAL_S5: u8 = 5;
-
-/// ocs-vmm's power button (vmm/README.md): an edge on GSI 5, and event bits at port
-/// 0x603 that reading clears.
-const VMM_OEM_ID: [u8; 6] = *b"OCSVMM";
-const BUTTON_GSI: u32 = 5;
-const BUTTON_PORT: u16 = 0x603;
-const BUTTON_PRESSED: u8 = 1;
-/// The vector whose handler in stub.S sets [`button_event`].
-const BUTTON_VECTOR: u32 = 62;
-
-unsafe extern "C" {
-    static mut button_event: u8;
-}
 
 /// Powers off (ACPI 6.5 §4.8.3.7 and §16.1.7) after the last console line is out.
 pub fn off(acpi: &Acpi) -> ! {
@@ -55,42 +41,4 @@ fn write(register: Register, value: u8) {
             }
         }
     }
-}
-
-/// Completes when the power button is pressed; never on machines without ocs-vmm's.
-pub async fn button(acpi: &Acpi) {
-    let Some((io_apic, first_gsi)) = acpi.io_apic.filter(|_| acpi.oem_id == VMM_OEM_ID) else {
-        return core::future::pending().await;
-    };
-    route(io_apic, BUTTON_GSI.saturating_sub(first_gsi));
-    // Presses from before the interrupt was routed count too.
-    loop {
-        if ring0::in8(BUTTON_PORT) & BUTTON_PRESSED != 0 {
-            return;
-        }
-        executor::wait(|| {
-            let event = addr_of_mut!(button_event);
-            // SAFETY: one aligned byte, which only the interrupt handler writes besides,
-            // and that runs only while ring 3 waits in `idle`.
-            unsafe {
-                let seen = event.read_volatile() != 0;
-                event.write_volatile(0);
-                seen.then_some(())
-            }
-        })
-        .await;
-    }
-}
-
-/// One redirection entry (82093AA I/O APIC §3.2.4): edge, active high, fixed.
-fn route(io_apic: u64, input: u32) {
-    const SELECT: usize = 0x00;
-    const WINDOW: usize = 0x10;
-    // SAFETY: the MADT names an I/O APIC there; its address has 32 bits.
-    let window = unsafe { Mmio::new(io_apic, 0x20) };
-    let register = 0x10 + 2 * input;
-    window.write32(SELECT, register + 1);
-    window.write32(WINDOW, u32::from(lapic::id()) << 24);
-    window.write32(SELECT, register);
-    window.write32(WINDOW, BUTTON_VECTOR);
 }

@@ -7,7 +7,9 @@
 use crate::boot::{self, Payload, acpi};
 use crate::bus::{Bus, BusMetrics};
 use crate::cpu::{self, Gate};
+use crate::devices::{Devices, When};
 use crate::error::{Result, host, kvm};
+use crate::events::Epoll;
 use crate::irq::{Irqs, share};
 use crate::legacy::power::Power;
 use crate::legacy::rtc::Rtc;
@@ -15,17 +17,14 @@ use crate::legacy::serial::SerialPort;
 use crate::machine::Machine;
 use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
-use crate::pci::root::{Function, PciRoot};
-use crate::virtio::VirtioDevice;
-use crate::virtio::block::BlockWorker;
+use crate::pci::hotplug::Hotplug;
+use crate::pci::root::PciRoot;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetWorker, tap_error};
-use crate::virtio::pci::VirtioPci;
 use crate::{inherit, layout};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use ocs_vmm_spec::console::RingWriter;
-use ocs_vmm_spec::{Source, Spec, parse_mac};
+use ocs_vmm_spec::{Source, Spec};
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixListener;
@@ -40,80 +39,57 @@ pub struct Built {
     pub machine: Machine,
     /// vCPUs in order.
     pub vcpus: Vec<VcpuFd>,
-    /// Interfaces, each with the kicks of its queues.
-    pub nets: Vec<(NetWorker, Vec<Option<Arc<EventFd>>>)>,
-    /// Disks.
-    pub disks: Vec<BlockWorker>,
     /// The control socket.
     pub control: Option<UnixListener>,
-    /// Signalled when a disk's backend first connects.
-    pub disk_connected: EventFd,
+    /// Signalled when devices come or go.
+    pub news: EventFd,
     /// Signalled at the machine's end.
     pub ended: EventFd,
 }
 
-/// Builds what `spec` says; `started_ns` is when the process began.
-pub fn build(spec: &Spec, started_ns: u64) -> Result<Built> {
+/// Builds what `spec` says, to be served by the event loop behind `epoll`; `started_ns` is
+/// when the process began.
+pub fn build(spec: &Spec, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> {
     let files = Files::open(spec)?;
     let vm = Vm::new(files.kvm, spec.memory_mib)?;
     let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd)));
-    let disk_connected = crate::irq::new_event()?;
+    let news = crate::irq::new_event()?;
     let ended = crate::irq::new_event()?;
-
-    let mut slots = Slots {
-        vm: &vm,
-        irqs: &irqs,
-        functions: Vec::new(),
-    };
-    let mut counters: Vec<(String, Arc<dyn crate::virtio::Metrics>)> = Vec::new();
-    let mut nets = Vec::new();
-    for (net, tap) in spec.net.iter().zip(files.taps) {
-        let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
-        let mac = parse_mac(&net.mac).unwrap_or_default();
-        let (device, worker) = NetWorker::new(tap, mac, net.mtu)?;
-        let function = slots.add(&net.id, Box::new(device))?;
-        counters.push((format!("net.{}", net.id), worker.metrics()));
-        counters.push((format!("net.{}", net.id), function.metrics()));
-        nets.push((worker, vec![function.kick(0), function.kick(1)]));
-    }
-    let mut statuses = Vec::new();
-    let mut disks = Vec::new();
-    for (block, listener) in spec.block.iter().zip(files.block_listeners) {
-        let (device, worker) = BlockWorker::new(
-            &block.id,
-            listener,
-            block.backend_uid,
-            share(&disk_connected)?,
-        )?;
-        statuses.push((block.id.clone(), device.status()));
-        let function = slots.add(&block.id, Box::new(device))?;
-        counters.push((format!("block.{}", block.id), worker.metrics()));
-        counters.push((format!("block.{}", block.id), function.metrics()));
-        disks.push(worker);
-    }
+    let outcome = Arc::new(Outcome::new(share(&ended)?));
 
     let bus = Arc::new(Bus {
         serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?)
             .map_err(host("map the console ring"))?,
         rtc: Rtc::default(),
-        power: Power::new(irqs.line(layout::POWER_GSI)?),
-        pci: PciRoot::new(slots.functions),
+        power: Power::new(irqs.line(layout::EVENT_GSI)?),
+        pci: PciRoot::default(),
+        hotplug: Hotplug::new(share(&news)?),
         metrics: BusMetrics::default(),
     });
+    let devices = Devices::new(
+        Arc::clone(&vm.fd),
+        irqs,
+        vm.ram.clone(),
+        Arc::clone(&bus),
+        Arc::clone(epoll),
+        Arc::clone(&outcome),
+        share(&news)?,
+    );
+    for (net, tap) in spec.net.iter().zip(files.taps) {
+        devices.add_net(net, tap, When::Start)?;
+    }
+    for (block, listener) in spec.block.iter().zip(files.block_listeners) {
+        devices.add_block(block, listener, When::Start)?;
+    }
     let vcpus = load(spec, files.kernel, files.initrd, &vm)?;
 
-    let outcome = Arc::new(Outcome::new(share(&ended)?));
     let gate = Arc::new(Gate::default());
-    let mut machine = Machine::new(&spec.id, vm.ram, bus, gate, outcome, started_ns);
-    machine.disks = statuses;
-    machine.counters = counters;
+    let machine = Machine::new(&spec.id, vm.ram, bus, devices, gate, outcome, started_ns);
     Ok(Built {
         machine,
         vcpus,
-        nets,
-        disks,
         control: files.control,
-        disk_connected,
+        news,
         ended,
     })
 }
@@ -232,28 +208,5 @@ impl Vm {
             fd: Arc::new(fd),
             ram,
         })
-    }
-}
-
-/// Hands out places on the PCI bus.
-struct Slots<'a> {
-    vm: &'a Vm,
-    irqs: &'a Arc<Irqs>,
-    functions: Vec<Arc<dyn Function>>,
-}
-
-impl Slots<'_> {
-    fn add(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<Arc<VirtioPci>> {
-        let function = Arc::new(VirtioPci::new(
-            id,
-            device,
-            PciRoot::initial_bar(self.functions.len()),
-            self.vm.ram.clone(),
-            Arc::clone(&self.vm.fd),
-            Arc::clone(self.irqs),
-        )?);
-        let as_function: Arc<dyn Function> = Arc::<VirtioPci>::clone(&function);
-        self.functions.push(as_function);
-        Ok(function)
     }
 }

@@ -4,6 +4,7 @@ use crate::layout;
 use crate::legacy::power::{self, Power, PowerRequest};
 use crate::legacy::rtc::{self, Rtc};
 use crate::legacy::serial::SerialPort;
+use crate::pci::hotplug::{self, Hotplug};
 use crate::pci::root::{self, PciRoot};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +29,8 @@ pub struct Bus {
     pub power: Power,
     /// Everything behind the root bridge.
     pub pci: PciRoot,
+    /// Its hot-plug registers.
+    pub hotplug: Hotplug,
     /// Counters.
     pub metrics: BusMetrics,
 }
@@ -43,6 +46,9 @@ impl Bus {
         data.fill(0xff);
         if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             return self.pci.port_read(port, data);
+        }
+        if (hotplug::FIRST_PORT..=hotplug::LAST_PORT).contains(&port) {
+            return self.hotplug.read(port, data);
         }
         let Some(first) = data.first_mut() else {
             return;
@@ -62,6 +68,12 @@ impl Bus {
         count(&self.metrics.port_exits);
         if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             self.pci.port_write(port, data);
+            return None;
+        }
+        if (hotplug::FIRST_PORT..=hotplug::LAST_PORT).contains(&port) {
+            for slot in self.hotplug.write(port, data) {
+                self.pci.remove(slot);
+            }
             return None;
         }
         let value = *data.first()?;

@@ -4,13 +4,17 @@
 
 use crate::error::{Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
+use crate::inherit::Passed;
 use crate::machine::Machine;
-use ocs_vmm_spec::control::{MAX_LINE_BYTES, Reply, Request};
+use ocs_vmm_spec::control::{MAX_DESCRIPTORS, MAX_LINE_BYTES, Reply, Request};
 use rustix::event::epoll::EventFlags;
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::process::{Uid, geteuid};
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -33,6 +37,8 @@ pub struct ControlServer {
 struct Client {
     stream: UnixStream,
     line: Vec<u8>,
+    /// Came with the line.
+    passed: Vec<OwnedFd>,
 }
 
 impl ControlServer {
@@ -68,8 +74,12 @@ impl ControlServer {
         self.next_client = self.next_client.checked_add(1).unwrap_or(1);
         self.epoll
             .add(self.handler, source, &stream, EventFlags::IN)?;
-        let line = Vec::new();
-        self.clients.insert(source, Client { stream, line });
+        let client = Client {
+            stream,
+            line: Vec::new(),
+            passed: Vec::new(),
+        };
+        self.clients.insert(source, client);
         Ok(())
     }
 
@@ -78,18 +88,17 @@ impl ControlServer {
         let Some(client) = self.clients.get_mut(&source) else {
             return Ok(false);
         };
-        let mut chunk = [0; 4096];
-        let count = match client.stream.read(&mut chunk) {
+        match client.receive() {
             Ok(0) => return Ok(false),
-            Ok(count) => count,
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
-        };
-        client.line.extend_from_slice(&chunk[..count]);
+        }
         while let Some(end) = client.line.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = client.line.drain(..=end).collect();
+            let passed = Passed::from(std::mem::take(&mut client.passed));
             let reply = match serde_json::from_slice::<Request>(&line) {
-                Ok(request) => self.machine.handle(&request),
+                Ok(request) => self.machine.handle(&request, passed),
                 Err(error) => Reply::Error {
                     message: format!("not a request that this VMM knows: {error}"),
                 },
@@ -100,6 +109,31 @@ impl ControlServer {
             client.stream.write_all(&bytes)?;
         }
         Ok(client.line.len() <= MAX_LINE_BYTES)
+    }
+}
+
+impl Client {
+    /// Takes in what has come: bytes of a line, descriptors that go with it.
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(
+            &self.stream,
+            &mut [IoSliceMut::new(&mut chunk)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.passed.extend(fds);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.passed.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::other("too many descriptors"));
+        }
+        self.line.extend_from_slice(&chunk[..received.bytes]);
+        Ok(received.bytes)
     }
 }
 

@@ -43,21 +43,50 @@ pub fn device(field: &str, source: &Source) -> Result<File> {
 
 /// Takes or binds a listening Unix socket, non-blocking.
 pub fn listener(field: &str, source: &Source) -> Result<UnixListener> {
-    let fail = |source_error: io::Error| Error::Open {
-        field: field.to_owned(),
-        what: describe(source),
-        source: source_error,
+    let fail = fail(field, describe(source));
+    let fd = match source {
+        Source::Path(path) => UnixListener::bind(path).map(OwnedFd::from),
+        Source::Fd(fd) => take(*fd),
     };
-    let listener = match source {
-        Source::Path(path) => UnixListener::bind(path).map_err(fail)?,
-        Source::Fd(fd) => UnixListener::from(take(*fd).map_err(fail)?),
-    };
-    listener.set_nonblocking(true).map_err(fail)?;
-    let listens = rustix::net::sockopt::socket_acceptconn(&listener).map_err(|e| fail(e.into()))?;
-    if !listens {
-        return Err(fail(io::Error::other("the socket does not listen")));
+    checked_listener(fd.map_err(&fail)?).map_err(fail)
+}
+
+/// A passed descriptor as a listening Unix socket, non-blocking.
+pub fn as_listener(field: &str, fd: OwnedFd) -> Result<UnixListener> {
+    checked_listener(fd).map_err(fail(field, "the passed descriptor".to_owned()))
+}
+
+fn checked_listener(fd: OwnedFd) -> io::Result<UnixListener> {
+    let listener = UnixListener::from(fd);
+    listener.set_nonblocking(true)?;
+    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
+        return Err(io::Error::other("the socket does not listen"));
     }
     Ok(listener)
+}
+
+/// Descriptors that came with a control request, each taken once.
+#[derive(Default)]
+pub struct Passed(Vec<Option<OwnedFd>>);
+
+impl From<Vec<OwnedFd>> for Passed {
+    fn from(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+}
+
+impl Passed {
+    /// The descriptor that `source` names by its place in the message.
+    pub fn take(&mut self, field: &str, source: &Source) -> Result<OwnedFd> {
+        let refuse = |why: &str| fail(field, describe(source))(io::Error::other(why));
+        let Source::Fd(place) = source else {
+            return Err(refuse("a running VMM opens nothing: pass a descriptor"));
+        };
+        usize::try_from(*place)
+            .ok()
+            .and_then(|place| self.0.get_mut(place)?.take())
+            .ok_or_else(|| refuse("no such descriptor came with the request"))
+    }
 }
 
 /// Takes a tap by descriptor, or opens one by name.
@@ -74,11 +103,15 @@ fn open(field: &str, source: &Source, by_path: impl Fn(&Path) -> io::Result<File
         Source::Path(path) => by_path(path),
         Source::Fd(fd) => take(*fd).map(File::from),
     };
-    file.map_err(|error| Error::Open {
+    file.map_err(fail(field, describe(source)))
+}
+
+fn fail(field: &str, what: String) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Open {
         field: field.to_owned(),
-        what: describe(source),
-        source: error,
-    })
+        what: what.clone(),
+        source,
+    }
 }
 
 fn describe(source: &Source) -> String {

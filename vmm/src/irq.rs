@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A global system interrupt: KVM's index of one route.
@@ -32,7 +32,15 @@ pub struct Msi {
 /// The VM's routing table.
 pub struct Irqs {
     vm: Arc<VmFd>,
-    messages: Mutex<Vec<Msi>>,
+    routes: Mutex<Routes>,
+}
+
+#[derive(Default)]
+struct Routes {
+    /// What each message-signalled GSI sends.
+    messages: Vec<Msi>,
+    /// Released by devices that went.
+    free: Vec<Gsi>,
 }
 
 impl Irqs {
@@ -40,7 +48,7 @@ impl Irqs {
     pub fn new(vm: Arc<VmFd>) -> Self {
         Self {
             vm,
-            messages: Mutex::new(Vec::new()),
+            routes: Mutex::default(),
         }
     }
 
@@ -55,24 +63,39 @@ impl Irqs {
 
     /// Reserves a GSI for one message-signalled interrupt.
     pub fn allocate(&self) -> Gsi {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        messages.push(Msi::default());
-        let index = u32::try_from(messages.len() - 1).unwrap_or(u32::MAX);
+        let mut routes = self.lock();
+        if let Some(gsi) = routes.free.pop() {
+            return gsi;
+        }
+        routes.messages.push(Msi::default());
+        let index = u32::try_from(routes.messages.len() - 1).unwrap_or(u32::MAX);
         Gsi(layout::IOAPIC_PINS + index)
+    }
+
+    /// Gives a GSI back that no event raises any more.
+    pub fn release(&self, gsi: Gsi) {
+        let mut routes = self.lock();
+        if let Some(slot) = routes.messages.get_mut(index_of(gsi)) {
+            *slot = Msi::default();
+            routes.free.push(gsi);
+        }
     }
 
     /// Sets what `gsi` sends; no call to KVM where nothing changes.
     pub fn route(&self, gsi: Gsi, message: Msi) -> std::result::Result<(), kvm_ioctls::Error> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = (gsi.0 - layout::IOAPIC_PINS) as usize;
-        let Some(slot) = messages.get_mut(index) else {
+        let mut routes = self.lock();
+        let Some(slot) = routes.messages.get_mut(index_of(gsi)) else {
             return Err(kvm_ioctls::Error::new(libc::EINVAL));
         };
         if *slot == message {
             return Ok(());
         }
         *slot = message;
-        self.commit(&messages)
+        self.commit(&routes.messages)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets `event` raise `gsi`. An event signalled before fires at once.
@@ -116,6 +139,11 @@ impl Irqs {
             .map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
         self.vm.set_gsi_routing(&routing)
     }
+}
+
+/// Its place among the messages; a GSI is made by [`Irqs::allocate`] alone.
+fn index_of(gsi: Gsi) -> usize {
+    (gsi.0 - layout::IOAPIC_PINS) as usize
 }
 
 /// A non-blocking eventfd.

@@ -56,7 +56,7 @@ pub const RAM_ABOVE_4G: u64 = 1 << 32;
 pub const COM1: u16 = 0x3f8;
 /// COM1's interrupt.
 pub const COM1_GSI: u32 = 4;
-/// The power button's interrupt (edge, active high).
-pub const POWER_GSI: u32 = 5;
+/// The interrupt of the power button and of PCI hot-plug (edge, active high).
+pub const EVENT_GSI: u32 = 5;
 /// Pins of the IOAPIC; message-signalled interrupts are numbered from here.
 pub const IOAPIC_PINS: u32 = 24;

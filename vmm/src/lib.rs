@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   spec ─▶ builder.rs ─▶ machine.rs ◀─ control.rs (socket)      run.rs ─▶ exit record
-//!                           │
+//!                           │ devices.rs: what is on the bus, now
 //!      vCPU threads      event thread            one thread a disk
 //!      cpu/run.rs        events.rs               virtio/block/worker.rs
 //!         │ exits           │ tap, kicks            │ vhost-user
@@ -26,6 +26,7 @@ pub mod builder;
 pub mod bus;
 pub mod control;
 pub mod cpu;
+pub mod devices;
 mod error;
 pub mod events;
 mod inherit;

@@ -8,11 +8,13 @@
 
 use crate::bus::Bus;
 use crate::cpu::{Gate, GateState, VcpuThread};
+use crate::devices::{Devices, When};
+use crate::error::Result;
+use crate::inherit::{self, Passed};
+use crate::legacy::power::EVENT_BUTTON;
 use crate::memory::GuestRam;
 use crate::outcome::Outcome;
-use crate::virtio::Metrics;
-use crate::virtio::block::BlockStatus;
-use ocs_vmm_spec::control::{PROTOCOL_VERSION, Reply, Request, RunState};
+use ocs_vmm_spec::control::{DeviceKind, PROTOCOL_VERSION, Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,16 +25,14 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 pub struct Machine {
     /// The instance's id.
     pub id: String,
-    /// Devices.
+    /// Addresses and what answers there.
     pub bus: Arc<Bus>,
+    /// What is on the PCI bus.
+    pub devices: Devices,
     /// Holds and releases the vCPUs.
     pub gate: Arc<Gate>,
     /// How it ended.
     pub outcome: Arc<Outcome>,
-    /// Disks by id.
-    pub disks: Vec<(String, BlockStatus)>,
-    /// Counters by prefix.
-    pub counters: Vec<(String, Arc<dyn Metrics>)>,
     /// When the process began.
     pub started_ns: u64,
     /// Mapped as long as the vCPUs may run.
@@ -47,6 +47,7 @@ impl Machine {
         id: &str,
         ram: GuestRam,
         bus: Arc<Bus>,
+        devices: Devices,
         gate: Arc<Gate>,
         outcome: Arc<Outcome>,
         started_ns: u64,
@@ -54,10 +55,9 @@ impl Machine {
         Self {
             id: id.to_owned(),
             bus,
+            devices,
             gate,
             outcome,
-            disks: Vec::new(),
-            counters: Vec::new(),
             started_ns,
             ram,
             vcpus: Mutex::default(),
@@ -70,8 +70,8 @@ impl Machine {
         self.lock_vcpus().push(vcpu);
     }
 
-    /// Answers a control request.
-    pub fn handle(&self, request: &Request) -> Reply {
+    /// Answers a control request that came with `passed` descriptors.
+    pub fn handle(&self, request: &Request, passed: Passed) -> Reply {
         match request {
             Request::Status => self.status(),
             Request::Metrics => Reply::Metrics {
@@ -90,7 +90,7 @@ impl Machine {
                 self.run_if_ready();
                 Reply::Ok
             }
-            Request::PowerButton => match self.bus.power.press_button() {
+            Request::PowerButton => match self.bus.power.raise(EVENT_BUTTON) {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error {
                     message: format!("the power button cannot be pressed: {error}"),
@@ -101,22 +101,43 @@ impl Machine {
                     .end(ExitReason::Stopped, "stopped by request".to_owned());
                 Reply::Ok
             }
+            Request::AddBlock { .. }
+            | Request::AddNet { .. }
+            | Request::RemoveBlock { .. }
+            | Request::RemoveNet { .. } => match self.hot_plug(request, passed) {
+                Ok(()) => Reply::Ok,
+                Err(error) => Reply::Error {
+                    message: error.to_string(),
+                },
+            },
         }
     }
 
-    /// Disks whose backend has not connected yet.
-    pub fn missing_disks(&self) -> Vec<&str> {
-        self.disks
-            .iter()
-            .filter(|(_, disk)| !disk.ever_connected())
-            .map(|(id, _)| id.as_str())
-            .collect()
+    fn hot_plug(&self, request: &Request, mut passed: Passed) -> Result<()> {
+        match request {
+            Request::AddBlock { block } => {
+                block.check("block")?;
+                let listener = passed.take("block.listener", &block.listener)?;
+                let listener = inherit::as_listener("block.listener", listener)?;
+                self.devices.add_block(block, listener, When::Later)
+            }
+            Request::AddNet { net } => {
+                net.check("net")?;
+                let tap = passed.take("net.tap", &net.tap)?;
+                self.devices.add_net(net, tap.into(), When::Later)
+            }
+            Request::RemoveBlock { id, force } => {
+                self.devices.remove(DeviceKind::Block, id, *force)
+            }
+            Request::RemoveNet { id, force } => self.devices.remove(DeviceKind::Net, id, *force),
+            _ => Ok(()),
+        }
     }
 
     /// Lets the vCPUs run, unless a disk is missing or the machine is paused: a disk
     /// without a backend has neither size nor features to show to a driver.
     pub fn run_if_ready(&self) {
-        if self.missing_disks().is_empty() && !self.paused.load(Ordering::SeqCst) {
+        if self.devices.missing_disks().is_empty() && !self.paused.load(Ordering::SeqCst) {
             self.gate.set(GateState::Open);
         }
     }
@@ -132,10 +153,11 @@ impl Machine {
     }
 
     fn status(&self) -> Reply {
+        self.devices.remind();
         let state = match self.gate.state() {
             _ if self.outcome.record().is_some() => RunState::Stopping,
             GateState::Open => RunState::Running,
-            GateState::Held if !self.missing_disks().is_empty() => RunState::Waiting,
+            GateState::Held if !self.devices.missing_disks().is_empty() => RunState::Waiting,
             GateState::Held => RunState::Paused,
             GateState::Closed => RunState::Stopping,
         };
@@ -143,11 +165,8 @@ impl Machine {
             protocol: PROTOCOL_VERSION,
             id: self.id.clone(),
             state,
-            block_connected: self
-                .disks
-                .iter()
-                .map(|(id, disk)| (id.clone(), disk.connected()))
-                .collect(),
+            block_connected: self.devices.block_connected(),
+            devices: self.devices.status(),
             started_ns: self.started_ns,
             first_run_ns: self.gate.first_run_ns(),
         }
@@ -159,9 +178,7 @@ impl Machine {
             "memory.bytes".to_owned(),
             self.ram.iter().map(GuestMemoryRegion::len).sum(),
         );
-        for (prefix, counters) in &self.counters {
-            counters.report(prefix, &mut out);
-        }
+        self.devices.report(&mut out);
         let (bus, serial) = (&self.bus.metrics, self.bus.serial.metrics());
         for (name, counter) in [
             ("cpu.port_exits", &bus.port_exits),

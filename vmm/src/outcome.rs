@@ -36,20 +36,30 @@ impl Outcome {
 /// Held by a thread that the machine cannot do without: when it ends, by a panic
 /// say, the machine ends, if that was not the cause.
 pub struct LastWord {
-    outcome: Arc<Outcome>,
+    outcome: Option<Arc<Outcome>>,
     thread: String,
 }
 
 impl LastWord {
     /// For the thread of this name.
     pub fn new(outcome: Arc<Outcome>, thread: String) -> Self {
-        Self { outcome, thread }
+        Self {
+            outcome: Some(outcome),
+            thread,
+        }
+    }
+
+    /// The thread ends as it was asked to.
+    pub fn unsaid(mut self) {
+        self.outcome = None;
     }
 }
 
 impl Drop for LastWord {
     fn drop(&mut self) {
         let message = format!("{}: its thread ended unexpectedly", self.thread);
-        self.outcome.end(ExitReason::Error, message);
+        if let Some(outcome) = &self.outcome {
+            outcome.end(ExitReason::Error, message);
+        }
     }
 }

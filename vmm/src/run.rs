@@ -1,18 +1,18 @@
 //! From a spec to an exit record: the life of the process.
 //!
 //! ```text
-//!  main thread: build ─▶ confine ─▶ spawn vCPUs, disks ─▶ event loop ─▶ stop all ─▶ record
+//!  main thread: build ─▶ confine ─▶ spawn disks, vCPUs ─▶ event loop ─▶ stop all ─▶ record
 //! ```
 
 use crate::builder::{Built, build};
 use crate::control::ControlServer;
 use crate::cpu::{self, GateState};
 use crate::error::{Result, host};
-use crate::events::{EventLoop, Handler};
+use crate::events::{Epoll, EventLoop, Handler, HandlerId};
 use crate::irq::borrow;
 use crate::jail;
 use crate::machine::Machine;
-use crate::virtio::block::WorkerThread;
+use crate::virtio::block::Nursery;
 use ocs_vmm_spec::Spec;
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
 use rustix::event::epoll::EventFlags;
@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 const SOURCE_ENDED: u32 = 0;
 const SOURCE_SIGNAL: u32 = 1;
-const SOURCE_DISK: u32 = 2;
+const SOURCE_NEWS: u32 = 2;
 
 /// How long block backends, all together, may take to let their rings go at the end.
 const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -33,40 +33,35 @@ const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub fn run(spec: &Spec, started_ns: u64) -> Result<ExitRecord> {
     let signals = block_signals().map_err(host("block signals"))?;
     ignore_file_limit();
-    let built = build(spec, started_ns)?;
+    let mut events = EventLoop::new()?;
+    let built = build(spec, &events.epoll(), started_ns)?;
     jail::confine_process().map_err(host("drop privileges"))?;
-    run_built(built, signals)
+    run_built(built, &mut events, signals)
 }
 
-fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
+fn run_built(built: Built, events: &mut EventLoop, signals: OwnedFd) -> Result<ExitRecord> {
     let machine = Arc::new(built.machine);
-    let mut events = EventLoop::new()?;
     let epoll = events.epoll();
     let lifecycle = Lifecycle {
         machine: Arc::clone(&machine),
         ended: built.ended,
-        disk_connected: built.disk_connected,
+        news: built.news,
         signals,
     };
+    let id = epoll.new_id();
     lifecycle
-        .watch(&events)
+        .watch(&epoll, id)
         .map_err(host("watch the machine"))?;
-    events.push(Box::new(lifecycle));
-    for (worker, kicks) in built.nets {
-        worker.watch(&epoll, events.next_id(), &kicks)?;
-        events.push(Box::new(worker));
-    }
+    epoll.push(id, Box::new(lifecycle));
+    let id = epoll.new_id();
     if let Some(listener) = built.control {
-        let id = events.next_id();
-        let server = ControlServer::new(Arc::clone(&machine), epoll, id, listener)?;
-        events.push(Box::new(server));
+        let server = ControlServer::new(Arc::clone(&machine), Arc::clone(&epoll), id, listener)?;
+        epoll.push(id, Box::new(server));
     }
 
-    let mut disks: Vec<WorkerThread> = Vec::new();
     let ran = (|| {
-        for worker in built.disks {
-            disks.push(worker.spawn(Arc::clone(&machine.outcome), jail::confine_disk)?);
-        }
+        let nursery = Nursery::spawn(jail::confine_nursery, jail::confine_disk)?;
+        machine.devices.start(nursery)?;
         for (index, vcpu) in (0u8..).zip(built.vcpus) {
             machine.add_vcpu(cpu::spawn(
                 index,
@@ -77,7 +72,7 @@ fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
                 jail::confine_vcpu,
             )?);
         }
-        let missing = machine.missing_disks();
+        let missing = machine.devices.missing_disks();
         if !missing.is_empty() {
             tracing::info!(disks = ?missing, "waiting for block backends");
         }
@@ -87,11 +82,7 @@ fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
     })();
 
     machine.stop_vcpus();
-    let deadline = Instant::now() + LAST_ANSWER_LIMIT;
-    disks.iter().for_each(WorkerThread::ask_to_stop);
-    for disk in disks {
-        disk.join(deadline);
-    }
+    machine.devices.stop(Instant::now() + LAST_ANSWER_LIMIT);
     ran?;
     Ok(machine.outcome.record().cloned().unwrap_or(ExitRecord {
         reason: ExitReason::Error,
@@ -99,28 +90,29 @@ fn run_built(built: Built, signals: OwnedFd) -> Result<ExitRecord> {
     }))
 }
 
-/// Ends the loop at the machine's end, and starts the vCPUs when the disks are there.
+/// Ends the loop at the machine's end, tends the devices, and starts the vCPUs when the
+/// disks are there.
 struct Lifecycle {
     machine: Arc<Machine>,
     ended: EventFd,
-    disk_connected: EventFd,
+    news: EventFd,
     signals: OwnedFd,
 }
 
 impl Lifecycle {
-    fn watch(&self, events: &EventLoop) -> io::Result<()> {
-        let (epoll, id) = (events.epoll(), events.next_id());
+    fn watch(&self, epoll: &Epoll, id: HandlerId) -> io::Result<()> {
         let edge = EventFlags::IN | EventFlags::ET;
         epoll.add(id, SOURCE_ENDED, borrow(&self.ended), EventFlags::IN)?;
         epoll.add(id, SOURCE_SIGNAL, self.signals.as_fd(), EventFlags::IN)?;
-        epoll.add(id, SOURCE_DISK, borrow(&self.disk_connected), edge)
+        epoll.add(id, SOURCE_NEWS, borrow(&self.news), edge)
     }
 }
 
 impl Handler for Lifecycle {
     fn ready(&mut self, source: u32, _flags: EventFlags) -> bool {
         match source {
-            SOURCE_DISK => {
+            SOURCE_NEWS => {
+                self.machine.devices.tend();
                 if self.machine.gate.state() == GateState::Held {
                     self.machine.run_if_ready();
                 }

@@ -2,90 +2,11 @@
 
 mod common;
 
+use common::storaged::Storaged;
 use common::{Bench, Vmm, wait_for};
-use ocs_storaged_api::{Client, Reply, Request, VolumeKind, VolumeName};
+use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control;
 use serde_json::json;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-/// A daemon on folders of its own, killed with the value.
-struct Storaged {
-    dir: PathBuf,
-    child: Child,
-}
-
-fn storaged_path() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_ocs-vmm")).with_file_name("ocs-storaged");
-    assert!(
-        path.exists(),
-        "{} is missing: run `cargo xtask build` or `cargo build -p ocs-storaged`",
-        path.display()
-    );
-    path
-}
-
-impl Storaged {
-    fn start(dir: &Path) -> Self {
-        let dir = dir.join("storaged");
-        for folder in ["state", "images"] {
-            std::fs::create_dir_all(dir.join(folder)).unwrap();
-        }
-        let child = Self::spawn(&dir);
-        Self { dir, child }
-    }
-
-    fn spawn(dir: &Path) -> Child {
-        Command::new(storaged_path())
-            .arg("--state")
-            .arg(dir.join("state"))
-            .arg("--images")
-            .arg(dir.join("images"))
-            .arg("--control")
-            .arg(dir.join("control.sock"))
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    /// SIGKILL, then a new one on the same folders.
-    fn kill_and_restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = Self::spawn(&self.dir);
-    }
-
-    fn ask(&self, request: &Request) {
-        let socket = self.dir.join("control.sock");
-        let mut client = wait_for("storaged", || {
-            Client::connect(&socket, common::PATIENCE).ok()
-        });
-        let reply = client.call(request).unwrap();
-        assert_eq!(reply, Reply::Ok, "{request:?}");
-    }
-
-    fn attach(&self, kind: VolumeKind, socket: PathBuf) {
-        let volume = VolumeName("vol-1".to_owned());
-        self.ask(&Request::PutVolume {
-            volume: volume.clone(),
-            size_bytes: 64 << 20,
-            kind,
-            image: None,
-        });
-        self.ask(&Request::Attach {
-            volume,
-            socket,
-            read_only: false,
-        });
-    }
-}
-
-impl Drop for Storaged {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn bench(orders: &str, backend_uid: u32) -> Bench {
     let mut bench = Bench::probe(orders);
@@ -98,7 +19,7 @@ fn bench(orders: &str, backend_uid: u32) -> Bench {
 fn start(bench: &Bench, kind: VolumeKind) -> (Vmm, Storaged) {
     let vmm = bench.start();
     let storaged = Storaged::start(bench.dir.path());
-    storaged.attach(kind, bench.path("blk.sock"));
+    storaged.attach("vol-1", kind, bench.path("blk.sock"));
     (vmm, storaged)
 }
 

@@ -78,6 +78,8 @@ pub enum Order {
 /// What an order does with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskWork {
+    /// Wait until the disk is there.
+    Await,
     /// Write the pattern of `seed`, then flush.
     Fill {
         /// From the disk's start.
@@ -246,6 +248,9 @@ fn parse_listen(words: &mut Words<'_>) -> Result<Order, OrderError> {
 
 fn parse_disk(words: &mut Words<'_>) -> Result<DiskWork, OrderError> {
     let kind = words.need("work")?;
+    if kind == "await" {
+        return Ok(DiskWork::Await);
+    }
     if !matches!(kind, "fill" | "verify" | "loop") {
         return Err(OrderError::Bad("work"));
     }

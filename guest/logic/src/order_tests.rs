@@ -80,6 +80,13 @@ fn every_order_of_the_table() {
             },
         ),
         (
+            "disk 1 await",
+            Order::Disk {
+                index: 1,
+                work: DiskWork::Await,
+            },
+        ),
+        (
             "disk 0 loop 1MiB",
             Order::Disk {
                 index: 0,
@@ -121,6 +128,7 @@ fn each_bad_word_is_named() {
         ("disk 0 fill 0", "bad-size"),
         ("disk 0 fill 1MiB seven", "bad-seed"),
         ("disk 0 loop 1MiB 7", "trailing-words"),
+        ("disk 0 await 1MiB", "trailing-words"),
         ("idle \u{e9}", "not-text"),
     ];
     for (text, error) in cases {

@@ -1,9 +1,9 @@
 //! `disk`: fill, verify, loop; the orders of one disk run one after another.
 
 use super::{Board, Done};
-use crate::clock;
 use crate::console::say;
 use crate::virtio::disk::{CHUNK_BYTES, DEPTH, Disk, DiskError};
+use crate::{clock, executor};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -34,16 +34,20 @@ impl fmt::Display for PassError {
 
 /// Runs one disk's orders in sequence.
 pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
-    let Some(disk) = board.disks.get(usize::from(index)) else {
-        say!("disk: {index} error=no-such-disk");
-        for (_, done) in work {
-            done.set(true);
-        }
-        return;
-    };
     for (work, done) in work {
+        if work == DiskWork::Await {
+            executor::wait(|| board.disk(index)).await;
+            done.set(true);
+            continue;
+        }
+        let Some(disk) = &board.disk(index) else {
+            say!("disk: {index} error=no-such-disk");
+            done.set(true);
+            continue;
+        };
         let start_us = clock::now_us();
         let result = match work {
+            DiskWork::Await => Ok(()),
             DiskWork::Fill { size_bytes, seed } => fill(disk, size_bytes, seed).await.map(|()| {
                 let us = clock::now_us() - start_us;
                 say!("disk: {index} fill bytes={size_bytes} us={us}");
@@ -55,7 +59,7 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
                 })
             }
             DiskWork::Loop { size_bytes } => {
-                rounds(disk, index, size_bytes, board.report_us).await;
+                rounds(disk, index, size_bytes, board.report_us.get()).await;
                 Ok(())
             }
         };
@@ -64,6 +68,7 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
                 DiskWork::Fill { .. } => "fill",
                 DiskWork::Verify { .. } => "verify",
                 DiskWork::Loop { .. } => "loop",
+                DiskWork::Await => "await",
             };
             say!("disk: {index} {kind} {error}");
         }
@@ -163,9 +168,12 @@ async fn rounds(disk: &Disk, index: u8, size_bytes: u64, report_us: u64) {
             report_at_us = now_us + report_us;
             say!("disk: {index} loop rounds={rounds} errors={errors}");
         }
+        if disk.is_gone() {
+            return;
+        }
         if failed {
             // A disk that fails at once must not spin.
-            crate::executor::sleep_until(now_us + report_us).await;
+            executor::sleep_until(now_us + report_us).await;
         }
     }
 }

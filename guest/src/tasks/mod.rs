@@ -3,6 +3,7 @@
 //! ```text
 //!  main ─▶ devices ─▶ dhcp ─▶ imds ─▶ user data ─▶ one task an order (one a disk)
 //!                └─ no NIC: orders from the command line
+//!  events ─▶ power button; rack: devices that come and go
 //! ```
 
 mod attempts;
@@ -11,35 +12,40 @@ mod fetch;
 mod imds;
 mod listen;
 mod probes;
+mod rack;
 mod stream;
 
 use crate::console::say;
 use crate::machine::Start;
 use crate::net::Net;
-use crate::net::device::{self, NetDevice};
 use crate::net::dhcp::Lease;
-use crate::virtio::disk::{self as blk, Disk};
-use crate::virtio::pci::{Function, Root};
-use crate::virtio::transport::PciTransport;
-use crate::{executor, lapic, power};
+use crate::virtio::disk::Disk;
+use crate::virtio::pci::Root;
+use crate::{events, executor, power};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use ocs_probe_logic::acpi::Acpi;
 use ocs_probe_logic::order::{Line, Order, parse_all};
+use rack::Rack;
 
-const NET: u16 = 1;
-const MAX_DISKS: usize = 8;
 /// Running totals come this often, less often with more than eight orders that report.
 const REPORT_US: u64 = 1_000_000;
 const REPORTERS_PER_SECOND: u64 = 8;
 
 /// What orders work with.
 pub struct Board {
-    net: Option<Rc<Net>>,
-    disks: Vec<Rc<Disk>>,
-    report_us: u64,
+    net: RefCell<Option<Rc<Net>>>,
+    /// By index; a hot-plugged one takes the first place that is free.
+    disks: RefCell<Vec<Option<Rc<Disk>>>>,
+    report_us: Cell<u64>,
+}
+
+impl Board {
+    fn disk(&self, index: u8) -> Option<Rc<Disk>> {
+        self.disks.borrow().get(usize::from(index))?.clone()
+    }
 }
 
 /// Set when an order that ends has ended.
@@ -47,12 +53,22 @@ type Done = Rc<Cell<bool>>;
 
 /// The first task.
 pub async fn main(start: Start, acpi: Acpi) {
-    executor::spawn(async move {
-        power::button(&acpi).await;
-        say!("power: button");
-        power::off(&acpi);
+    let board = Rc::new(Board {
+        net: RefCell::default(),
+        disks: RefCell::default(),
+        report_us: Cell::new(REPORT_US),
     });
-    let (net, disks) = devices(&acpi);
+    match acpi.ecam.and_then(Root::new) {
+        Some(root) => {
+            let rack = Rack::fill(root, board.clone());
+            executor::spawn(events(acpi, Some(rack)));
+        }
+        None => {
+            say!("pci: error=no-usable-mcfg");
+            executor::spawn(events(acpi, None));
+        }
+    }
+    let net = board.net.borrow().clone();
     let orders = match &net {
         None => cmdline_orders(&start),
         Some(net) => {
@@ -64,64 +80,27 @@ pub async fn main(start: Start, acpi: Acpi) {
             imds::orders(net).await
         }
     };
-    run(orders, net, disks, acpi);
+    run(orders, board, acpi);
     say!("ready");
 }
 
-/// Finds and starts the devices; what cannot be started is reported and left alone.
-fn devices(acpi: &Acpi) -> (Option<Rc<Net>>, Vec<Rc<Disk>>) {
-    let mut net = None;
-    let mut disks = Vec::new();
-    let Some(mut root) = acpi.ecam.and_then(Root::new) else {
-        say!("pci: error=no-usable-mcfg");
-        return (net, disks);
-    };
-    let functions = root.virtio_functions();
-    for (function, vector) in functions.iter().zip(lapic::FIRST_DEVICE_VECTOR..) {
-        if function.kind == NET && net.is_none() {
-            net = start_net(function, vector);
-        } else if function.kind != NET && disks.len() < MAX_DISKS {
-            disks.extend(start_disk(function, vector, disks.len()));
+/// What the VMM tells of: the power button, and devices that come and go.
+async fn events(acpi: Acpi, mut rack: Option<Rack>) {
+    if !events::route(&acpi) {
+        return;
+    }
+    loop {
+        let told = events::next().await;
+        if told & events::PCI != 0
+            && let Some(rack) = &mut rack
+        {
+            rack.attend();
+        }
+        if told & events::BUTTON != 0 {
+            say!("power: button");
+            power::off(&acpi);
         }
     }
-    (net, disks)
-}
-
-fn start_net(function: &Function, vector: u8) -> Option<Rc<Net>> {
-    let device = PciTransport::new(function, vector, device::FEATURES)
-        .inspect_err(|error| say!("net: error={error}"))
-        .ok()?;
-    let device = NetDevice::new(device)
-        .inspect_err(|error| say!("net: error={error}"))
-        .ok()?;
-    let [a, b, c, d, e, f] = device.mac();
-    say!(
-        "net: mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu={}",
-        device.mtu()
-    );
-    Some(Net::new(device))
-}
-
-fn start_disk(function: &Function, vector: u8, index: usize) -> Option<Rc<Disk>> {
-    let transport = PciTransport::new(function, vector, blk::FEATURES)
-        .inspect_err(|error| say!("disk: index={index} error={error}"))
-        .ok()?;
-    let disk = Disk::new(transport)
-        .inspect_err(|error| say!("disk: index={index} error={error}"))
-        .ok()?;
-    let disk = Rc::new(disk);
-    let driven = disk.clone();
-    executor::add_driver(move || driven.poll());
-    let named = disk.clone();
-    executor::spawn(async move {
-        let id = named.id().await.unwrap_or_default();
-        say!(
-            "disk: index={index} id={id} size_bytes={} read_only={}",
-            named.size_bytes,
-            u8::from(named.read_only)
-        );
-    });
-    Some(disk)
 }
 
 /// Orders behind `orders=`, separated by `;`: the way in for bare tests.
@@ -134,7 +113,7 @@ fn cmdline_orders(start: &Start) -> Vec<Line> {
 }
 
 /// Reports every line and starts what it orders.
-fn run(lines: Vec<Line>, net: Option<Rc<Net>>, disks: Vec<Rc<Disk>>, acpi: Acpi) {
+fn run(lines: Vec<Line>, board: Rc<Board>, acpi: Acpi) {
     for (number, line) in (1..).zip(&lines) {
         match &line.order {
             Ok(_) => say!("order: {number} {}", line.text),
@@ -142,11 +121,8 @@ fn run(lines: Vec<Line>, net: Option<Rc<Net>>, disks: Vec<Rc<Disk>>, acpi: Acpi)
         }
     }
     let orders: Vec<Order> = lines.into_iter().filter_map(|l| l.order.ok()).collect();
-    let board = Rc::new(Board {
-        net,
-        disks,
-        report_us: REPORT_US * (orders.len() as u64).div_ceil(REPORTERS_PER_SECOND).max(1),
-    });
+    let slower = (orders.len() as u64).div_ceil(REPORTERS_PER_SECOND).max(1);
+    board.report_us.set(REPORT_US * slower);
     let mut finite: Vec<Done> = Vec::new();
     let mut disk_work: BTreeMap<u8, Vec<(_, Done)>> = BTreeMap::new();
     let listeners = orders.iter().filter(|o| matches!(o, Order::ListenTcp(_)));
@@ -186,7 +162,7 @@ fn run(lines: Vec<Line>, net: Option<Rc<Net>>, disks: Vec<Rc<Disk>>, acpi: Acpi)
 
 /// Starts an order that never ends.
 fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
-    let report_us = board.report_us;
+    let report_us = board.report_us.get();
     with_net(board, |net| match order {
         Order::ListenTcp(port) => listen::tcp(&net, port, slots, report_us),
         Order::ListenUdp(port) => executor::spawn(listen::udp(net, port)),
@@ -206,8 +182,8 @@ fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
 }
 
 fn with_net(board: &Rc<Board>, f: impl FnOnce(Rc<Net>)) {
-    match &board.net {
-        Some(net) => f(net.clone()),
+    match board.net.borrow().clone() {
+        Some(net) => f(net),
         None => say!("order: error=no-nic"),
     }
 }

@@ -5,18 +5,18 @@
 //! the device could still write to.
 
 use super::transport::PciTransport;
-use crate::executor;
 use crate::hal::Hal;
+use crate::{clock, executor};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::fmt;
 use virtio_drivers::Error;
 use virtio_drivers::device::common::Feature;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::Transport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes that one request moves at most.
@@ -26,6 +26,8 @@ pub const DEPTH: usize = 4;
 const SECTOR_BYTES: u64 = 512;
 const QUEUE_SIZE: usize = 16;
 const ID_BYTES: usize = 20;
+/// How soon to ask again whether a reset has ended.
+const RESET_RETRY_US: u64 = 1_000;
 
 /// Feature bits (virtio 1.3 §5.2.3).
 const READ_ONLY: u64 = 1 << 5;
@@ -66,6 +68,8 @@ pub enum DiskError {
     OutOfRange,
     /// A write to a disk that is read-only.
     ReadOnly,
+    /// The disk was taken away.
+    Gone,
 }
 
 impl fmt::Display for DiskError {
@@ -77,6 +81,7 @@ impl fmt::Display for DiskError {
             Self::Queue(error) => write!(f, "queue ({error})"),
             Self::OutOfRange => f.write_str("out-of-range"),
             Self::ReadOnly => f.write_str("read-only"),
+            Self::Gone => f.write_str("gone"),
         }
     }
 }
@@ -104,6 +109,7 @@ pub struct Disk {
     /// Whether the device refuses writes.
     pub read_only: bool,
     can_flush: bool,
+    gone: Cell<bool>,
     inner: RefCell<Inner>,
 }
 
@@ -124,6 +130,7 @@ impl Disk {
             size_bytes: sectors.saturating_mul(SECTOR_BYTES),
             read_only: transport.has(READ_ONLY),
             can_flush: transport.has(FLUSH),
+            gone: Cell::new(false),
             inner: RefCell::new(Inner {
                 transport,
                 queue,
@@ -141,7 +148,35 @@ impl Disk {
 
     /// Takes in what the device has done; true if tasks may see a change.
     pub fn poll(&self) -> bool {
-        self.inner.borrow_mut().poll()
+        !self.is_gone() && self.inner.borrow_mut().poll()
+    }
+
+    /// Was it taken away?
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// Lets the device go: whatever is in flight fails, once the device has stopped.
+    pub async fn retire(&self) {
+        self.gone.set(true);
+        self.status_to(DeviceStatus::empty());
+        loop {
+            let status = self.inner.borrow().transport.get_status();
+            // A device that is off the bus reads as ones.
+            if status.is_empty() || status.contains(DeviceStatus::FAILED) {
+                break;
+            }
+            executor::sleep_until(clock::now_us() + RESET_RETRY_US).await;
+        }
+        for slot in &mut self.inner.borrow_mut().slots {
+            if matches!(slot.state, SlotState::InFlight(_)) {
+                slot.state = SlotState::Done;
+            }
+        }
+    }
+
+    fn status_to(&self, status: DeviceStatus) {
+        self.inner.borrow_mut().transport.set_status(status);
     }
 
     /// The serial (`VIRTIO_BLK_T_GET_ID`), printable part.
@@ -198,6 +233,9 @@ impl Disk {
         let mut inner = self.inner.borrow_mut();
         let slot = &mut inner.slots[slot];
         slot.state = SlotState::Free;
+        if self.is_gone() {
+            return Err(DiskError::Gone);
+        }
         match slot.status[0] {
             0 => Ok(look(&slot.buffer[..slot.len])),
             1 => Err(DiskError::Io),
@@ -233,6 +271,9 @@ impl Disk {
             inner.slots.iter().position(|s| s.state == SlotState::Free)
         })
         .await;
+        if self.is_gone() {
+            return Err(DiskError::Gone);
+        }
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
         let slot = &mut inner.slots[index];
@@ -306,10 +347,8 @@ impl Inner {
 impl Drop for Disk {
     /// Stops the device before its rings and buffers are given back.
     fn drop(&mut self) {
-        use virtio_drivers::transport::DeviceStatus;
-        self.inner
-            .get_mut()
-            .transport
-            .set_status(DeviceStatus::empty());
+        if !self.is_gone() {
+            self.status_to(DeviceStatus::empty());
+        }
     }
 }

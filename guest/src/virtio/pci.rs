@@ -34,6 +34,8 @@ pub struct Function {
     config: Mmio,
     /// Virtio device type: 1 is net, 2 is block.
     pub kind: u16,
+    /// Its device number on bus 0.
+    pub slot: u8,
     bars: [Option<Mmio>; 6],
     /// Capabilities: offset, id, bytes 2 and 3.
     capabilities: Vec<(u8, u8, [u8; 2])>,
@@ -63,17 +65,22 @@ impl Root {
     /// All virtio functions of bus 0, where every machine that starts the probe has them.
     pub fn virtio_functions(&mut self) -> Vec<Function> {
         let mut functions = Vec::new();
-        for device in 0..32u8 {
-            let first = self.config(device, 0);
-            if first.read32(0) == u32::MAX {
-                continue;
-            }
-            let several = first.read8(0x0e) & 0x80 != 0;
-            for function in 0..if several { 8 } else { 1 } {
-                functions.extend(self.function(self.config(device, function)));
-            }
+        for slot in 0..32 {
+            functions.extend(self.functions_of(slot));
         }
         functions
+    }
+
+    /// The virtio functions of one device.
+    pub fn functions_of(&mut self, slot: u8) -> Vec<Function> {
+        let first = self.config(slot, 0);
+        if first.read32(0) == u32::MAX {
+            return Vec::new();
+        }
+        let several = first.read8(0x0e) & 0x80 != 0;
+        (0..if several { 8 } else { 1 })
+            .filter_map(|function| self.function(slot, function))
+            .collect()
     }
 
     fn config(&self, device: u8, function: u8) -> Mmio {
@@ -83,7 +90,8 @@ impl Root {
         unsafe { Mmio::new(self.ecam.base + at, 4096) }
     }
 
-    fn function(&mut self, config: Mmio) -> Option<Function> {
+    fn function(&mut self, slot: u8, function: u8) -> Option<Function> {
+        let config = self.config(slot, function);
         let id = config.read32(0);
         let (vendor, device) = (id as u16, (id >> 16) as u16);
         let kind = match device {
@@ -99,6 +107,7 @@ impl Root {
         let mut function = Function {
             config,
             kind,
+            slot,
             bars: [None; 6],
             capabilities,
         };

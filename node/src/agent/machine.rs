@@ -169,7 +169,7 @@ impl Machine {
         let dir = RunDir::of(&self.config.layout, id);
         let patience = Instant::now() + CONFIRM_TIMEOUT;
         while !body.process.as_ref().is_none_or(|p| p.has_exited()) {
-            let reply = self.vmms.call(&dir, &Request::Status, CALL_TIMEOUT);
+            let reply = self.vmms.call(&dir, &Request::Status, &[], CALL_TIMEOUT);
             if matches!(reply, Ok(Reply::Status { first_run_ns, .. }) if first_run_ns > 0) {
                 let mut owner = dir
                     .owner()
@@ -237,8 +237,10 @@ impl Machine {
     fn ask(&self, id: &str, ask: Ask, body: &mut Body) -> Result<(), EffectError> {
         let dir = RunDir::of(&self.config.layout, id);
         let asked = match ask {
-            Ask::Power => self.vmms.call(&dir, &Request::PowerButton, CALL_TIMEOUT),
-            Ask::Stop => self.vmms.call(&dir, &Request::Stop, CALL_TIMEOUT),
+            Ask::Power => self
+                .vmms
+                .call(&dir, &Request::PowerButton, &[], CALL_TIMEOUT),
+            Ask::Stop => self.vmms.call(&dir, &Request::Stop, &[], CALL_TIMEOUT),
             Ask::Kill => {
                 if let Some(process) = &body.process {
                     process.kill().doing("killing the VMM")?;

@@ -14,7 +14,7 @@ use ocs_vmm_spec::control::RunState;
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -171,13 +171,20 @@ impl Vmms for Fake {
         });
         Process::open_pid(i32::try_from(pid).unwrap())?.ok_or_else(|| io::Error::other("gone"))
     }
-    fn call(&self, run: &RunDir, request: &Request, _timeout: Duration) -> io::Result<Reply> {
+    fn call(
+        &self,
+        run: &RunDir,
+        request: &Request,
+        _passed: &[BorrowedFd<'_>],
+        _timeout: Duration,
+    ) -> io::Result<Reply> {
         match request {
             Request::Status => Ok(Reply::Status {
                 protocol: 1,
                 id: ID.into(),
                 state: RunState::Running,
                 block_connected: BTreeMap::new(),
+                devices: BTreeMap::new(),
                 started_ns: 1,
                 first_run_ns: 2,
             }),

@@ -3,11 +3,13 @@
 use super::owner::RunDir;
 use super::process::Process;
 use super::spawn::{Launch, spawn};
-use ocs_vmm_spec::control::{MAX_LINE_BYTES, Reply, Request};
+use ocs_vmm_spec::control::{MAX_DESCRIPTORS, MAX_LINE_BYTES, Reply, Request};
 use ocs_vmm_spec::exit::ExitRecord;
 use rustix::fs::{Mode, OFlags, open};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -37,14 +39,21 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     with_short_path(path, |name| UnixListener::bind(name))
 }
 
-/// One request to the VMM in `run`, one reply within `timeout`.
-pub fn call(run: &RunDir, request: &Request, timeout: Duration) -> io::Result<Reply> {
+/// One request to the VMM in `run`, one reply within `timeout`. In the request `{"fd": N}`
+/// names the `N`th of the descriptors `passed`.
+pub fn call(
+    run: &RunDir,
+    request: &Request,
+    passed: &[BorrowedFd<'_>],
+    timeout: Duration,
+) -> io::Result<Reply> {
     let mut stream = with_short_path(&run.control_socket(), |name| UnixStream::connect(name))?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    stream.write_all(&line)?;
+    let sent = send_with(&stream, &line, passed)?;
+    stream.write_all(line.get(sent..).unwrap_or_default())?;
     let mut reply = String::new();
     BufReader::new(stream)
         .take(MAX_LINE_BYTES as u64)
@@ -52,12 +61,34 @@ pub fn call(run: &RunDir, request: &Request, timeout: Duration) -> io::Result<Re
     Ok(serde_json::from_str(&reply)?)
 }
 
+/// Sends the beginning of `line`, and the descriptors with its first byte.
+fn send_with(stream: &UnixStream, line: &[u8], passed: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !passed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(passed)) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let bytes = [IoSlice::new(line)];
+    Ok(sendmsg(
+        stream,
+        &bytes,
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?)
+}
+
 /// What is asked of VMMs.
 pub trait Vmms: Send + Sync {
     /// Starts one; on error nothing runs.
     fn start(&self, launch: Launch<'_>) -> io::Result<Process>;
-    /// One request to the VMM in `run`.
-    fn call(&self, run: &RunDir, request: &Request, timeout: Duration) -> io::Result<Reply>;
+    /// One request to the VMM in `run`, with the descriptors that it names.
+    fn call(
+        &self,
+        run: &RunDir,
+        request: &Request,
+        passed: &[BorrowedFd<'_>],
+        timeout: Duration,
+    ) -> io::Result<Reply>;
 }
 
 /// `ocs-vmm` itself.
@@ -68,8 +99,14 @@ impl Vmms for OcsVmm {
         spawn(launch)
     }
 
-    fn call(&self, run: &RunDir, request: &Request, timeout: Duration) -> io::Result<Reply> {
-        call(run, request, timeout)
+    fn call(
+        &self,
+        run: &RunDir,
+        request: &Request,
+        passed: &[BorrowedFd<'_>],
+        timeout: Duration,
+    ) -> io::Result<Reply> {
+        call(run, request, passed, timeout)
     }
 }
 
@@ -122,7 +159,7 @@ mod tests {
             stream.get_mut().write_all(b"{\"reply\":\"ok\"}\n").unwrap();
             line
         });
-        let reply = call(&run, &Request::PowerButton, Duration::from_secs(10)).unwrap();
+        let reply = call(&run, &Request::PowerButton, &[], Duration::from_secs(10)).unwrap();
         assert_eq!(reply, Reply::Ok);
         assert_eq!(server.join().unwrap(), "{\"cmd\":\"power_button\"}\n");
         // Bound again over what is there.

@@ -2,14 +2,27 @@
 //!
 //! Versioned with [`PROTOCOL_VERSION`]: node N drives VMM N-1, so members are
 //! only ever added, and an unknown command answers [`Reply::Error`].
+//!
+//! A request that brings files along passes them as descriptors (`SCM_RIGHTS`) with its
+//! first byte; inside it `{"fd": 0}` names the first of them. Paths are refused: a
+//! running VMM opens nothing.
+//!
+//! Hot-plug: `add_block`, `add_net` → `status` until the device is `plugged` (and
+//! `driven`, if the caller cares) → `remove_…` → `status` until the device is no longer
+//! listed. Asking again is harmless and reminds a guest that did not listen.
 
+use crate::{Block, Net};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version that [`Reply::Status`] states.
-pub const PROTOCOL_VERSION: u32 = 1;
+///
+/// 2: hot-plug, [`Reply::Status`]'s `devices`.
+pub const PROTOCOL_VERSION: u32 = 2;
 /// A longer line ends the connection.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
+/// More descriptors with one request end the connection.
+pub const MAX_DESCRIPTORS: usize = 4;
 
 /// What a caller may ask of a running VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +40,81 @@ pub enum Request {
     Stop,
     /// Answers [`Reply::Metrics`].
     Metrics,
+    /// Adds a disk, whose `listener` is a passed descriptor. The guest finds it once the
+    /// backend has connected.
+    AddBlock {
+        /// The disk; its id is unlike that of any other device.
+        block: Block,
+    },
+    /// Takes a disk away: asks the guest to let it go.
+    RemoveBlock {
+        /// Of the disk.
+        id: String,
+        /// Do not wait for the guest: what it has not written yet is lost.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Adds an interface, whose `tap` is a passed descriptor.
+    AddNet {
+        /// The interface; its id is unlike that of any other device.
+        net: Net,
+    },
+    /// Takes an interface away: asks the guest to let it go.
+    RemoveNet {
+        /// Of the interface.
+        id: String,
+        /// Do not wait for the guest.
+        #[serde(default)]
+        force: bool,
+    },
+}
+
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// virtio-net.
+    Net,
+    /// virtio-blk.
+    Block,
+}
+
+impl DeviceKind {
+    /// As in JSON and in the names of counters.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Block => "block",
+        }
+    }
+}
+
+/// How far a device has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// A disk whose backend has never connected.
+    Waiting,
+    /// On the bus, and the guest was told.
+    Plugged,
+    /// The guest was asked to let it go.
+    Leaving,
+    /// Off the bus; its backend is being parted from. Then it is no longer listed.
+    Gone,
+}
+
+/// One device, in [`Reply::Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Its device number on PCI bus 0.
+    pub slot: u8,
+    /// How far it has come.
+    pub state: DeviceState,
+    /// Does a driver of the guest use it now?
+    pub driven: bool,
 }
 
 /// What the VMM answers.
@@ -50,6 +138,9 @@ pub enum Reply {
         state: RunState,
         /// Block devices by id: is a backend connected now?
         block_connected: BTreeMap<String, bool>,
+        /// Devices by id, those that come and go included (version 2).
+        #[serde(default)]
+        devices: BTreeMap<String, DeviceStatus>,
         /// `CLOCK_MONOTONIC` at entry of the process, in ns.
         started_ns: u64,
         /// `CLOCK_MONOTONIC` when the first vCPU was first told to run, in ns.

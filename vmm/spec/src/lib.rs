@@ -16,7 +16,7 @@ pub mod control;
 pub mod exit;
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -143,20 +143,6 @@ impl Spec {
 
     /// Checks every bound that the field docs state.
     pub fn check(&self) -> Result<(), SpecError> {
-        fn must(
-            ok: bool,
-            field: impl Into<String>,
-            problem: impl Into<String>,
-        ) -> Result<(), SpecError> {
-            if ok {
-                Ok(())
-            } else {
-                Err(SpecError::Field {
-                    field: field.into(),
-                    problem: problem.into(),
-                })
-            }
-        }
         must(
             self.version == SPEC_VERSION,
             "version",
@@ -195,24 +181,14 @@ impl Spec {
             "block",
             "more than 28 devices in all",
         )?;
+        let mut ids = BTreeSet::new();
         for (i, net) in self.net.iter().enumerate() {
-            must(
-                parse_mac(&net.mac).is_some_and(|m| m[0] & 1 == 0),
-                format!("net[{i}].mac"),
-                format!("{:?} is not a unicast MAC address", net.mac),
-            )?;
-            must(
-                (576..=9216).contains(&net.mtu),
-                format!("net[{i}].mtu"),
-                format!("{} is not in 576..=9216", net.mtu),
-            )?;
+            net.check(&format!("net[{i}]"))?;
+            unique(&mut ids, &format!("net[{i}].id"), &net.id)?;
         }
         for (i, block) in self.block.iter().enumerate() {
-            must(
-                !block.id.is_empty() && block.id.len() <= 20 && block.id.is_ascii(),
-                format!("block[{i}].id"),
-                format!("{:?} is not 1 to 20 ASCII bytes", block.id),
-            )?;
+            block.check(&format!("block[{i}]"))?;
+            unique(&mut ids, &format!("block[{i}].id"), &block.id)?;
         }
         let mut seen = BTreeMap::new();
         for (field, source) in self.sources() {
@@ -252,6 +228,48 @@ impl Spec {
         }
         all
     }
+}
+
+impl Net {
+    /// Checks its bounds; `field` is where it stands, such as `net[0]`.
+    pub fn check(&self, field: &str) -> Result<(), SpecError> {
+        must(
+            parse_mac(&self.mac).is_some_and(|m| m[0] & 1 == 0),
+            format!("{field}.mac"),
+            format!("{:?} is not a unicast MAC address", self.mac),
+        )?;
+        must(
+            (576..=9216).contains(&self.mtu),
+            format!("{field}.mtu"),
+            format!("{} is not in 576..=9216", self.mtu),
+        )
+    }
+}
+
+impl Block {
+    /// Checks its bounds; `field` is where it stands, such as `block[0]`.
+    pub fn check(&self, field: &str) -> Result<(), SpecError> {
+        must(
+            !self.id.is_empty() && self.id.len() <= 20 && self.id.is_ascii(),
+            format!("{field}.id"),
+            format!("{:?} is not 1 to 20 ASCII bytes", self.id),
+        )
+    }
+}
+
+fn must(ok: bool, field: impl Into<String>, problem: impl Into<String>) -> Result<(), SpecError> {
+    if ok {
+        return Ok(());
+    }
+    Err(SpecError::Field {
+        field: field.into(),
+        problem: problem.into(),
+    })
+}
+
+fn unique<'a>(ids: &mut BTreeSet<&'a str>, field: &str, id: &'a str) -> Result<(), SpecError> {
+    let new = ids.insert(id);
+    must(new, field, format!("{id:?} is another device's"))
 }
 
 /// Reads `02:00:00:00:00:01`.
@@ -301,6 +319,7 @@ mod tests {
             ),
             ("/net/0/mtu", serde_json::json!(100), "net[0].mtu"),
             ("/block/0/id", serde_json::json!(""), "block[0].id"),
+            ("/block/0/id", serde_json::json!("eni-1"), "block[0].id"),
             (
                 "/serial/capacity_bytes",
                 serde_json::json!(1),

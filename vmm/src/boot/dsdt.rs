@@ -2,22 +2,30 @@
 
 use crate::layout;
 use crate::legacy::{power, rtc};
+use crate::pci::hotplug;
+use crate::pci::root::Slot;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify,
-    ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall,
+    Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
+    ZERO,
 };
 
 /// `Notify` value for "the button was pressed" (§5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
+/// `Notify` value "device check" (§5.6.6).
+const DEVICE_CHECK: u8 = 1;
+/// `Notify` value "eject request".
+const EJECT_REQUEST: u8 = 3;
 
 /// All definitions behind the table header.
 pub(super) fn body(vcpus: u8) -> Vec<u8> {
     let mut out = Vec::new();
     pci(&mut out);
+    slots(&mut out);
     legacy(&mut out);
-    power_button(&mut out);
+    events(&mut out);
     processors(&mut out, vcpus);
     // \_S5: the sleep type that means "off".
     Name::new("_S5_".into(), &Package::new(vec![&power::S5_SLEEP_TYPE])).to_aml_bytes(&mut out);
@@ -72,6 +80,79 @@ fn pci(out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
+/// Every slot of the root bus with `_EJ0`, which makes a stock kernel's `acpiphp` serve
+/// it; `PCNT` tells the slots what the hot-plug registers say.
+fn slots(out: &mut Vec<u8>) {
+    let region = OpRegion::new(
+        "PCHP".into(),
+        OpRegionSpace::SystemIO,
+        &hotplug::FIRST_PORT,
+        &(hotplug::LAST_PORT - hotplug::FIRST_PORT + 1),
+    );
+    let registers = Field::new(
+        "PCHP".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![
+            FieldEntry::Named(*b"PCIU", 32),
+            FieldEntry::Named(*b"PCID", 32),
+            FieldEntry::Named(*b"PCEJ", 32),
+        ],
+    );
+    let slots: Vec<SlotDevice> = Slot::all().map(SlotDevice).collect();
+    let notify: Vec<SlotNotify> = Slot::all().map(SlotNotify).collect();
+    let (arrived, leaving) = (Path::new("PCIU"), Path::new("PCID"));
+    let read_arrived = Store::new(&Local(0), &arrived);
+    let read_leaving = Store::new(&Local(1), &leaving);
+    let mut tell: Vec<&dyn Aml> = vec![&read_arrived, &read_leaving];
+    tell.extend(notify.iter().map(|slot| slot as &dyn Aml));
+    let tell = Method::new("PCNT".into(), 0, true, tell);
+    let mut all: Vec<&dyn Aml> = vec![&region, &registers];
+    all.extend(slots.iter().map(|slot| slot as &dyn Aml));
+    all.push(&tell);
+    Scope::new("_SB_.PCI0".into(), all).to_aml_bytes(out);
+}
+
+fn slot_name(slot: Slot) -> String {
+    format!("S{:02X}_", slot.number())
+}
+
+struct SlotDevice(Slot);
+
+impl Aml for SlotDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let address = u32::from(self.0.number()) << 16;
+        Device::new(
+            slot_name(self.0).as_str().into(),
+            vec![
+                &Name::new("_ADR".into(), &address),
+                &Name::new("_SUN".into(), &self.0.number()),
+                &Method::new(
+                    "_EJ0".into(),
+                    1,
+                    true,
+                    vec![&Store::new(&Path::new("PCEJ"), &self.0.bit())],
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+struct SlotNotify(Slot);
+
+impl Aml for SlotNotify {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let (device, bit) = (Path::new(&slot_name(self.0)), self.0.bit());
+        for (register, value) in [(0, DEVICE_CHECK), (1, EJECT_REQUEST)] {
+            And::new(&Local(2), &Local(register), &bit).to_aml_bytes(sink);
+            let tell = Notify::new(&device, &value);
+            If::new(&Local(2), vec![&tell]).to_aml_bytes(sink);
+        }
+    }
+}
+
 /// COM1 and the RTC.
 fn legacy(out: &mut Vec<u8>) {
     Device::new(
@@ -103,8 +184,8 @@ fn legacy(out: &mut Vec<u8>) {
 }
 
 /// A generic event device (§5.6.9) that reads and clears the event port and tells
-/// the power button, if its bit was set.
-fn power_button(out: &mut Vec<u8>) {
+/// the power button and the slots, if their bits were set.
+fn events(out: &mut Vec<u8>) {
     Device::new(
         "_SB_.PWRB".into(),
         vec![
@@ -125,7 +206,7 @@ fn power_button(out: &mut Vec<u8>) {
                     true,
                     false,
                     false,
-                    layout::POWER_GSI,
+                    layout::EVENT_GSI,
                 )]),
             ),
             &OpRegion::new(
@@ -151,6 +232,11 @@ fn power_button(out: &mut Vec<u8>) {
                     &If::new(
                         &Local(1),
                         vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                    ),
+                    &And::new(&Local(1), &Local(0), &power::EVENT_PCI),
+                    &If::new(
+                        &Local(1),
+                        vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![])],
                     ),
                 ],
             ),

@@ -293,6 +293,7 @@ mod tests {
     use crate::legacy::power::Power;
     use crate::legacy::rtc::Rtc;
     use crate::legacy::serial::SerialPort;
+    use crate::pci::hotplug::Hotplug;
     use crate::pci::root::PciRoot;
     use ocs_vmm_spec::console::RingWriter;
     use vmm_sys_util::eventfd::EventFd;
@@ -304,7 +305,8 @@ mod tests {
             serial: SerialPort::new(ring, event()).unwrap(),
             rtc: Rtc::default(),
             power: Power::new(event()),
-            pci: PciRoot::new(Vec::new()),
+            pci: PciRoot::default(),
+            hotplug: Hotplug::new(event()),
             metrics: Default::default(),
         })
     }

@@ -9,7 +9,7 @@
 
 mod seccomp;
 
-pub use seccomp::{confine_disk, confine_events, confine_vcpu};
+pub use seccomp::{confine_disk, confine_events, confine_nursery, confine_vcpu};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; eventfds |
 //! | disk | accept, send and receive on Unix sockets; the inflight region |
-//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs, hanging up on backends |
+//! | nursery | what disks may, and starting their threads |
+//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs, hanging up on backends; for hot-plug eventfds, `ioctl` for taps and KVM's irqfd and ioeventfd |
 //!
 //! No thread may open a file, make a socket, start a program or map code.
 
@@ -22,6 +23,10 @@ const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
+
+const TUNGETIFF: u64 = 0x8004_54d2;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
 /// What the runtime itself needs in any thread.
 const COMMON: &[i64] = &[
@@ -73,6 +78,23 @@ pub fn confine_vcpu() -> io::Result<()> {
 
 /// For a disk's thread.
 pub fn confine_disk() -> io::Result<()> {
+    apply(disk()?)
+}
+
+/// For the thread that starts those of disks: they inherit its filter, then add their own.
+pub fn confine_nursery() -> io::Result<()> {
+    let mut rules = disk()?;
+    allow(
+        &mut rules,
+        &[libc::SYS_clone3, libc::SYS_clone, libc::SYS_seccomp],
+    );
+    let commands = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS]
+        .map(|command| u64::from(command.unsigned_abs()));
+    rules.insert(libc::SYS_prctl, one_of(0, &commands)?);
+    apply(rules)
+}
+
+fn disk() -> io::Result<Rules> {
     let mut rules = common()?;
     allow(
         &mut rules,
@@ -93,7 +115,7 @@ pub fn confine_disk() -> io::Result<()> {
     );
     rules.insert(libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])?);
     duplicate(&mut rules)?;
-    apply(rules)
+    Ok(rules)
 }
 
 /// For the event thread, when all others exist.
@@ -109,16 +131,26 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_readv,
             libc::SYS_writev,
             libc::SYS_accept4,
-            libc::SYS_recvfrom,
+            libc::SYS_recvmsg,
             libc::SYS_sendto,
             libc::SYS_getsockopt,
+            libc::SYS_eventfd2,
             libc::SYS_tgkill,
             libc::SYS_shutdown,
             libc::SYS_lseek,
             libc::SYS_ftruncate,
         ],
     );
-    rules.insert(libc::SYS_ioctl, one_of(1, &[libc::FIONBIO])?);
+    let commands = [
+        libc::FIONBIO,
+        TUNGETIFF,
+        TUNSETOFFLOAD,
+        TUNSETVNETHDRSZ,
+        KVM_SET_GSI_ROUTING,
+        KVM_IRQFD,
+        KVM_IOEVENTFD,
+    ];
+    rules.insert(libc::SYS_ioctl, one_of(1, &commands)?);
     duplicate(&mut rules)?;
     apply(rules)
 }
@@ -199,6 +231,7 @@ mod tests {
             match confine {
                 "vcpu" => confine_vcpu().unwrap(),
                 "disk" => confine_disk().unwrap(),
+                "nursery" => confine_nursery().unwrap(),
                 _ => confine_events().unwrap(),
             }
             match act {
@@ -212,7 +245,7 @@ mod tests {
             // SAFETY: ends the process without the test harness's own clean-up.
             unsafe { libc::_exit(0) };
         }
-        for confine in ["vcpu", "disk", "events"] {
+        for confine in ["vcpu", "disk", "nursery", "events"] {
             for act in ["nothing", "open", "socket", "code", "ioctl"] {
                 let status = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "jail::seccomp::tests::forbidden_calls_kill"])

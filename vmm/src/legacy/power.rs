@@ -7,11 +7,11 @@
 //! | 0x600 | write | `SLEEP_CONTROL_REG`: `SLP_TYP` in bits 2–4, `SLP_EN` bit 5; type 5 is off |
 //! | 0x601 | read | `SLEEP_STATUS_REG`, always 0 |
 //! | 0x602 | write 1 | `RESET_REG` |
-//! | 0x603 | read | events since the last read, cleared by it; bit 0: power button |
+//! | 0x603 | read | events since the last read, cleared by it; bit 0: power button, bit 1: PCI hot-plug |
 //!
-//! Pressing the button sets the event bit and raises GSI 5 (edge). The DSDT's
-//! generic event device turns that into `Notify(PWRB, 0x80)`, which a stock
-//! kernel's `button` driver reports as the power key.
+//! An event sets its bit and raises GSI 5 (edge). The DSDT's generic event device
+//! turns the first into `Notify(PWRB, 0x80)`, which a stock kernel's `button` driver
+//! reports as the power key; for the second see [`crate::pci::hotplug`].
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -33,6 +33,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const S5_SLEEP_TYPE: u8 = 5;
 /// [`EVENT_PORT`]: the power button was pressed.
 pub const EVENT_BUTTON: u8 = 1;
+/// [`EVENT_PORT`]: the registers of [`crate::pci::hotplug`] have news.
+pub const EVENT_PCI: u8 = 2;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 const I8042_RESET: u8 = 0xfe;
@@ -53,7 +55,7 @@ pub struct Power {
 }
 
 impl Power {
-    /// `line` raises [`crate::layout::POWER_GSI`].
+    /// `line` raises [`crate::layout::EVENT_GSI`].
     pub fn new(line: EventFd) -> Self {
         Self {
             events: AtomicU8::new(0),
@@ -61,9 +63,9 @@ impl Power {
         }
     }
 
-    /// Presses the power button.
-    pub fn press_button(&self) -> io::Result<()> {
-        self.events.fetch_or(EVENT_BUTTON, Ordering::SeqCst);
+    /// Tells the guest of an event: [`EVENT_BUTTON`] or [`EVENT_PCI`].
+    pub fn raise(&self, event: u8) -> io::Result<()> {
+        self.events.fetch_or(event, Ordering::SeqCst);
         self.line.write(1)
     }
 
@@ -109,9 +111,10 @@ mod tests {
         assert_eq!(power.write(I8042_PORT, 0xfe), Some(PowerRequest::Reset));
         assert_eq!(power.write(I8042_PORT, 0xd1), None);
         assert!(line.read().is_err(), "nothing may interrupt yet");
-        power.press_button().unwrap();
+        power.raise(EVENT_BUTTON).unwrap();
         assert_eq!(line.read().unwrap(), 1);
-        assert_eq!(power.read(EVENT_PORT), EVENT_BUTTON);
+        power.raise(EVENT_PCI).unwrap();
+        assert_eq!(power.read(EVENT_PORT), EVENT_BUTTON | EVENT_PCI);
         assert_eq!(power.read(EVENT_PORT), 0);
     }
 }

@@ -65,13 +65,16 @@ impl ConfigSpace {
         config
     }
 
-    /// Declares BAR 0 and 1 as one 64-bit memory BAR of `bytes` (a power of two), at `base`.
-    pub fn set_bar(&mut self, base: u64, bytes: u64) {
-        self.put(BAR0, &base.to_le_bytes());
+    /// Declares BAR 0 and 1 as one 64-bit memory BAR of `bytes` (a power of two), at `base`
+    /// and enabled, or for the guest to place.
+    pub fn set_bar(&mut self, base: Option<u64>, bytes: u64) {
+        self.put(BAR0, &base.unwrap_or(0).to_le_bytes());
         self.bytes[BAR0] |= BAR_MEMORY_64;
         let mask = !(bytes - 1);
         self.writable[BAR0..BAR0 + 8].copy_from_slice(&mask.to_le_bytes());
-        self.bytes[COMMAND] |= COMMAND_MEMORY;
+        if base.is_some() {
+            self.bytes[COMMAND] |= COMMAND_MEMORY;
+        }
     }
 
     /// Where BAR 0 answers now, if memory accesses are enabled.
@@ -140,7 +143,7 @@ mod tests {
             subsystem_vendor: 0x1af4,
             subsystem: 0x40,
         });
-        config.set_bar(0xc000_0000, 0x8000);
+        config.set_bar(Some(0xc000_0000), 0x8000);
         config
     }
 

@@ -183,6 +183,21 @@ impl Msix {
     }
 }
 
+impl Drop for Msix {
+    /// A function that goes takes its interrupts along.
+    fn drop(&mut self) {
+        for vector in &self.vectors {
+            if vector.attached
+                && let Err(error) = self.irqs.detach(&vector.event, vector.gsi)
+            {
+                tracing::debug!(%error, gsi = vector.gsi.0, "KVM keeps an MSI-X vector");
+                continue;
+            }
+            self.irqs.release(vector.gsi);
+        }
+    }
+}
+
 fn index_of(offset: u64) -> usize {
     usize::try_from(offset / ENTRY_BYTES).unwrap_or(usize::MAX)
 }

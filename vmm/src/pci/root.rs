@@ -2,8 +2,8 @@
 
 use super::config::{ConfigSpace, Identity};
 use crate::layout;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Configuration mechanism 1 (PCI local bus 3.0 §3.2.2.3.2): address …
 pub const ADDRESS_PORT: u16 = 0xcf8;
@@ -13,6 +13,8 @@ const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
 /// BARs are handed out in steps of this.
 const BAR_STEP: u64 = 0x8000;
+/// Device numbers of a bus.
+const SLOTS: u8 = 32;
 
 /// One device's only function.
 pub trait Function: Send + Sync {
@@ -30,25 +32,77 @@ pub trait Function: Send + Sync {
     fn bar_write(&self, offset: u64, data: &[u8]);
 }
 
+/// A device number on the bus, 1 to 31: 0 is the host bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slot(u8);
+
+impl Slot {
+    /// All that a device can take.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (1..SLOTS).map(Self)
+    }
+
+    /// The device number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// Its bit in the registers of [`super::hotplug`].
+    pub fn bit(self) -> u32 {
+        1 << self.0
+    }
+
+    /// Where the BAR of a device that is there from the start begins.
+    pub fn initial_bar(self) -> u64 {
+        layout::PCI_WINDOW + u64::from(self.0 - 1) * BAR_STEP
+    }
+}
+
+type Functions = [Option<Arc<dyn Function>>; SLOTS as usize];
+
 /// The bus. Device 0 is the host bridge.
 pub struct PciRoot {
-    functions: Vec<Arc<dyn Function>>,
+    functions: RwLock<Functions>,
     address: AtomicU32,
 }
 
-impl PciRoot {
-    /// A bus with `functions` as devices 1, 2, …
-    pub fn new(functions: Vec<Arc<dyn Function>>) -> Self {
+impl Default for PciRoot {
+    fn default() -> Self {
         let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+        let mut functions = Functions::default();
+        functions[0] = Some(bridge);
         Self {
-            functions: std::iter::once(bridge).chain(functions).collect(),
+            functions: RwLock::new(functions),
             address: AtomicU32::new(0),
         }
     }
+}
 
-    /// Where the BAR of the `index`th device (without the bridge) begins at start.
-    pub fn initial_bar(index: usize) -> u64 {
-        layout::PCI_WINDOW + index as u64 * BAR_STEP
+impl PciRoot {
+    /// Puts `function` into `slot`, for the guest to find.
+    pub fn insert(&self, slot: Slot, function: Arc<dyn Function>) {
+        if let Some(place) = self.write().get_mut(usize::from(slot.0)) {
+            *place = Some(function);
+        }
+    }
+
+    /// Takes out what is in `slot`: the guest reads ones there from now on.
+    pub fn remove(&self, slot: Slot) {
+        if let Some(place) = self.write().get_mut(usize::from(slot.0)) {
+            *place = None;
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Functions> {
+        self.functions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Functions> {
+        self.functions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads through the ECAM window.
@@ -106,13 +160,13 @@ impl PciRoot {
             .is_some()
     }
 
-    fn by_ecam(&self, at: u64) -> Option<(&dyn Function, usize)> {
+    fn by_ecam(&self, at: u64) -> Option<(Arc<dyn Function>, usize)> {
         let device = at >> 15 & 0x1f;
         let function = at >> 12 & 0x7;
         self.find(device, function, at & 0xfff)
     }
 
-    fn by_address(&self, port: u16) -> Option<(&dyn Function, usize)> {
+    fn by_address(&self, port: u16) -> Option<(Arc<dyn Function>, usize)> {
         let address = self.address.load(Ordering::Relaxed);
         if address & ENABLE == 0 || address >> 16 & 0xff != 0 {
             return None;
@@ -125,18 +179,19 @@ impl PciRoot {
         )
     }
 
-    fn find(&self, device: u64, function: u64, offset: u64) -> Option<(&dyn Function, usize)> {
+    fn find(&self, device: u64, function: u64, offset: u64) -> Option<(Arc<dyn Function>, usize)> {
         if function != 0 {
             return None;
         }
-        let function = self.functions.get(usize::try_from(device).ok()?)?;
-        Some((function.as_ref(), usize::try_from(offset).ok()?))
+        let device = usize::try_from(device).ok()?;
+        let function = self.read().get(device)?.clone()?;
+        Some((function, usize::try_from(offset).ok()?))
     }
 
-    fn by_bar(&self, address: u64) -> Option<(&dyn Function, u64)> {
-        self.functions.iter().find_map(|function| {
+    fn by_bar(&self, address: u64) -> Option<(Arc<dyn Function>, u64)> {
+        self.read().iter().flatten().find_map(|function| {
             let offset = address.checked_sub(function.bar()?)?;
-            (offset < function.bar_bytes()).then_some((function.as_ref(), offset))
+            (offset < function.bar_bytes()).then(|| (Arc::clone(function), offset))
         })
     }
 }
@@ -179,7 +234,7 @@ mod tests {
 
     #[test]
     fn both_mechanisms_find_the_bridge_and_nothing_else() {
-        let root = PciRoot::new(Vec::new());
+        let root = PciRoot::default();
         let mut word = [0; 4];
         root.ecam_read(0, &mut word);
         assert_eq!(u32::from_le_bytes(word), 0x0008_1b36);

@@ -2,14 +2,20 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod dhcp;
 pub mod payload;
+pub mod storaged;
 pub mod tap;
 
-use ocs_vmm_spec::control::{Reply, Request};
+use ocs_vmm_spec::control::{DeviceStatus, Reply, Request};
 use ocs_vmm_spec::exit::ExitRecord;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -183,10 +189,31 @@ impl Control {
     }
 
     pub fn line(&mut self, line: &str) -> Reply {
-        writeln!(self.0.get_mut(), "{line}").unwrap();
+        self.pass(line, &[])
+    }
+
+    /// With descriptors, which `{"fd": N}` names by their place.
+    pub fn pass(&mut self, line: &str, fds: &[BorrowedFd<'_>]) -> Reply {
+        let line = format!("{line}\n");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+        }
+        let bytes = [IoSlice::new(line.as_bytes())];
+        let sent = sendmsg(self.0.get_ref(), &bytes, &mut ancillary, SendFlags::empty()).unwrap();
+        assert_eq!(sent, line.len());
         let mut reply = String::new();
         self.0.read_line(&mut reply).unwrap();
         serde_json::from_str(&reply).unwrap_or_else(|e| panic!("{reply:?}: {e}"))
+    }
+
+    /// The devices that status lists.
+    pub fn devices(&mut self) -> BTreeMap<String, DeviceStatus> {
+        let Reply::Status { devices, .. } = self.ask(&Request::Status) else {
+            panic!("no status");
+        };
+        devices
     }
 
     pub fn counter(&mut self, name: &str) -> u64 {

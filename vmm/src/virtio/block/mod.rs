@@ -5,6 +5,7 @@
 //!  device.rs   what the driver sees: the backend's features and configuration
 //!  worker.rs   a thread a device: accepts the backend, starts and stops its ring
 //!  session.rs  one connection: handshake, ring set-up      inflight.rs  what outlives it
+//!  nursery.rs  starts those threads, before and after the guest runs
 //! ```
 //! The backend connects to our listener, again after each of its restarts. In between
 //! requests wait in the ring; the backend finds those it had begun in the inflight
@@ -13,11 +14,13 @@
 mod device;
 mod inflight;
 mod metrics;
+mod nursery;
 mod session;
 mod worker;
 
 pub use device::BlockDevice;
 pub use metrics::BlockMetrics;
+pub use nursery::Nursery;
 pub use worker::{BlockWorker, WorkerThread};
 
 use super::Fault;

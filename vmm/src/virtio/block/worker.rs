@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -24,7 +24,8 @@ pub struct BlockWorker {
     backend_uid: u32,
     shared: Arc<Shared>,
     metrics: Arc<BlockMetrics>,
-    connected: EventFd,
+    /// Signalled when a backend first connects, and at the thread's end.
+    news: EventFd,
     no_call: EventFd,
     broken: EventFd,
     inflight: Option<Inflight>,
@@ -49,6 +50,11 @@ impl WorkerThread {
         }
     }
 
+    /// Has the thread let go of everything?
+    pub fn has_ended(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
     /// Waits for the end that was asked for. A backend that has not let go by `deadline` is
     /// hung up on: it may be stopped or stuck, and the machine's end cannot wait for that.
     pub fn join(self, deadline: Instant) {
@@ -68,12 +74,13 @@ impl WorkerThread {
 }
 
 impl BlockWorker {
-    /// The two halves of a disk; `connected` is signalled when a backend first connects.
+    /// The two halves of a disk; `news` is signalled when a backend first connects, and when
+    /// the thread has ended.
     pub fn new(
         id: &str,
         listener: UnixListener,
         backend_uid: u32,
-        connected: EventFd,
+        news: EventFd,
     ) -> Result<(BlockDevice, Self)> {
         let shared = Arc::new(Shared {
             wishes: Mutex::default(),
@@ -91,7 +98,7 @@ impl BlockWorker {
             backend_uid,
             shared,
             metrics: Arc::default(),
-            connected,
+            news,
             no_call: new_event()?,
             broken: new_event()?,
             inflight: None,
@@ -119,12 +126,17 @@ impl BlockWorker {
             .name(format!("blk-{}", self.id))
             .stack_size(256 * 1024)
             .spawn(move || {
-                let _until_the_end = (alive, word);
+                let alive = alive;
                 if let Err(error) = prepare() {
                     tracing::error!(device = self.id, %error, "a disk's thread cannot be confined");
-                    return;
+                    drop(word);
+                } else if self.run() {
+                    word.unsaid();
                 }
-                self.run();
+                let news = self.close();
+                drop(alive);
+                // A full counter already means "news".
+                let _ = news.write(1);
             })
             .map_err(host("start a disk's thread"))?;
         Ok(WorkerThread {
@@ -134,13 +146,19 @@ impl BlockWorker {
         })
     }
 
-    fn run(&mut self) {
+    /// Closes listener and connection.
+    fn close(self) -> EventFd {
+        self.news
+    }
+
+    /// Serves the disk; true if it was asked to stop.
+    fn run(&mut self) -> bool {
         loop {
             let [wake, listener, broken, backend] = match self.wait() {
                 Ok(ready) => ready,
                 Err(error) => {
                     tracing::error!(device = self.id, %error, "a disk cannot wait for events");
-                    return;
+                    return false;
                 }
             };
             // A lost backend first, so that its successor in the listener finds room.
@@ -151,7 +169,7 @@ impl BlockWorker {
                 self.fail_driver();
             }
             if wake && !self.heed_wishes() {
-                return;
+                return true;
             }
             if listener {
                 self.accept();
@@ -245,7 +263,7 @@ impl BlockWorker {
         self.shared.ever_connected.store(true, Ordering::SeqCst);
         tracing::info!(device = self.id, first, "backend connected");
         if first {
-            self.connected.write(1)?;
+            self.news.write(1)?;
         }
         self.start_ring(true);
         Ok(())

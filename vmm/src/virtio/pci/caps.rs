@@ -24,8 +24,9 @@ pub(super) struct Capabilities {
     pub window: usize,
 }
 
-/// Lays out the configuration space of a device of type `kind`.
-pub(super) fn build(kind: u16, base: u64, vectors: u16) -> (ConfigSpace, Capabilities) {
+/// Lays out the configuration space of a device of type `kind`, its BAR at `base` or to be
+/// placed by the guest.
+pub(super) fn build(kind: u16, base: Option<u64>, vectors: u16) -> (ConfigSpace, Capabilities) {
     let mut config = ConfigSpace::new(Identity {
         vendor: VENDOR,
         device: DEVICE_BASE + kind,

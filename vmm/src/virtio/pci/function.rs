@@ -45,12 +45,12 @@ struct Inner {
 }
 
 impl VirtioPci {
-    /// Puts `device` behind a BAR at `base`, with one MSI-X vector a queue and one
-    /// for configuration changes.
+    /// Puts `device` behind a BAR at `base`, or one that the guest places, with one MSI-X
+    /// vector a queue and one for configuration changes.
     pub fn new(
         id: &str,
         device: Box<dyn VirtioDevice>,
-        base: u64,
+        base: Option<u64>,
         ram: GuestRam,
         vm: Arc<VmFd>,
         irqs: Arc<Irqs>,
@@ -72,7 +72,7 @@ impl VirtioPci {
             ram,
             vm,
             kicks,
-            mapped_at: AtomicU64::new(base),
+            mapped_at: AtomicU64::new(base.unwrap_or(UNMAPPED)),
             metrics: Arc::default(),
             inner: Mutex::new(Inner {
                 config,
@@ -95,6 +95,19 @@ impl VirtioPci {
     /// Its counters.
     pub fn metrics(&self) -> Arc<TransportMetrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// Does a driver use the device?
+    pub fn is_driven(&self) -> bool {
+        self.lock().ready
+    }
+
+    /// Ends all use of the queues, for a function that left the bus.
+    pub fn retire(&self) {
+        let mut inner = self.lock();
+        inner.device.reset();
+        inner.ready = false;
+        self.watch_kicks(&mut inner);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -51,7 +51,8 @@ fn interface() -> Interface {
     let (device, worker) = NetWorker::new(tap, [2, 0, 0, 0, 0, 1], 1500).unwrap();
     let metrics = worker.metrics();
     let base = 0xc000_0000;
-    let function = VirtioPci::new("eni", Box::new(device), base, ram.clone(), vm, irqs).unwrap();
+    let function =
+        VirtioPci::new("eni", Box::new(device), Some(base), ram.clone(), vm, irqs).unwrap();
     Interface {
         function,
         worker,

@@ -1,0 +1,419 @@
+//! The devices on the bus: made at start, added and taken while the guest runs.
+//!
+//! ```text
+//!         backend connected        asked to go         let go, or taken by force
+//!  Waiting ─────────────▶ Plugged ───────────▶ Leaving ─────────────┐
+//!     └───────── remove ──────┴─────────────────────────────────────┴▶ Gone ─ thread ended ─▶ forgotten
+//! ```
+//! A disk that is added later goes on the bus when its backend first connects: before
+//! that it has neither size nor features. Those of the spec are on the bus from the
+//! start, and the machine waits for them instead.
+//!
+//! Adding and removing happen on the event thread. A guest lets a slot go on a vCPU
+//! thread ([`crate::bus::Bus`]), which only takes the function off the bus and signals
+//! [`Devices::tend`].
+
+use crate::bus::Bus;
+use crate::error::{Error, Result, host};
+use crate::events::{Epoll, HandlerId};
+use crate::irq::{Irqs, share};
+use crate::legacy::power::EVENT_PCI;
+use crate::memory::GuestRam;
+use crate::outcome::Outcome;
+use crate::pci::root::{Function, Slot};
+use crate::virtio::block::{BlockStatus, BlockWorker, Nursery, WorkerThread};
+use crate::virtio::net::tap::Tap;
+use crate::virtio::net::{NetWorker, tap_error};
+use crate::virtio::pci::VirtioPci;
+use crate::virtio::{Metrics, VirtioDevice};
+use kvm_ioctls::VmFd;
+use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
+use ocs_vmm_spec::{Block, Net, parse_mac};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use vmm_sys_util::eventfd::EventFd;
+
+/// All devices, and what making one takes.
+pub struct Devices {
+    vm: Arc<VmFd>,
+    irqs: Arc<Irqs>,
+    ram: GuestRam,
+    bus: Arc<Bus>,
+    epoll: Arc<Epoll>,
+    outcome: Arc<Outcome>,
+    /// Signalled when [`Self::tend`] has something to do.
+    news: EventFd,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    devices: Vec<Device>,
+    /// Starts the threads of disks, once the machine starts.
+    nursery: Option<Nursery>,
+}
+
+struct Device {
+    id: String,
+    kind: DeviceKind,
+    slot: Slot,
+    state: DeviceState,
+    function: Arc<VirtioPci>,
+    counters: Vec<Arc<dyn Metrics>>,
+    /// What serves it on the event thread.
+    handler: Option<HandlerId>,
+    disk: Option<Disk>,
+}
+
+struct Disk {
+    status: BlockStatus,
+    /// Until the machine starts.
+    worker: Option<BlockWorker>,
+    thread: Option<WorkerThread>,
+}
+
+/// Is the guest running, or is it yet to find all that there is?
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Part of the spec.
+    Start,
+    /// By the control socket.
+    Later,
+}
+
+impl Devices {
+    /// No devices yet; `news` is what [`Self::tend`] is called for.
+    pub fn new(
+        vm: Arc<VmFd>,
+        irqs: Arc<Irqs>,
+        ram: GuestRam,
+        bus: Arc<Bus>,
+        epoll: Arc<Epoll>,
+        outcome: Arc<Outcome>,
+        news: EventFd,
+    ) -> Self {
+        Self {
+            vm,
+            irqs,
+            ram,
+            bus,
+            epoll,
+            outcome,
+            news,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Adds an interface.
+    pub fn add_net(&self, net: &Net, tap: File, when: When) -> Result<()> {
+        let mut inner = self.lock();
+        let slot = inner.free_slot(&net.id)?;
+        let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
+        let mac = parse_mac(&net.mac).unwrap_or_default();
+        let (device, worker) = NetWorker::new(tap, mac, net.mtu)?;
+        let function = self.function(&net.id, Box::new(device), slot, when)?;
+        let handler = self.epoll.new_id();
+        worker.watch(&self.epoll, handler, &[function.kick(0), function.kick(1)])?;
+        inner.devices.push(Device {
+            id: net.id.clone(),
+            kind: DeviceKind::Net,
+            slot,
+            state: DeviceState::Plugged,
+            counters: vec![worker.metrics(), function.metrics()],
+            function,
+            handler: Some(handler),
+            disk: None,
+        });
+        self.epoll.push(handler, Box::new(worker));
+        self.plug(&inner, slot, when);
+        Ok(())
+    }
+
+    /// Adds a disk.
+    pub fn add_block(&self, block: &Block, listener: UnixListener, when: When) -> Result<()> {
+        let mut inner = self.lock();
+        let slot = inner.free_slot(&block.id)?;
+        let news = share(&self.news)?;
+        let (device, worker) = BlockWorker::new(&block.id, listener, block.backend_uid, news)?;
+        let status = device.status();
+        let function = self.function(&block.id, Box::new(device), slot, when)?;
+        inner.devices.push(Device {
+            id: block.id.clone(),
+            kind: DeviceKind::Block,
+            slot,
+            state: DeviceState::Waiting,
+            counters: vec![worker.metrics(), function.metrics()],
+            function,
+            handler: None,
+            disk: Some(Disk {
+                status,
+                worker: Some(worker),
+                thread: None,
+            }),
+        });
+        if when == When::Start {
+            self.plug(&inner, slot, when);
+        }
+        let started = inner.start_disks(&self.outcome);
+        if started.is_err() {
+            inner.devices.pop();
+        }
+        started
+    }
+
+    /// Begins to take a device away: once the guest let it go, or at once with `force`.
+    /// Asking again reminds the guest.
+    pub fn remove(&self, kind: DeviceKind, id: &str, force: bool) -> Result<()> {
+        let mut inner = self.lock();
+        let device = inner.find(kind, id)?;
+        let slot = device.slot;
+        match device.state {
+            DeviceState::Gone => {}
+            DeviceState::Waiting => {
+                device.retire(&self.epoll);
+                self.bus.pci.remove(slot);
+            }
+            DeviceState::Plugged | DeviceState::Leaving => {
+                device.state = DeviceState::Leaving;
+                if force {
+                    self.bus.pci.remove(slot);
+                    let ejected = self.bus.hotplug.take_ejected(Some(slot));
+                    inner.retire(&ejected, &self.epoll);
+                    self.bus.hotplug.announce(slot);
+                } else {
+                    self.bus.hotplug.ask_for(slot);
+                }
+                self.interrupt();
+            }
+        }
+        self.news.write(1).map_err(host("clean up"))
+    }
+
+    /// Plugs in disks whose backend came, cleans up behind those that went.
+    pub fn tend(&self) {
+        let mut inner = self.lock();
+        let ejected = self.bus.hotplug.take_ejected(None);
+        inner.retire(&ejected, &self.epoll);
+        let came: Vec<Slot> = inner
+            .devices
+            .iter_mut()
+            .filter(|device| device.state == DeviceState::Waiting && !device.is_missing())
+            .map(|device| {
+                device.state = DeviceState::Plugged;
+                device.slot
+            })
+            .collect();
+        for slot in came {
+            self.plug(&inner, slot, When::Later);
+        }
+        let (gone, left) = std::mem::take(&mut inner.devices)
+            .into_iter()
+            .partition(Device::has_ended);
+        inner.devices = left;
+        drop(inner);
+        gone.into_iter().for_each(Device::join);
+    }
+
+    /// Interrupts the guest again if it has not read what it was told: an edge is lost on a
+    /// guest that has not set its interrupt controller up yet.
+    pub fn remind(&self) {
+        if self.bus.hotplug.is_unread() {
+            self.interrupt();
+        }
+    }
+
+    /// From now on disks are served, each by a thread of its own.
+    pub fn start(&self, nursery: Nursery) -> Result<()> {
+        let mut inner = self.lock();
+        inner.nursery = Some(nursery);
+        inner.start_disks(&self.outcome)
+    }
+
+    /// Ends the disks' threads; backends have until `deadline` to let their rings go.
+    pub fn stop(&self, deadline: Instant) {
+        let mut inner = self.lock();
+        let disks = std::mem::take(&mut inner.devices);
+        inner.nursery = None;
+        drop(inner);
+        let threads: Vec<WorkerThread> = disks
+            .into_iter()
+            .filter_map(|device| device.disk?.thread)
+            .collect();
+        threads.iter().for_each(WorkerThread::ask_to_stop);
+        for thread in threads {
+            thread.join(deadline);
+        }
+    }
+
+    /// Disks on the bus whose backend has never connected.
+    pub fn missing_disks(&self) -> Vec<String> {
+        self.lock()
+            .devices
+            .iter()
+            .filter(|device| device.state == DeviceState::Waiting && device.is_missing())
+            .map(|device| device.id.clone())
+            .collect()
+    }
+
+    /// Disks by id: is a backend connected now?
+    pub fn block_connected(&self) -> BTreeMap<String, bool> {
+        self.lock()
+            .devices
+            .iter()
+            .filter_map(|device| {
+                let connected = device.disk.as_ref()?.status.connected();
+                Some((device.id.clone(), connected))
+            })
+            .collect()
+    }
+
+    /// Devices by id.
+    pub fn status(&self) -> BTreeMap<String, DeviceStatus> {
+        self.lock()
+            .devices
+            .iter()
+            .map(|device| {
+                let status = DeviceStatus {
+                    kind: device.kind,
+                    slot: device.slot.number(),
+                    state: device.state,
+                    driven: device.function.is_driven(),
+                };
+                (device.id.clone(), status)
+            })
+            .collect()
+    }
+
+    /// Adds every device's counters to `out`, such as `net.eni-1.rx_frames`.
+    pub fn report(&self, out: &mut BTreeMap<String, u64>) {
+        for device in &self.lock().devices {
+            let prefix = format!("{}.{}", device.kind.name(), device.id);
+            for counters in &device.counters {
+                counters.report(&prefix, out);
+            }
+        }
+    }
+
+    fn function(
+        &self,
+        id: &str,
+        device: Box<dyn VirtioDevice>,
+        slot: Slot,
+        when: When,
+    ) -> Result<Arc<VirtioPci>> {
+        let function = VirtioPci::new(
+            id,
+            device,
+            // A running guest may have laid other BARs there.
+            (when == When::Start).then(|| slot.initial_bar()),
+            self.ram.clone(),
+            Arc::clone(&self.vm),
+            Arc::clone(&self.irqs),
+        )?;
+        Ok(Arc::new(function))
+    }
+
+    /// Puts the device of `slot` on the bus, and tells a guest that may run.
+    fn plug(&self, inner: &Inner, slot: Slot, when: When) {
+        let Some(device) = inner.devices.iter().find(|device| device.slot == slot) else {
+            return;
+        };
+        let function: Arc<dyn Function> = Arc::<VirtioPci>::clone(&device.function);
+        self.bus.pci.insert(slot, function);
+        if when == When::Later {
+            self.bus.hotplug.announce(slot);
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        if let Err(error) = self.bus.power.raise(EVENT_PCI) {
+            tracing::error!(%error, "the guest cannot be told of a device");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// A place on the bus for a device that is not there yet.
+    fn free_slot(&self, id: &str) -> Result<Slot> {
+        let refuse = |problem: &str| Error::Device {
+            device: id.to_owned(),
+            problem: problem.to_owned(),
+        };
+        if self.devices.iter().any(|device| device.id == id) {
+            return Err(refuse("there is a device with this id"));
+        }
+        Slot::all()
+            .find(|slot| self.devices.iter().all(|device| device.slot != *slot))
+            .ok_or_else(|| refuse("the bus has no free slot"))
+    }
+
+    fn find(&mut self, kind: DeviceKind, id: &str) -> Result<&mut Device> {
+        self.devices
+            .iter_mut()
+            .find(|device| device.kind == kind && device.id == id)
+            .ok_or_else(|| Error::Device {
+                device: id.to_owned(),
+                problem: format!("there is no {} device with this id", kind.name()),
+            })
+    }
+
+    fn retire(&mut self, ejected: &[Slot], epoll: &Epoll) {
+        self.devices
+            .iter_mut()
+            .filter(|device| ejected.contains(&device.slot))
+            .for_each(|device| device.retire(epoll));
+    }
+
+    /// Starts the threads of disks that have none, if the machine has started.
+    fn start_disks(&mut self, outcome: &Arc<Outcome>) -> Result<()> {
+        let Some(nursery) = &self.nursery else {
+            return Ok(());
+        };
+        for disk in self.devices.iter_mut().filter_map(|d| d.disk.as_mut()) {
+            if let Some(worker) = disk.worker.take() {
+                disk.thread = Some(nursery.start(worker, Arc::clone(outcome))?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    fn is_missing(&self) -> bool {
+        let disk = self.disk.as_ref();
+        disk.is_some_and(|disk| !disk.status.ever_connected())
+    }
+
+    /// The device is off the bus: ends its use of the guest's memory.
+    fn retire(&mut self, epoll: &Epoll) {
+        self.state = DeviceState::Gone;
+        self.function.retire();
+        if let Some(handler) = self.handler.take() {
+            epoll.remove(handler);
+        }
+        if let Some(thread) = self.disk.as_ref().and_then(|disk| disk.thread.as_ref()) {
+            thread.ask_to_stop();
+        }
+    }
+
+    /// Is nothing left of it but its entry?
+    fn has_ended(&self) -> bool {
+        let thread = self.disk.as_ref().and_then(|disk| disk.thread.as_ref());
+        self.state == DeviceState::Gone && thread.is_none_or(WorkerThread::has_ended)
+    }
+
+    fn join(self) {
+        tracing::info!(device = self.id, "removed");
+        if let Some(thread) = self.disk.and_then(|disk| disk.thread) {
+            thread.join(Instant::now());
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `ocs-storaged`, the backend of disks.
+
+use super::{PATIENCE, wait_for};
+use ocs_storaged_api::{Client, Reply, Request, VolumeKind, VolumeName};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A daemon on folders of its own, killed with the value.
+pub struct Storaged {
+    dir: PathBuf,
+    child: Child,
+}
+
+fn storaged_path() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_ocs-vmm")).with_file_name("ocs-storaged");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask build` or `cargo build -p ocs-storaged`",
+        path.display()
+    );
+    path
+}
+
+impl Storaged {
+    pub fn start(dir: &Path) -> Self {
+        let dir = dir.join("storaged");
+        for folder in ["state", "images"] {
+            std::fs::create_dir_all(dir.join(folder)).unwrap();
+        }
+        let child = Self::spawn(&dir);
+        Self { dir, child }
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        Command::new(storaged_path())
+            .arg("--state")
+            .arg(dir.join("state"))
+            .arg("--images")
+            .arg(dir.join("images"))
+            .arg("--control")
+            .arg(dir.join("control.sock"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// SIGKILL, then a new one on the same folders.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.dir);
+    }
+
+    pub fn ask(&self, request: &Request) {
+        let socket = self.dir.join("control.sock");
+        let mut client = wait_for("storaged", || Client::connect(&socket, PATIENCE).ok());
+        let reply = client.call(request).unwrap();
+        assert_eq!(reply, Reply::Ok, "{request:?}");
+    }
+
+    /// Makes a volume of 64 MiB, if there is none of this name, and attaches it.
+    pub fn attach(&self, volume: &str, kind: VolumeKind, socket: PathBuf) {
+        let volume = VolumeName(volume.to_owned());
+        self.ask(&Request::PutVolume {
+            volume: volume.clone(),
+            size_bytes: 64 << 20,
+            kind,
+            image: None,
+        });
+        self.ask(&Request::Attach {
+            volume,
+            socket,
+            read_only: false,
+        });
+    }
+}
+
+impl Drop for Storaged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
