@@ -6,7 +6,7 @@
 
 use crate::boot::{self, Payload, acpi};
 use crate::bus::{Bus, BusMetrics};
-use crate::cpu::{self, Gate};
+use crate::cpu::{self, Gate, Vcpu};
 use crate::devices::{Devices, When};
 use crate::error::{Result, host, kvm};
 use crate::events::Epoll;
@@ -22,7 +22,7 @@ use crate::pci::root::PciRoot;
 use crate::virtio::net::tap::Tap;
 use crate::{inherit, layout};
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use ocs_vmm_spec::console::RingWriter;
 use ocs_vmm_spec::{Source, Spec};
 use std::fs::File;
@@ -38,7 +38,7 @@ pub struct Built {
     /// The whole.
     pub machine: Machine,
     /// vCPUs in order.
-    pub vcpus: Vec<VcpuFd>,
+    pub vcpus: Vec<Arc<Vcpu>>,
     /// The control socket.
     pub control: Option<UnixListener>,
     /// Signalled when devices come or go.
@@ -95,7 +95,7 @@ pub fn build(spec: &Spec, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> 
 }
 
 /// Fills memory and makes the vCPUs.
-fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<VcpuFd>> {
+fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<Arc<Vcpu>>> {
     let entry = boot::load(
         &vm.ram,
         Payload {
@@ -107,7 +107,7 @@ fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<
     acpi::write_tables(&vm.ram, spec.vcpus)?;
     boot::write_gdt(&vm.ram, entry)?;
     (0..spec.vcpus)
-        .map(|index| cpu::create(&vm.kvm, &vm.fd, index, spec.vcpus, entry))
+        .map(|index| cpu::create(&vm.kvm, &vm.fd, index, spec.vcpus, entry).map(Arc::new))
         .collect()
 }
 
@@ -161,7 +161,7 @@ impl Files {
 
 /// The VM with its memory and interrupt controllers.
 struct Vm {
-    kvm: Kvm,
+    kvm: Arc<Kvm>,
     fd: Arc<VmFd>,
     ram: GuestRam,
 }
@@ -204,7 +204,7 @@ impl Vm {
             unsafe { fd.set_user_memory_region(region) }.map_err(kvm("map guest memory"))?;
         }
         Ok(Self {
-            kvm: kvm_fd,
+            kvm: Arc::new(kvm_fd),
             fd: Arc::new(fd),
             ram,
         })

@@ -41,6 +41,8 @@ struct Routes {
     messages: Vec<Msi>,
     /// Released by devices that went.
     free: Vec<Gsi>,
+    /// While a snapshot is loaded: events to attach once all routes are known.
+    deferred: Option<Vec<(EventFd, Gsi)>>,
 }
 
 impl Irqs {
@@ -50,6 +52,31 @@ impl Irqs {
             vm,
             routes: Mutex::default(),
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Collects routes and attachments until [`Self::settle`]: each change of the table that
+    /// KVM hears of costs a grace period, and a restored machine changes many at once.
+    pub fn defer(&self) {
+        self.lock().deferred.get_or_insert_default();
+    }
+
+    /// Tells KVM what was collected.
+    pub fn settle(&self) -> std::result::Result<(), kvm_ioctls::Error> {
+        let mut routes = self.lock();
+        let Some(deferred) = routes.deferred.take() else {
+            return Ok(());
+        };
+        if !deferred.is_empty() {
+            self.commit(&routes.messages)?;
+        }
+        for (event, gsi) in deferred {
+            self.vm.register_irqfd(&event, gsi.0)?;
+        }
+        Ok(())
     }
 
     /// An eventfd that raises the IOAPIC pin `gsi` (edge).
@@ -91,15 +118,21 @@ impl Irqs {
             return Ok(());
         }
         *slot = message;
+        if routes.deferred.is_some() {
+            return Ok(());
+        }
         self.commit(&routes.messages)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets `event` raise `gsi`. An event signalled before fires at once.
     pub fn attach(&self, event: &EventFd, gsi: Gsi) -> std::result::Result<(), kvm_ioctls::Error> {
+        if let Some(deferred) = &mut self.lock().deferred {
+            let event = event
+                .try_clone()
+                .map_err(|e| kvm_ioctls::Error::new(e.raw_os_error().unwrap_or(libc::EMFILE)))?;
+            deferred.push((event, gsi));
+            return Ok(());
+        }
         self.vm.register_irqfd(event, gsi.0)
     }
 

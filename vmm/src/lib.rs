@@ -32,12 +32,15 @@ pub mod events;
 mod inherit;
 pub mod irq;
 pub mod jail;
+pub mod kvm_state;
 pub mod layout;
 pub mod legacy;
+pub mod lifecycle;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
 pub mod pci;
+pub mod persist;
 pub mod run;
 pub mod virtio;
 

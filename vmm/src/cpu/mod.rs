@@ -4,9 +4,11 @@
 //!  cpuid.rs  what the guest may know of the CPU      (before the first run)
 //!  state.rs  registers at the entry point
 //!  run.rs    one thread per vCPU: gate → KVM_RUN → dispatch exit → …
+//!  persist.rs  all registers, while the thread stands at the gate
 //! ```
 
 mod cpuid;
+mod persist;
 mod run;
 mod state;
 
@@ -16,10 +18,31 @@ pub use state::gdt;
 use crate::boot::Entry;
 use crate::error::{Result, kvm};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A vCPU, shared between its thread and whoever saves or loads it. The thread holds the lock
+/// but while it stands at a gate that is not open.
+pub struct Vcpu {
+    fd: Mutex<VcpuFd>,
+    kvm: Arc<Kvm>,
+    vm: Arc<VmFd>,
+}
+
+impl Vcpu {
+    fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Makes vCPU `index` of `count`, ready to run from `entry` (the boot CPU) or to
 /// wait for INIT and SIPI (the others).
-pub fn create(kvm_fd: &Kvm, vm: &VmFd, index: u8, count: u8, entry: Entry) -> Result<VcpuFd> {
+pub fn create(
+    kvm_fd: &Arc<Kvm>,
+    vm: &Arc<VmFd>,
+    index: u8,
+    count: u8,
+    entry: Entry,
+) -> Result<Vcpu> {
     let vcpu = vm
         .create_vcpu(u64::from(index))
         .map_err(kvm("create a vCPU"))?;
@@ -30,5 +53,9 @@ pub fn create(kvm_fd: &Kvm, vm: &VmFd, index: u8, count: u8, entry: Entry) -> Re
     if index == 0 {
         state::set_entry(&vcpu, entry)?;
     }
-    Ok(vcpu)
+    Ok(Vcpu {
+        fd: Mutex::new(vcpu),
+        kvm: Arc::clone(kvm_fd),
+        vm: Arc::clone(vm),
+    })
 }

@@ -8,6 +8,7 @@
 //! ```
 //! A vCPU never blocks on I/O: exits end in register models; data moves on other threads.
 
+use super::Vcpu;
 use crate::bus::Bus;
 use crate::error::{Result, host};
 use crate::legacy::power::PowerRequest;
@@ -106,11 +107,12 @@ impl Gate {
         }
     }
 
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Passes an open gate (true), waits at a held one, turns back at a closed one.
     fn pass(&self) -> bool {
-        if self.open.load(Ordering::SeqCst) {
-            return true;
-        }
         let mut inner = self.lock();
         if inner.state == GateState::Held {
             inner.waiting += 1;
@@ -172,7 +174,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// Starts the thread of vCPU `index`, which first waits at the gate.
 pub fn spawn(
     index: u8,
-    vcpu: VcpuFd,
+    vcpu: Arc<Vcpu>,
     bus: Arc<Bus>,
     gate: Arc<Gate>,
     outcome: Arc<Outcome>,
@@ -193,7 +195,7 @@ pub fn spawn(
                 );
                 return;
             }
-            run(index, vcpu, &bus, &gate, &outcome);
+            run(index, &vcpu, &bus, &gate, &outcome);
         })
         .map_err(host("start a vCPU thread"))?;
     Ok(VcpuThread { handle })
@@ -209,14 +211,34 @@ impl Drop for CloseGate {
     }
 }
 
-fn run(index: u8, mut vcpu: VcpuFd, bus: &Bus, gate: &Gate, outcome: &Outcome) {
-    RUN.set(std::ptr::from_mut(vcpu.get_kvm_run()));
+/// What an entry into the guest led to.
+enum Step {
+    /// An access that a device answered; KVM finishes the instruction at the next entry.
+    Access,
+    /// Nothing: a kick, a halt.
+    Quiet,
+    /// The end of the machine.
+    End(ExitReason, String),
+}
+
+fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
+    let mut fd = vcpu.lock();
+    RUN.set(std::ptr::from_mut(fd.get_kvm_run()));
     loop {
-        vcpu.set_kvm_immediate_exit(0);
-        if !gate.pass() {
-            break;
-        }
-        if let Some((reason, message)) = step(&mut vcpu, bus) {
+        fd.set_kvm_immediate_exit(0);
+        let step = if gate.is_open() {
+            step(&mut fd, bus)
+        } else {
+            let step = complete(&mut fd, bus);
+            drop(fd);
+            let open = gate.pass();
+            fd = vcpu.lock();
+            if !open {
+                break;
+            }
+            step
+        };
+        if let Step::End(reason, message) = step {
             outcome.end(reason, format!("vCPU {index}: {message}"));
             break;
         }
@@ -224,33 +246,46 @@ fn run(index: u8, mut vcpu: VcpuFd, bus: &Bus, gate: &Gate, outcome: &Outcome) {
     RUN.set(std::ptr::null_mut());
 }
 
-/// One entry into the guest; the end of the machine, if that is what it led to.
-fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Option<(ExitReason, String)> {
-    let failed = |what: String| Some((ExitReason::Error, what));
+/// Lets KVM finish the instruction whose access was answered last, without running the guest:
+/// until then its registers are those of the middle of an instruction.
+fn complete(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
+    loop {
+        vcpu.set_kvm_immediate_exit(1);
+        // An instruction may have several accesses.
+        match step(vcpu, bus) {
+            Step::Access => {}
+            other => return other,
+        }
+    }
+}
+
+/// One entry into the guest.
+fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
+    let failed = |what: String| Step::End(ExitReason::Error, what);
     match vcpu.run() {
         Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
         Ok(VcpuExit::IoOut(port, data)) => {
             return match bus.port_write(port, data) {
-                None => None,
-                Some(PowerRequest::Off) => Some((
+                None => Step::Access,
+                Some(PowerRequest::Off) => Step::End(
                     ExitReason::GuestShutdown,
                     "the guest powered off".to_owned(),
-                )),
-                Some(PowerRequest::Reset) => Some((
+                ),
+                Some(PowerRequest::Reset) => Step::End(
                     ExitReason::GuestReset,
                     "the guest asked for a reset".to_owned(),
-                )),
+                ),
             };
         }
         Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
         Ok(VcpuExit::Shutdown) => {
-            return Some((
+            return Step::End(
                 ExitReason::GuestReset,
                 "the guest reset by triple fault".to_owned(),
-            ));
+            );
         }
-        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => return Step::Quiet,
         Ok(VcpuExit::InternalError) => return failed(internal_error(vcpu)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
             return failed(format!(
@@ -258,10 +293,10 @@ fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Option<(ExitReason, String)> {
             ));
         }
         Ok(other) => return failed(format!("unexpected exit {other:?}")),
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Quiet,
         Err(error) => return failed(format!("KVM_RUN failed: {error}")),
     }
-    None
+    Step::Access
 }
 
 /// Says where and on which bytes KVM's emulator stopped.
@@ -318,7 +353,11 @@ mod tests {
             || panic!("as a bug would"),
         ] {
             let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
-            let vcpu = vm.create_vcpu(0).unwrap();
+            let vcpu = Arc::new(Vcpu {
+                fd: Mutex::new(vm.create_vcpu(0).unwrap()),
+                kvm: Arc::new(kvm_ioctls::Kvm::new().unwrap()),
+                vm: Arc::new(vm),
+            });
             let ended = EventFd::new(0).unwrap();
             let outcome = Arc::new(Outcome::new(ended.try_clone().unwrap()));
             let gate = Arc::new(Gate::default());

@@ -13,6 +13,8 @@
 //! turns the first into `Notify(PWRB, 0x80)`, which a stock kernel's `button` driver
 //! reports as the power key; for the second see [`crate::pci::hotplug`].
 
+use crate::lifecycle::Lifecycle;
+use crate::persist::State;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use vmm_sys_util::eventfd::EventFd;
@@ -93,6 +95,24 @@ impl Power {
     }
 }
 
+/// Events that the guest has not read.
+const STATE_VERSION: u16 = 1;
+
+impl Lifecycle for Power {
+    fn save(&self) -> Result<State, String> {
+        State::encode(STATE_VERSION, &self.events.load(Ordering::SeqCst))
+    }
+
+    fn load(&self, state: &State) -> Result<(), String> {
+        let events: u8 = state.decode(STATE_VERSION)?;
+        self.events.store(events, Ordering::SeqCst);
+        if events != 0 {
+            self.line.write(1).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +136,15 @@ mod tests {
         power.raise(EVENT_PCI).unwrap();
         assert_eq!(power.read(EVENT_PORT), EVENT_BUTTON | EVENT_PCI);
         assert_eq!(power.read(EVENT_PORT), 0);
+    }
+
+    #[test]
+    fn an_unread_event_round_trips_and_interrupts_again() {
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let fresh = Power::new(line.try_clone().unwrap());
+        let pressed = Power::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        pressed.raise(EVENT_BUTTON).unwrap();
+        crate::lifecycle::assert_round_trip(&pressed, &fresh);
+        assert!(line.read().is_ok());
     }
 }

@@ -3,6 +3,8 @@
 //! Without one a stock kernel spends up to 26 s probing for it. Alarms and
 //! periodic interrupts are not offered; writes of the time are ignored.
 
+use crate::lifecycle::Lifecycle;
+use crate::persist::State;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,6 +46,20 @@ impl Rtc {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs());
         register(index, now)
+    }
+}
+
+/// The index register; the time is the host's.
+const STATE_VERSION: u16 = 1;
+
+impl Lifecycle for Rtc {
+    fn save(&self) -> Result<State, String> {
+        State::encode(STATE_VERSION, &self.index.load(Ordering::Relaxed))
+    }
+
+    fn load(&self, state: &State) -> Result<(), String> {
+        self.write(0, state.decode(STATE_VERSION)?);
+        Ok(())
     }
 }
 
@@ -116,6 +132,13 @@ mod tests {
         assert_eq!(clock(951_827_696), "20 00 02 29 12 34 56");
         assert_eq!(clock(1_798_761_599), "20 26 12 31 23 59 59");
         assert_eq!(register(0x06, 0), 5, "1 January 1970 was a Thursday");
+    }
+
+    #[test]
+    fn its_state_round_trips() {
+        let rtc = Rtc::default();
+        rtc.write(0, STATUS_B);
+        crate::lifecycle::assert_round_trip(&rtc, &Rtc::default());
     }
 
     #[test]

@@ -125,6 +125,28 @@ impl ConfigSpace {
         u32::from_le_bytes(word)
     }
 
+    /// All bytes, for a snapshot.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes a snapshot's bytes; those that the guest could not have written must be the same.
+    pub(crate) fn load(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let saved = <[u8; CONFIG_BYTES]>::try_from(bytes)
+            .map_err(|_| format!("has a configuration space of {} bytes", bytes.len()))?;
+        for (at, value) in saved.iter().enumerate() {
+            let fixed = !self.writable[at];
+            if (self.bytes[at] ^ value) & fixed != 0 {
+                return Err(format!(
+                    "is of another device: byte {at:#x} of its configuration space is {value:#x}, not {:#x}",
+                    self.bytes[at]
+                ));
+            }
+        }
+        self.bytes = saved;
+        Ok(())
+    }
+
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }

@@ -22,6 +22,9 @@
 //! A guest can only let go what it was asked for: an attachment is its owner's to end.
 
 use super::root::Slot;
+use crate::lifecycle::Lifecycle;
+use crate::persist::State;
+use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use vmm_sys_util::eventfd::EventFd;
@@ -35,7 +38,8 @@ const ARRIVED: u32 = FIRST_PORT as u32;
 const LEAVING: u32 = ARRIVED + 4;
 const EJECT: u32 = ARRIVED + 8;
 
-#[derive(Default)]
+/// Also their state in a snapshot.
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Bits {
     /// Not read yet.
     arrived: u32,
@@ -142,6 +146,21 @@ impl Hotplug {
     }
 }
 
+/// Of [`Bits`].
+const STATE_VERSION: u16 = 1;
+
+impl Lifecycle for Hotplug {
+    fn save(&self) -> Result<State, String> {
+        State::encode(STATE_VERSION, &*self.lock())
+    }
+
+    fn load(&self, state: &State) -> Result<(), String> {
+        *self.lock() = state.decode(STATE_VERSION)?;
+        // Whatever was let go is cleaned up by whoever the event wakes.
+        self.ejected.write(1).map_err(|e| e.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +173,16 @@ mod tests {
         let mut data = [0xff; 4];
         hotplug.read(port, &mut data);
         u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn what_the_guest_has_not_read_round_trips() {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let used = Hotplug::new(event());
+        let slot = Slot::all().next().unwrap();
+        used.announce(slot);
+        used.ask_for(slot);
+        crate::lifecycle::assert_round_trip(&used, &Hotplug::new(event()));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 use crate::error::Result;
 use crate::irq::{Gsi, Irqs, Msi, borrow, new_event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -157,6 +158,54 @@ impl Msix {
         }
     }
 
+    /// The table, message control and what is pending.
+    pub fn save(&self) -> MsixState {
+        let vectors = (0..self.vectors.len())
+            .zip(&self.vectors)
+            .map(|(index, vector)| VectorState {
+                address: vector.message.address,
+                data: vector.message.data,
+                masked: vector.masked,
+                pending: self.is_pending(index),
+            })
+            .collect();
+        MsixState {
+            control: self.control & (ENABLE | FUNCTION_MASK),
+            vectors,
+        }
+    }
+
+    /// Takes over a table of the same size.
+    pub fn load(&mut self, state: &MsixState) -> std::result::Result<(), String> {
+        if state.vectors.len() != self.vectors.len() {
+            return Err(format!(
+                "has {} MSI-X vectors, and this device {}",
+                state.vectors.len(),
+                self.vectors.len()
+            ));
+        }
+        for (vector, saved) in self.vectors.iter_mut().zip(&state.vectors) {
+            vector.message = Msi {
+                address: saved.address & !0x3,
+                data: saved.data,
+            };
+            vector.masked = saved.masked;
+            if saved.pending {
+                vector.event.write(1).map_err(|e| e.to_string())?;
+            }
+        }
+        self.set_control(state.control & (ENABLE | FUNCTION_MASK));
+        Ok(())
+    }
+
+    /// Interrupts once more by vector `index`, if it is not masked.
+    pub fn repeat(&self, index: u16) -> std::result::Result<(), String> {
+        match self.vectors.get(usize::from(index)) {
+            Some(vector) if vector.attached => vector.event.write(1).map_err(|e| e.to_string()),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes KVM's view match the registers.
     fn update(&mut self, index: usize) {
         let enabled = self.control & ENABLE != 0 && self.control & FUNCTION_MASK == 0;
@@ -196,6 +245,21 @@ impl Drop for Msix {
             self.irqs.release(vector.gsi);
         }
     }
+}
+
+/// [`Msix`] in a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MsixState {
+    control: u16,
+    vectors: Vec<VectorState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct VectorState {
+    address: u64,
+    data: u32,
+    masked: bool,
+    pending: bool,
 }
 
 fn index_of(offset: u64) -> usize {

@@ -2,6 +2,8 @@
 
 use super::config::{ConfigSpace, Identity};
 use crate::layout;
+use crate::lifecycle::Lifecycle;
+use crate::persist::State;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -17,7 +19,7 @@ const BAR_STEP: u64 = 0x8000;
 const SLOTS: u8 = 32;
 
 /// One device's only function.
-pub trait Function: Send + Sync {
+pub trait Function: Lifecycle {
     /// Reads configuration space.
     fn config_read(&self, offset: usize, data: &mut [u8]);
     /// Writes configuration space.
@@ -91,6 +93,16 @@ impl PciRoot {
         if let Some(place) = self.write().get_mut(usize::from(slot.0)) {
             *place = None;
         }
+    }
+
+    /// The functions behind the bridge with their device numbers.
+    pub fn functions(&self) -> Vec<(usize, Arc<dyn Function>)> {
+        self.read()
+            .iter()
+            .enumerate()
+            .skip(1)
+            .filter_map(|(slot, function)| Some((slot, Arc::clone(function.as_ref()?))))
+            .collect()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Functions> {
@@ -196,6 +208,21 @@ impl PciRoot {
     }
 }
 
+/// The address register of mechanism 1; functions have sections of their own.
+const STATE_VERSION: u16 = 1;
+
+impl Lifecycle for PciRoot {
+    fn save(&self) -> Result<State, String> {
+        State::encode(STATE_VERSION, &self.address.load(Ordering::Relaxed))
+    }
+
+    fn load(&self, state: &State) -> Result<(), String> {
+        self.address
+            .store(state.decode(STATE_VERSION)?, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// A host bridge that does nothing but exist.
 struct HostBridge(ConfigSpace);
 
@@ -210,6 +237,15 @@ impl HostBridge {
             subsystem_vendor: 0x1af4,
             subsystem: 0x1100,
         }))
+    }
+}
+
+impl Lifecycle for HostBridge {
+    fn save(&self) -> Result<State, String> {
+        State::encode(STATE_VERSION, &())
+    }
+    fn load(&self, state: &State) -> Result<(), String> {
+        state.decode(STATE_VERSION)
     }
 }
 
@@ -231,6 +267,13 @@ impl Function for HostBridge {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_address_register_round_trips() {
+        let root = PciRoot::default();
+        root.port_write(ADDRESS_PORT, &(ENABLE | 0x44).to_le_bytes());
+        crate::lifecycle::assert_round_trip(&root, &PciRoot::default());
+    }
 
     #[test]
     fn both_mechanisms_find_the_bridge_and_nothing_else() {

@@ -10,6 +10,10 @@
 //!
 //! `new` → { `features`, `read_config` }* → `activate` → … → `reset` → `is_reset`* → `activate` …
 //!
+//! and, around snapshots ([`crate::lifecycle`]):
+//!
+//! … running → `pause` → `save`* → `resume` → …   `new` → `pause` → `load` → `activate`? → `resume`
+//!
 //! `activate` gets the queues that the driver made and may refuse them; `reset` ends
 //! all use of them, at once or, where another process must agree, by the time that
 //! `is_reset` says so.
@@ -53,6 +57,44 @@ pub trait VirtioDevice: Send {
     fn is_reset(&self) -> bool {
         true
     }
+    /// Stops: on return no thread or process touches guest memory for this device, what was
+    /// in flight is in the used rings, and a reset that had begun has ended. Until `resume`
+    /// nothing moves, though `activate` may be called. Idempotent.
+    fn pause(&mut self) -> Result<(), String>;
+    /// Goes on, looking at every queue for what came meanwhile. Idempotent.
+    fn resume(&mut self);
+    /// What the transport does not know, while paused.
+    fn save(&mut self) -> Result<Saved, String>;
+    /// Takes over `own` of a [`Saved`], while paused and before any `activate`. If the driver
+    /// was active, `activate` follows, with its queues where they stood.
+    fn load(&mut self, own: &[u8]) -> Result<Loaded, String>;
+}
+
+/// A device's part of a snapshot.
+#[derive(Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Saved {
+    /// Where each queue stands; `None` if the device holds no queues.
+    pub queues: Option<Vec<Option<Position>>>,
+    /// The device's own state.
+    pub own: Vec<u8>,
+}
+
+/// Where a queue stands that has nothing in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// The next entry of the available ring.
+    pub next_avail: u16,
+    /// The next entry of the used ring.
+    pub next_used: u16,
+}
+
+/// What `load` did to the device's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// The driver would read what it read before.
+    Same,
+    /// Something is new (a clone's MAC address): the driver shall be told.
+    ConfigChanged,
 }
 
 /// What the driver set up.

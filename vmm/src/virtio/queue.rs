@@ -8,6 +8,7 @@
 //! * a buffer that is empty or outside guest memory,
 //! * a readable buffer behind a writable one, or an indirect table inside another.
 
+use super::Position;
 use crate::memory::GuestRam;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,6 +121,20 @@ impl VirtQueue {
     /// The device's eventfd to the driver, unless the driver wants none.
     pub fn call(&self) -> Option<&EventFd> {
         self.call.as_ref()
+    }
+
+    /// Where it stands, given that nothing is in flight.
+    pub fn position(&self) -> Position {
+        Position {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
+    }
+
+    /// Goes on from `position`.
+    pub fn set_position(&mut self, position: Position) {
+        self.queue.set_next_avail(position.next_avail);
+        self.queue.set_next_used(position.next_used);
     }
 
     /// The ring's addresses and size.

@@ -1,18 +1,24 @@
 //! The driver's side of a disk.
 
-use super::{Active, BlockStatus, QUEUE_SIZE, Shared};
-use crate::virtio::{Activation, VirtioDevice, read_bytes};
+use super::{Active, BlockStatus, QUEUE_SIZE, Rest, Shared, persist};
+use crate::virtio::{Activation, Loaded, Position, Saved, VirtioDevice, read_bytes};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 
 /// One disk.
 pub struct BlockDevice {
     shared: Arc<Shared>,
+    /// Paused; where its ring stands if there is one.
+    rests: Option<Option<Position>>,
 }
 
 impl BlockDevice {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            rests: None,
+        }
     }
 
     /// The connection's state.
@@ -59,6 +65,9 @@ impl VirtioDevice for BlockDevice {
             fault: activation.fault,
         };
         self.shared.is_reset.store(false, Ordering::SeqCst);
+        if let Some(position) = &mut self.rests {
+            *position = Some(active.queue.position());
+        }
         self.shared.wishes().activate = Some(active);
         self.wake()
     }
@@ -78,5 +87,43 @@ impl VirtioDevice for BlockDevice {
 
     fn is_reset(&self) -> bool {
         self.shared.is_reset.load(Ordering::SeqCst)
+    }
+
+    fn pause(&mut self) -> Result<(), String> {
+        if self.rests.is_some() {
+            return Ok(());
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.shared.wishes().rest = Some(Rest::Begin(answer));
+        self.wake()?;
+        let position = answered
+            .recv()
+            .map_err(|_| "the worker has ended".to_owned())??;
+        self.rests = Some(position);
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        if self.rests.take().is_none() {
+            return;
+        }
+        self.shared.wishes().rest = Some(Rest::End);
+        if let Err(error) = self.wake() {
+            tracing::error!(error, "a disk cannot go on");
+        }
+    }
+
+    fn save(&mut self) -> Result<Saved, String> {
+        let position = self.rests.ok_or("is not paused")?;
+        Ok(Saved {
+            queues: position.map(|position| vec![Some(position)]),
+            own: persist::encode(&self.shared.offer()),
+        })
+    }
+
+    fn load(&mut self, own: &[u8]) -> Result<Loaded, String> {
+        *self.shared.offer() = persist::decode(own)?;
+        self.shared.offered.store(true, Ordering::SeqCst);
+        Ok(Loaded::Same)
     }
 }

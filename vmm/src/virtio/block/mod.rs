@@ -6,6 +6,7 @@
 //!  worker.rs   a thread a device: accepts the backend, starts and stops its ring
 //!  session.rs  one connection: handshake, ring set-up      inflight.rs  what outlives it
 //!  nursery.rs  starts those threads, before and after the guest runs
+//!  persist.rs  snapshots
 //! ```
 //! The backend connects to our listener, again after each of its restarts. In between
 //! requests wait in the ring; the backend finds those it had begun in the inflight
@@ -15,6 +16,7 @@ mod device;
 mod inflight;
 mod metrics;
 mod nursery;
+mod persist;
 mod session;
 mod worker;
 
@@ -23,10 +25,11 @@ pub use metrics::BlockMetrics;
 pub use nursery::Nursery;
 pub use worker::{BlockWorker, WorkerThread};
 
-use super::Fault;
 use super::queue::VirtQueue;
+use super::{Fault, Position};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -50,15 +53,34 @@ struct Wishes {
     activate: Option<Active>,
     /// The driver asked for a reset.
     reset: bool,
+    /// The ring shall rest, or go on.
+    rest: Option<Rest>,
     /// The machine ends.
     stop: bool,
 }
 
+/// A word of the lifecycle to the worker.
+enum Rest {
+    /// Stop the ring and answer once nothing of it is in flight.
+    Begin(SyncSender<Result<Option<Position>, String>>),
+    /// Start it again where it stood.
+    End,
+}
+
 /// What the backend said at its first connection.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Offer {
     features: u64,
     config: [u8; CONFIG_BYTES],
+}
+
+impl Offer {
+    /// `capacity`, the configuration's first member, in 512-byte sectors.
+    fn sectors(&self) -> u64 {
+        let mut capacity = [0; 8];
+        capacity.copy_from_slice(&self.config[..8]);
+        u64::from_le_bytes(capacity)
+    }
 }
 
 impl Default for Offer {
@@ -78,6 +100,8 @@ struct Shared {
     is_reset: AtomicBool,
     connected: AtomicBool,
     ever_connected: AtomicBool,
+    /// `offer` is known: from a backend, or from a snapshot.
+    offered: AtomicBool,
     /// The connection, to hang up on a backend that does not answer.
     line: Mutex<Weak<UnixStream>>,
 }

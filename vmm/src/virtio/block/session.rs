@@ -2,7 +2,7 @@
 
 use super::inflight::Inflight;
 use super::{Active, CONFIG_BYTES, Offer};
-use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Position};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -53,8 +53,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Shakes hands. `before` is what an earlier backend offered; this one must offer
-    /// no less. The inflight region is made at the first connection and given back at
+    /// Shakes hands. `before` is what an earlier backend offered, perhaps before a snapshot;
+    /// this one must offer no less. The inflight region is made at the first connection and given back at
     /// all others.
     ///
     /// A backend may take its time: it is heard until it or [`super::WorkerThread::join`] hangs
@@ -92,11 +92,14 @@ impl Session {
             config,
         };
         if let Some(before) = before
-            && before.features & !offer.features != 0
+            && (before.features & !offer.features != 0 || before.sectors() > offer.sectors())
         {
             return Err(SessionError::Lacks(format!(
-                "offers {:#x}, less than the {:#x} of its predecessor",
-                offer.features, before.features
+                "offers {:#x} and {} sectors, less than the {:#x} and {} of its predecessor",
+                offer.features,
+                offer.sectors(),
+                before.features,
+                before.sectors()
             )));
         }
         let region = match inflight.take() {
@@ -153,14 +156,7 @@ impl Session {
         frontend
             .set_vring_num(0, queue.size())
             .map_err(ask("set the queue size"))?;
-        let base = if resumed {
-            queue
-                .used_idx(&active.ram, std::sync::atomic::Ordering::Acquire)
-                .map_err(|e| SessionError::Lacks(format!("cannot be told where to resume: {e}")))?
-                .0
-        } else {
-            0
-        };
+        let base = if resumed { used_index(active)? } else { 0 };
         frontend
             .set_vring_base(0, base)
             .map_err(ask("set the ring's base"))?;
@@ -204,13 +200,29 @@ impl Session {
         Ok(())
     }
 
-    /// Stops the ring; when this returns, nothing is in flight.
-    pub fn stop(&mut self) -> Result<(), SessionError> {
-        self.frontend
+    /// Stops the ring; when this returns, nothing is in flight: where it stands.
+    pub fn stop(&mut self, active: &Active) -> Result<Position, SessionError> {
+        let base = self
+            .frontend
             .get_vring_base(0)
             .map_err(ask("stop the ring"))?;
-        Ok(())
+        Ok(Position {
+            next_avail: u16::try_from(base).map_err(|_| {
+                SessionError::Lacks(format!("stopped its ring at {base}, which is no index"))
+            })?,
+            next_used: used_index(active)?,
+        })
     }
+}
+
+/// The used index in guest memory. Between the two everything popped is in flight.
+fn used_index(active: &Active) -> Result<u16, SessionError> {
+    let index = active
+        .queue
+        .ring()
+        .used_idx(&active.ram, std::sync::atomic::Ordering::Acquire)
+        .map_err(|e| SessionError::Lacks(format!("cannot be told where the ring stands: {e}")))?;
+    Ok(index.0)
 }
 
 fn negotiate(frontend: &mut Frontend) -> Result<(), SessionError> {

@@ -2,10 +2,11 @@
 
 use super::inflight::Inflight;
 use super::session::{Session, SessionError};
-use super::{Active, BlockDevice, BlockMetrics, Shared};
+use super::{Active, BlockDevice, BlockMetrics, Rest, Shared};
 use crate::error::{Result, host};
 use crate::irq::{borrow, new_event};
 use crate::outcome::{LastWord, Outcome};
+use crate::virtio::Position;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::convert::Infallible;
 use std::net::Shutdown;
@@ -31,6 +32,8 @@ pub struct BlockWorker {
     inflight: Option<Inflight>,
     session: Option<Session>,
     active: Option<Active>,
+    /// Paused: no ring runs, whoever connects or activates.
+    resting: bool,
 }
 
 /// A running worker.
@@ -89,6 +92,7 @@ impl BlockWorker {
             is_reset: AtomicBool::new(true),
             connected: AtomicBool::new(false),
             ever_connected: AtomicBool::new(false),
+            offered: AtomicBool::new(false),
             line: Mutex::default(),
         });
         let device = BlockDevice::new(Arc::clone(&shared));
@@ -104,6 +108,7 @@ impl BlockWorker {
             inflight: None,
             session: None,
             active: None,
+            resting: false,
         };
         Ok((device, worker))
     }
@@ -209,11 +214,48 @@ impl BlockWorker {
             return false;
         }
         if let Some(active) = wishes.activate {
+            // A driver that loads from a snapshot goes on; a new one begins at 0 either way.
+            let resumed = self.resting;
             self.active = Some(active);
             self.shared.is_reset.store(false, Ordering::SeqCst);
-            self.start_ring(false);
+            self.start_ring(resumed);
+        }
+        match wishes.rest {
+            Some(Rest::Begin(answer)) => {
+                // The device's half may have gone with its machine.
+                let _ = answer.send(self.rest());
+            }
+            Some(Rest::End) => {
+                self.resting = false;
+                self.start_ring(true);
+            }
+            None => {}
         }
         true
+    }
+
+    /// Stops the ring, keeping the driver: where it stands, `None` without a driver.
+    fn rest(&mut self) -> std::result::Result<Option<Position>, String> {
+        let Some(active) = &self.active else {
+            self.resting = true;
+            return Ok(None);
+        };
+        let session = self
+            .session
+            .as_mut()
+            .ok_or("its backend is away, and may have requests in flight")?;
+        match session.stop(active) {
+            Ok(position) => {
+                self.resting = true;
+                Ok(Some(position))
+            }
+            Err(error) => {
+                self.note_failed_ring("stop", &error);
+                let why = error.to_string();
+                self.disconnect("the backend failed");
+                Err(why)
+            }
+        }
     }
 
     fn accept(&mut self) {
@@ -250,12 +292,14 @@ impl BlockWorker {
         }
         stream.set_nonblocking(false)?;
         let first = !self.shared.ever_connected.load(Ordering::SeqCst);
-        let before = (!first).then(|| *self.shared.offer());
+        let known = self.shared.offered.load(Ordering::SeqCst);
+        let before = known.then(|| *self.shared.offer());
         let stream = Arc::new(stream);
         *self.shared.line() = Arc::downgrade(&stream);
         let session = Session::open(stream, before, &mut self.inflight)?;
-        if first {
+        if !known {
             *self.shared.offer() = session.offer;
+            self.shared.offered.store(true, Ordering::SeqCst);
         }
         self.session = Some(session);
         BlockMetrics::count(&self.metrics.connects);
@@ -271,7 +315,8 @@ impl BlockWorker {
 
     /// Starts the ring where both sides are there.
     fn start_ring(&mut self, resumed: bool) {
-        let (Some(session), Some(active)) = (&mut self.session, &self.active) else {
+        let (Some(session), Some(active), false) = (&mut self.session, &self.active, self.resting)
+        else {
             return;
         };
         if let Err(error) = session.start(active, resumed, &self.no_call, &self.broken) {
@@ -282,9 +327,10 @@ impl BlockWorker {
 
     /// Takes the ring from the backend: at a reset, or the machine's end.
     fn stop_ring(&mut self) {
-        if self.active.take().is_some() {
+        if let Some(active) = self.active.take() {
             if let Some(session) = &mut self.session
-                && let Err(error) = session.stop()
+                && !self.resting
+                && let Err(error) = session.stop(&active)
             {
                 self.note_failed_ring("stop", &error);
                 self.disconnect("the backend failed");

@@ -1,11 +1,11 @@
 //! The driver's side of the interface.
 
-use super::{Active, QUEUE_SIZE, RX, Shared, TX};
+use super::{Active, Inner, QUEUE_SIZE, RX, Shared, TX, persist};
 use crate::virtio::queue::Buffers;
 use crate::virtio::{
-    Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, VirtioDevice, read_bytes,
+    Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Loaded, Saved, VirtioDevice, read_bytes,
 };
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 const F_MTU: u64 = 1 << 3;
 const F_MAC: u64 = 1 << 5;
@@ -16,9 +16,12 @@ const LINK_UP: u16 = 1;
 /// One interface.
 pub struct NetDevice {
     /// MAC, status, max_virtqueue_pairs, MTU (§5.1.4).
-    config: [u8; 12],
+    config: Config,
     shared: Shared,
 }
+
+/// `struct virtio_net_config` as far as it is offered.
+pub(super) type Config = [u8; 12];
 
 impl NetDevice {
     /// An interface with this address and MTU, whose queues go to the worker through `shared`.
@@ -29,6 +32,10 @@ impl NetDevice {
         config[8..10].copy_from_slice(&1u16.to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         Self { config, shared }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,17 +70,37 @@ impl VirtioDevice for NetDevice {
             fault: activation.fault,
             buffers: Buffers::default(),
         };
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let active = shared.insert(active);
         // The worker looks at both queues, whatever was kicked or arrived before.
-        for kick in [active.rx.kick(), active.tx.kick()] {
-            kick.write(1)
-                .map_err(|e| format!("the worker cannot be woken: {e}"))?;
-        }
-        Ok(())
+        self.lock().active.insert(active).wake()
     }
 
     fn reset(&mut self) {
-        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lock().active = None;
+    }
+
+    fn pause(&mut self) -> Result<(), String> {
+        // The worker holds the lock while it moves frames, so now it does not.
+        self.lock().paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        let mut inner = self.lock();
+        inner.paused = false;
+        if let Some(active) = &inner.active
+            && let Err(error) = active.wake()
+        {
+            tracing::error!(error, "an interface cannot go on");
+        }
+    }
+
+    fn save(&mut self) -> Result<Saved, String> {
+        let queues = self.lock().active.as_ref().map(Active::positions);
+        let own = self.config.to_vec();
+        Ok(Saved { queues, own })
+    }
+
+    fn load(&mut self, own: &[u8]) -> Result<Loaded, String> {
+        persist::compare(&self.config, own)
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  device.rs   what the driver sees: features, MAC, MTU; activate and reset
 //!  worker.rs   what moves frames, on the event thread:  tap ⇄ queues
-//!  tap.rs      the descriptor      metrics.rs   counters
+//!  tap.rs      the descriptor      metrics.rs   counters      persist.rs   snapshots
 //! ```
 //! No offload is offered: the XDP programs on the tap would silently lose checksum
 //! and segmentation metadata. Each frame is whole, in one buffer chain, and crosses
@@ -11,6 +11,7 @@
 
 mod device;
 mod metrics;
+mod persist;
 pub mod tap;
 mod worker;
 
@@ -40,5 +41,13 @@ struct Active {
     buffers: Buffers,
 }
 
-/// Handed over between the transport (vCPU threads) and the worker.
-type Shared = Arc<Mutex<Option<Active>>>;
+/// What the transport (vCPU threads) and the worker share.
+#[derive(Default)]
+struct Inner {
+    active: Option<Active>,
+    /// Nothing moves.
+    paused: bool,
+}
+
+/// Handed over between them.
+type Shared = Arc<Mutex<Inner>>;

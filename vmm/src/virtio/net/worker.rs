@@ -11,7 +11,7 @@ use crate::events::{Epoll, Handler, HandlerId};
 use crate::irq::{borrow, new_event};
 use crate::virtio::queue::QueueError;
 use rustix::event::epoll::EventFlags;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Frames moved in one direction before others get their turn.
@@ -48,7 +48,7 @@ enum End {
 impl NetWorker {
     /// The two halves of an interface.
     pub fn new(tap: Tap, mac: [u8; 6], mtu: u16) -> Result<(NetDevice, Self)> {
-        let shared: Shared = Arc::new(Mutex::new(None));
+        let shared = Shared::default();
         let device = NetDevice::new(mac, mtu, Arc::clone(&shared));
         let worker = Self {
             tap,
@@ -207,7 +207,8 @@ impl Handler for NetWorker {
     fn ready(&mut self, source: u32, flags: EventFlags) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(active) = guard.as_mut() else {
+        let paused = guard.paused;
+        let Some(active) = guard.active.as_mut().filter(|_| !paused) else {
             return true;
         };
         let tap = source == SOURCE_TAP;
@@ -235,7 +236,7 @@ impl Handler for NetWorker {
             }
             Err(error) => {
                 let fault = active.fault.clone();
-                *guard = None;
+                guard.active = None;
                 fault.raise(&error.to_string());
             }
         }

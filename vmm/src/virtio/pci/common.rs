@@ -67,6 +67,32 @@ pub(super) struct CommonConfig {
     device_feature_select: u32,
     driver_feature_select: u32,
     queue_select: u16,
+    /// Counts changes of the device's configuration (§2.5.1).
+    pub generation: u8,
+}
+
+/// [`CommonConfig`] in a snapshot.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct CommonState {
+    status: u8,
+    config_vector: u16,
+    driver_features: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
+    generation: u8,
+    queues: Vec<SetupState>,
+}
+
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct SetupState {
+    size: u16,
+    ready: bool,
+    event_idx: bool,
+    vector: u16,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
 }
 
 impl CommonConfig {
@@ -88,6 +114,7 @@ impl CommonConfig {
             device_feature_select: 0,
             driver_feature_select: 0,
             queue_select: 0,
+            generation: 0,
         })
     }
 
@@ -105,6 +132,71 @@ impl CommonConfig {
         }
     }
 
+    /// The registers, for a snapshot.
+    pub fn save(&self) -> CommonState {
+        let queues = self.queues.iter().map(|setup| {
+            let queue = setup.queue.state();
+            SetupState {
+                size: queue.size,
+                ready: queue.ready,
+                event_idx: queue.event_idx_enabled,
+                vector: setup.vector,
+                desc_table: queue.desc_table,
+                avail_ring: queue.avail_ring,
+                used_ring: queue.used_ring,
+            }
+        });
+        CommonState {
+            status: self.status.load(Ordering::SeqCst),
+            config_vector: self.config_vector,
+            driver_features: self.driver_features,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            queue_select: self.queue_select,
+            generation: self.generation,
+            queues: queues.collect(),
+        }
+    }
+
+    /// Takes over registers of a device with as many queues. `features` are those offered.
+    pub fn load(&mut self, state: &CommonState, features: u64) -> Result<(), String> {
+        if state.queues.len() != self.queues.len() {
+            return Err(format!(
+                "has {} queues, and this device {}",
+                state.queues.len(),
+                self.queues.len()
+            ));
+        }
+        let missing = state.driver_features & !features;
+        if state.status & STATUS_FEATURES_OK != 0 && missing != 0 {
+            return Err(format!(
+                "uses features {missing:#x} that this device does not offer"
+            ));
+        }
+        for (setup, saved) in self.queues.iter_mut().zip(&state.queues) {
+            let state = virtio_queue::QueueState {
+                size: saved.size,
+                ready: saved.ready,
+                event_idx_enabled: saved.event_idx,
+                desc_table: saved.desc_table,
+                avail_ring: saved.avail_ring,
+                used_ring: saved.used_ring,
+                ..setup.queue.state()
+            };
+            setup.queue = Queue::try_from(state).map_err(|e| format!("has a bad queue: {e}"))?;
+            setup.vector = bounded(saved.vector, self.vectors);
+        }
+        let known = STATUS_DRIVER_BITS | STATUS_NEEDS_RESET;
+        self.status.store(state.status & known, Ordering::SeqCst);
+        self.config_vector = bounded(state.config_vector, self.vectors);
+        self.driver_features = state.driver_features;
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.queue_select = state.queue_select;
+        self.generation = state.generation;
+        Ok(())
+    }
+
     /// A driver's read. `features` are those offered.
     pub fn read(&self, offset: u64, data: &mut [u8], features: u64) {
         let selected = self.queues.get(usize::from(self.queue_select));
@@ -119,8 +211,7 @@ impl CommonConfig {
             (CONFIG_VECTOR, 2) => self.config_vector.into(),
             (NUM_QUEUES, 2) => word(self.queues.len() as u64),
             (DEVICE_STATUS, 1) => self.status.load(Ordering::SeqCst).into(),
-            // Configuration never changes under a driver that could see it change.
-            (CONFIG_GENERATION, 1) => 0,
+            (CONFIG_GENERATION, 1) => self.generation.into(),
             (QUEUE_SELECT, 2) => self.queue_select.into(),
             (QUEUE_SIZE, 2) => selected.map_or(0, |s| s.queue.size().into()),
             (QUEUE_VECTOR, 2) => selected.map_or(NO_VECTOR, |s| s.vector).into(),
@@ -189,11 +280,7 @@ impl CommonConfig {
     }
 
     fn write_half(&mut self, offset: u64, value: u16) -> Action {
-        let vector = if value < self.vectors {
-            value
-        } else {
-            NO_VECTOR
-        };
+        let vector = bounded(value, self.vectors);
         match offset {
             CONFIG_VECTOR => self.config_vector = vector,
             QUEUE_SELECT => self.queue_select = value,
@@ -258,6 +345,11 @@ impl CommonConfig {
         }
         self.queues.get_mut(usize::from(self.queue_select))
     }
+}
+
+/// A vector of the table, or none.
+fn bounded(vector: u16, vectors: u16) -> u16 {
+    if vector < vectors { vector } else { NO_VECTOR }
 }
 
 /// The low or high half of `value`; beyond that there is nothing.

@@ -169,17 +169,7 @@ impl VirtioPci {
     /// Checks the queues and hands them to the device.
     fn activate(&self, inner: &mut Inner) {
         self.metrics.activations.fetch_add(1, Ordering::Relaxed);
-        let config_event = inner
-            .msix
-            .event(inner.common.config_vector)
-            .and_then(|event| share(event).ok())
-            .map(Arc::new);
-        let fault = Fault {
-            status: Arc::clone(&inner.common.status),
-            config_event,
-            counters: Arc::clone(&self.metrics),
-            device: Arc::clone(&self.id),
-        };
+        let fault = self.fault(inner);
         let queues = match self.collect_queues(inner) {
             Ok(queues) => queues,
             Err(why) => return fault.raise(&why),
@@ -194,6 +184,20 @@ impl VirtioPci {
         self.watch_kicks(inner);
         if let Err(why) = inner.device.activate(activation) {
             fault.raise(&why);
+        }
+    }
+
+    fn fault(&self, inner: &Inner) -> Fault {
+        let config_event = inner
+            .msix
+            .event(inner.common.config_vector)
+            .and_then(|event| share(event).ok())
+            .map(Arc::new);
+        Fault {
+            status: Arc::clone(&inner.common.status),
+            config_event,
+            counters: Arc::clone(&self.metrics),
+            device: Arc::clone(&self.id),
         }
     }
 
@@ -343,6 +347,8 @@ impl Function for VirtioPci {
         }
     }
 }
+
+mod persist;
 
 #[cfg(test)]
 mod tests;

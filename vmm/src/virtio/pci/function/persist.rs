@@ -1,0 +1,106 @@
+//! A virtio function in a snapshot: configuration space, MSI-X, registers, the device.
+
+use super::{Inner, UNMAPPED, VirtioPci};
+use crate::lifecycle::Lifecycle;
+use crate::pci::msix::MsixState;
+use crate::persist::State;
+use crate::virtio::pci::common::CommonState;
+use crate::virtio::{Activation, Loaded, Position, Saved};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::Ordering;
+
+const STATE_VERSION: u16 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FunctionState {
+    config: Vec<u8>,
+    msix: MsixState,
+    common: CommonState,
+    /// KVM watches the kicks.
+    ready: bool,
+    device: Saved,
+}
+
+impl Lifecycle for VirtioPci {
+    fn pause(&self) -> Result<(), String> {
+        let mut inner = self.lock();
+        inner.device.pause()?;
+        inner.finish_reset();
+        Ok(())
+    }
+
+    fn save(&self) -> Result<State, String> {
+        let mut inner = self.lock();
+        if inner.resetting {
+            return Err("is being reset".to_owned());
+        }
+        let device = inner.device.save()?;
+        let state = FunctionState {
+            config: inner.config.bytes().to_vec(),
+            msix: inner.msix.save(),
+            common: inner.common.save(),
+            ready: inner.ready,
+            device,
+        };
+        State::encode(STATE_VERSION, &state)
+    }
+
+    fn load(&self, state: &State) -> Result<(), String> {
+        let state: FunctionState = state.decode(STATE_VERSION)?;
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        inner.device.pause()?;
+        inner.config.load(&state.config)?;
+        let bar = inner.config.bar().unwrap_or(UNMAPPED);
+        self.mapped_at.store(bar, Ordering::SeqCst);
+        let loaded = inner.device.load(&state.device.own)?;
+        inner.common.load(&state.common, inner.device.features())?;
+        inner.msix.load(&state.msix)?;
+        if let Some(positions) = &state.device.queues {
+            self.activate_at(inner, positions)?;
+        }
+        inner.ready = state.ready;
+        self.watch_kicks(inner);
+        if loaded == Loaded::ConfigChanged {
+            inner.common.generation = inner.common.generation.wrapping_add(1);
+            inner.msix.repeat(inner.common.config_vector)?;
+        }
+        Ok(())
+    }
+
+    fn resume(&self) {
+        self.lock().device.resume();
+    }
+}
+
+impl VirtioPci {
+    /// Gives the device its queues where they stood.
+    fn activate_at(&self, inner: &mut Inner, positions: &[Option<Position>]) -> Result<(), String> {
+        let mut queues = self.collect_queues(inner)?;
+        if positions.len() != queues.len() {
+            return Err(format!(
+                "has the positions of {} queues, not of {}",
+                positions.len(),
+                queues.len()
+            ));
+        }
+        for (index, (queue, position)) in queues.iter_mut().zip(positions).enumerate() {
+            match (queue, position) {
+                (Some(queue), Some(position)) => {
+                    queue.set_position(*position);
+                    // An interrupt may have been on its way in KVM; a spurious one is harmless.
+                    inner.msix.repeat(inner.common.queues[index].vector)?;
+                }
+                (None, None) => {}
+                _ => return Err(format!("has queue {index} both enabled and not")),
+            }
+        }
+        let activation = Activation {
+            ram: self.ram.clone(),
+            features: inner.common.driver_features,
+            queues,
+            fault: self.fault(inner),
+        };
+        inner.device.activate(activation)
+    }
+}
