@@ -40,6 +40,22 @@ fn an_instance_runs_survives_its_node_and_goes() {
     let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(cgroup.contains(&format!("/{id}")), "{cgroup}");
 
+    // An empty tree, nobody else, and every thread behind a filter.
+    let in_proc = |name: &str| format!("/proc/{pid}/{name}");
+    assert_eq!(std::fs::read_dir(in_proc("root/")).unwrap().count(), 0);
+    let mounts = std::fs::read_to_string(in_proc("mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,nosuid,nodev,noexec"), "{mounts}");
+    assert!(field("NSpid:").ends_with(" 1"), "{}", field("NSpid:"));
+    for name in ["mnt", "pid", "ipc", "uts", "net"] {
+        let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{name}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{name}");
+    }
+    for task in std::fs::read_dir(in_proc("task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+    }
+
     use std::os::unix::fs::MetadataExt;
     let inode = |path: &std::path::Path| std::fs::metadata(path).unwrap().ino();
     let void = inode(&rig.state.join("run/netns/void"));

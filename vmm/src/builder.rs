@@ -1,7 +1,7 @@
-//! Makes a machine from a spec: everything is opened and allocated here, in order.
+//! Makes a machine from a spec: everything is opened, then allocated here, in order.
 //!
 //! ```text
-//!  spec ─▶ open files ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
+//!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
 use crate::boot::{self, Payload, acpi};
@@ -47,10 +47,9 @@ pub struct Built {
     pub ended: EventFd,
 }
 
-/// Builds what `spec` says, to be served by the event loop behind `epoll`; `started_ns` is
-/// when the process began.
-pub fn build(spec: &Spec, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> {
-    let files = Files::open(spec)?;
+/// Builds what `spec` says of its open `files`, to be served by the event loop behind `epoll`;
+/// `started_ns` is when the process began.
+pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> {
     let vm = Vm::new(files.kvm, spec.memory_mib)?;
     let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd)));
     let news = crate::irq::new_event()?;
@@ -112,7 +111,7 @@ fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<
 }
 
 /// Everything the spec names, open.
-struct Files {
+pub struct Files {
     kvm: Kvm,
     kernel: File,
     initrd: Option<File>,
@@ -123,7 +122,8 @@ struct Files {
 }
 
 impl Files {
-    fn open(spec: &Spec) -> Result<Self> {
+    /// Opens them; nothing is opened afterwards.
+    pub fn open(spec: &Spec) -> Result<Self> {
         let default_kvm = Source::Path(PathBuf::from("/dev/kvm"));
         let kvm = inherit::device("kvm", spec.kvm.as_ref().unwrap_or(&default_kvm))?;
         // SAFETY: the descriptor is open and owned by nobody else; whether it is KVM is checked

@@ -4,13 +4,12 @@
 
 use crate::error::{Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
-use crate::inherit::Passed;
+use crate::inherit::{self, Passed};
 use crate::machine::Machine;
 use ocs_vmm_spec::control::{MAX_DESCRIPTORS, MAX_LINE_BYTES, Reply, Request};
 use rustix::event::epoll::EventFlags;
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
-use rustix::process::{Uid, geteuid};
+use rustix::process::geteuid;
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -29,7 +28,7 @@ pub struct ControlServer {
     handler: HandlerId,
     listener: UnixListener,
     /// Whom this process runs as: with root, whose requests are heard.
-    own: Uid,
+    own: u32,
     clients: BTreeMap<u32, Client>,
     next_client: u32,
 }
@@ -57,7 +56,7 @@ impl ControlServer {
             epoll,
             handler,
             listener,
-            own: geteuid(),
+            own: geteuid().as_raw(),
             clients: BTreeMap::new(),
             next_client: SOURCE_LISTENER + 1,
         })
@@ -65,8 +64,8 @@ impl ControlServer {
 
     fn accept(&mut self) -> io::Result<()> {
         let (stream, _) = self.listener.accept()?;
-        let peer = socket_peercred(&stream)?.uid;
-        if !(peer.is_root() || peer == self.own) || self.clients.len() >= MAX_CLIENTS {
+        let peer = inherit::peer_uid(&stream)?;
+        if !(peer == 0 || peer == self.own) || self.clients.len() >= MAX_CLIENTS {
             return Ok(());
         }
         stream.set_nonblocking(true)?;

@@ -53,6 +53,15 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// The jail.
+    #[error(
+        "cannot leave the host's file system: {source} (start as root, or with user namespaces \
+         allowed; or without this wall: \"jail\": \"without_namespaces\")"
+    )]
+    Jail {
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The host's own facilities: threads, events, signals.
     #[error("cannot {what}: {source}")]
     Host {

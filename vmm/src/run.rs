@@ -1,13 +1,13 @@
 //! From a spec to an exit record: the life of the process.
 //!
 //! ```text
-//!  main thread: build ─▶ confine ─▶ spawn disks, vCPUs ─▶ event loop ─▶ stop all ─▶ record
+//!  main thread: open ─▶ jail ─▶ build ─▶ spawn disks, vCPUs ─▶ event loop ─▶ stop all ─▶ record
 //! ```
 
-use crate::builder::{Built, build};
+use crate::builder::{Built, Files, build};
 use crate::control::ControlServer;
 use crate::cpu::{self, GateState};
-use crate::error::{Result, host};
+use crate::error::{Error, Result, host};
 use crate::events::{Epoll, EventLoop, Handler, HandlerId};
 use crate::irq::borrow;
 use crate::jail;
@@ -33,9 +33,12 @@ const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub fn run(spec: &Spec, started_ns: u64) -> Result<ExitRecord> {
     let signals = block_signals().map_err(host("block signals"))?;
     ignore_file_limit();
+    let files = Files::open(spec)?;
+    // The kernel's image is the tenant's: whatever it does to its parser happens in the jail.
+    jail::leave_host(spec.jail).map_err(|source| Error::Jail { source })?;
     let mut events = EventLoop::new()?;
-    let built = build(spec, &events.epoll(), started_ns)?;
-    jail::confine_process().map_err(host("drop privileges"))?;
+    let built = build(spec, files, &events.epoll(), started_ns)?;
+    jail::limit_files().map_err(host("limit its files"))?;
     run_built(built, &mut events, signals)
 }
 

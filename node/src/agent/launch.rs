@@ -132,6 +132,7 @@ impl Machine {
             ),
             exit_record: Some(inherited.add(exit)),
             kvm: Some(inherited.add(open_kvm()?)),
+            jail: spec::Jail::Full,
         };
         spec.check()
             .map_err(|e| EffectError::Permanent(e.to_string()))?;

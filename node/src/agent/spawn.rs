@@ -1,10 +1,12 @@
-//! Starts an `ocs-vmm`: a session, cgroups and user of its own, no capability,
-//! no way to one, and no descriptor but those named.
+//! Starts an `ocs-vmm`: a session, a PID namespace, cgroups and a user of its own, and no
+//! descriptor but those named. It has one capability, `CAP_SYS_ADMIN`, to leave the
+//! host's file system with before it looks at anything of a tenant's, and no way to others.
 //!
 //! It outlives the node: no parent-death signal, no pipe to us. The program is
 //! executed by descriptor, since its user may not be able to walk the path to it.
 
 use super::process::{NONCE_VARIABLE, Process};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::ffi::{CString, c_char};
 use std::fs::File;
 use std::io;
@@ -12,6 +14,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+/// linux/capability.h.
+const CAP_SYS_ADMIN: u32 = 21;
+const SYS_ADMIN_BIT: u32 = 1 << CAP_SYS_ADMIN;
 /// Descriptors that one VMM may have open.
 const MAX_DESCRIPTORS: u64 = 1024;
 
@@ -90,10 +95,27 @@ pub fn spawn(launch: Launch<'_>) -> io::Result<Process> {
             Err(exec.run(program))
         });
     }
-    let child = command.spawn()?;
-    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let pid = in_new_pid_namespace(move || Ok(command.spawn()?.id()))?;
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
     // The child is ours and unreaped, so its number is still its own.
     Process::open_pid(pid)?.ok_or_else(|| io::Error::other(format!("process {pid} is gone")))
+}
+
+/// Runs `fork` where its child becomes the first process of a PID namespace. The number that it
+/// yields is ours, since a process is numbered in every namespace above its own; so adoption
+/// by number, start time and pidfd does not notice.
+fn in_new_pid_namespace<T: Send>(fork: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        // The namespace of children to come belongs to a thread; this one has no others.
+        scope
+            .spawn(|| {
+                // SAFETY: the flag unshares neither descriptors nor memory.
+                unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+                fork()
+            })
+            .join()
+            .map_err(|_| io::Error::other("the thread that starts a VMM panicked"))?
+    })
 }
 
 /// What `execveat` wants, made before the fork.
@@ -180,10 +202,11 @@ fn set_limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> 
     check(unsafe { libc::setrlimit(resource, &raw const limit) })
 }
 
-/// Leaves root for good: bounding set emptied, groups, user, no_new_privs.
-/// Leaving uid 0 clears the permitted, effective and ambient sets (capabilities(7)).
+/// Leaves root for good: bounding set emptied, groups, user, no_new_privs. Of the
+/// capabilities one outlives exec, in the ambient set (capabilities(7)); the VMM drops it.
 fn become_user(uid: u32) -> io::Result<()> {
     let mut capability = 0;
+    let_inherit()?;
     // SAFETY: plain calls on numbers; they change this process alone.
     unsafe {
         // EINVAL ends the list: the first number that this kernel has no capability for.
@@ -192,9 +215,51 @@ fn become_user(uid: u32) -> io::Result<()> {
         }
         check(libc::setgroups(0, std::ptr::null()))?;
         check(libc::setresgid(uid, uid, uid))?;
+        check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
         check(libc::setresuid(uid, uid, uid))?;
+        keep_sys_admin()?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         libc::umask(0o077);
+    }
+    Ok(())
+}
+
+/// The three sets of the calling thread as capset(2) version 3 lays them out: effective,
+/// permitted and inheritable of capabilities 0–31, then of the rest.
+type Sets = [[u32; 3]; 2];
+const CAPABILITY_VERSION_3: [u32; 2] = [0x2008_0522, 0];
+
+/// Makes `CAP_SYS_ADMIN` inheritable; the bounding set must still hold it.
+fn let_inherit() -> io::Result<()> {
+    let mut sets: Sets = [[0; 3]; 2];
+    // SAFETY: header and sets have the layout that version 3 of the call reads and fills.
+    let got = unsafe {
+        let header = CAPABILITY_VERSION_3.as_ptr();
+        libc::syscall(libc::SYS_capget, header, sets.as_mut_ptr())
+    };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    sets[0][2] |= SYS_ADMIN_BIT;
+    set_capabilities(&sets)
+}
+
+/// Keeps `CAP_SYS_ADMIN` alone, over exec too.
+fn keep_sys_admin() -> io::Result<()> {
+    set_capabilities(&[[SYS_ADMIN_BIT; 3], [0; 3]])?;
+    let raise = libc::PR_CAP_AMBIENT_RAISE;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, CAP_SYS_ADMIN, 0, 0) })
+}
+
+fn set_capabilities(sets: &Sets) -> io::Result<()> {
+    // SAFETY: header and sets have the layout that version 3 of the call reads.
+    let set = unsafe {
+        let header = CAPABILITY_VERSION_3.as_ptr();
+        libc::syscall(libc::SYS_capset, header, sets.as_ptr())
+    };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

@@ -64,6 +64,21 @@ pub struct Spec {
     /// `/dev/kvm`, open for reading and writing; none: opened by that path.
     #[serde(default)]
     pub kvm: Option<Source>,
+    /// How far the VMM leaves its host.
+    #[serde(default)]
+    pub jail: Jail,
+}
+
+/// Which of the jail's walls the VMM builds around itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Jail {
+    /// An empty file system, IPC and UTS namespaces of its own, no capability, landlock,
+    /// a filter a thread; or no start. Takes `CAP_SYS_ADMIN` or a user namespace.
+    #[default]
+    Full,
+    /// The same without the namespaces: for a person on a host that allows neither.
+    WithoutNamespaces,
 }
 
 /// Kernel, optional initrd, command line.

@@ -1,18 +1,23 @@
 //! What the process gives up before a guest runs.
 //!
 //! ```text
-//!  caller: uid, namespaces, cgroup ─▶ mod.rs: capabilities, limits ─▶ seccomp.rs: a filter a thread
+//!  caller      uid · cgroup · network and PID namespace · limits on threads
+//!     │ execve
+//!  namespace.rs  once all files are open: file system, IPC, host name; then capabilities, landlock
+//!     │          … kernel image and tables are read in here already …
+//!  mod.rs        limits on files
+//!  seccomp.rs    a filter a thread
 //! ```
-//! The caller has chosen uid, namespaces and cgroup before `execve`; here the VMM
-//! drops what it could still have: capabilities, new privileges, core dumps (they
-//! would hold guest memory), large files, processes.
+//! Each wall stands without the others: `node/tests/jail.rs` runs hostile code in the
+//! place of a device behind all of them, and behind all but the filters.
 
+mod namespace;
 mod seccomp;
 
+pub use namespace::leave_host;
 pub use seccomp::{confine_disk, confine_events, confine_nursery, confine_vcpu};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::io;
 
 /// The console ring and the exit record are the only files that are written.
@@ -21,17 +26,8 @@ const MAX_FILE_BYTES: u64 = 2 << 20;
 const MAX_FILES: u64 = 512;
 
 /// For the whole process, before threads exist and after memory does.
-pub fn confine_process() -> io::Result<()> {
-    set_no_new_privs(true)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none)?;
+pub fn limit_files() -> io::Result<()> {
     for (resource, limit) in [
-        (Resource::Core, 0),
         (Resource::Fsize, MAX_FILE_BYTES),
         (Resource::Nofile, MAX_FILES),
     ] {

@@ -135,7 +135,6 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_sendto,
             libc::SYS_getsockopt,
             libc::SYS_eventfd2,
-            libc::SYS_tgkill,
             libc::SYS_shutdown,
             libc::SYS_lseek,
             libc::SYS_ftruncate,
@@ -151,6 +150,15 @@ pub fn confine_events() -> io::Result<()> {
         KVM_IOEVENTFD,
     ];
     rules.insert(libc::SYS_ioctl, one_of(1, &commands)?);
+    // The kick, to threads of this process alone.
+    let own = u64::from(std::process::id());
+    let kick = u64::from(vmm_sys_util::signal::SIGRTMIN().unsigned_abs());
+    let to_us = [
+        condition(0, SeccompCmpOp::Eq, own)?,
+        condition(2, SeccompCmpOp::Eq, kick)?,
+    ];
+    let to_us = SeccompRule::new(to_us.to_vec()).map_err(io::Error::other)?;
+    rules.insert(libc::SYS_tgkill, vec![to_us]);
     duplicate(&mut rules)?;
     apply(rules)
 }

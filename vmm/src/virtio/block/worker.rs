@@ -4,6 +4,7 @@ use super::inflight::Inflight;
 use super::session::{Session, SessionError};
 use super::{Active, BlockDevice, BlockMetrics, Rest, Shared};
 use crate::error::{Result, host};
+use crate::inherit;
 use crate::irq::{borrow, new_event};
 use crate::outcome::{LastWord, Outcome};
 use crate::virtio::Position;
@@ -276,12 +277,11 @@ impl BlockWorker {
     }
 
     fn admit(&mut self, stream: UnixStream) -> std::result::Result<(), SessionError> {
-        let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(std::io::Error::from)?;
-        if peer.uid.as_raw() != self.backend_uid {
+        let peer = inherit::peer_uid(&stream)?;
+        if peer != self.backend_uid {
             BlockMetrics::count(&self.metrics.refused_peers);
             return Err(SessionError::Lacks(format!(
-                "runs as uid {}, not {}",
-                peer.uid.as_raw(),
+                "runs as uid {peer}, not {}",
                 self.backend_uid
             )));
         }
