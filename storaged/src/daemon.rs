@@ -1,6 +1,7 @@
 //! The daemon: table, shards, control socket, until SIGTERM or SIGINT.
 
 use crate::control;
+use crate::cow::log::BootId;
 use crate::sandbox;
 use crate::shard::Shard;
 use crate::volumes::Volumes;
@@ -35,11 +36,17 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => std::path::Path::new("."),
     };
+    let boot = boot_id()?;
     sandbox::enter(&options.state, &options.images, folder)?;
     let shards = (0..options.shards)
         .map(|n| Shard::spawn(&format!("shard-{n}")))
         .collect::<Result<Vec<_>, _>>()?;
-    let volumes = Arc::new(Volumes::start(&options.state, &options.images, shards)?);
+    let volumes = Arc::new(Volumes::start(
+        &options.state,
+        &options.images,
+        shards,
+        boot,
+    )?);
     let mut allowed = vec![0, rustix::process::getuid().as_raw()];
     allowed.extend(options.allow_uid);
     let served = Arc::clone(&volumes);
@@ -55,6 +62,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     volumes.end();
     let _ = std::fs::remove_file(&options.control);
     Ok(())
+}
+
+/// Which boot of the host this is; the sandbox hides it.
+fn boot_id() -> anyhow::Result<BootId> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
+    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let id = u128::from_str_radix(&hex, 16).with_context(|| format!("{path}: {text}"))?;
+    Ok(BootId(id.to_be_bytes()))
 }
 
 /// One storaged a folder.

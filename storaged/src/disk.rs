@@ -1,11 +1,13 @@
-//! What a device serves: a file (plain or encrypted) or nothing at all.
+//! What a device serves: a file (plain or encrypted), layers of files, or nothing.
 
+use crate::cow::head::Head;
 use crate::crypt::Key;
 use crate::qos::Qos;
 use rustix::fs::{Mode, OFlags, fstatfs};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Alignment that every O_DIRECT transfer meets; the few file systems that ask for
 /// more answer EINVAL and are served buffered.
@@ -40,6 +42,49 @@ pub enum Backing {
     Null,
     /// A file.
     File(FileBacking),
+    /// Layers of files.
+    Layered(Layered),
+}
+
+impl Backing {
+    /// The file that takes writes.
+    #[must_use]
+    pub fn file(&self) -> Option<&FileBacking> {
+        match self {
+            Self::Null => None,
+            Self::File(file) => Some(file),
+            Self::Layered(layered) => Some(&layered.top),
+        }
+    }
+}
+
+/// Layers of files, of which the last takes writes.
+pub struct Layered {
+    top: Arc<FileBacking>,
+    head: Mutex<Option<Box<Head>>>,
+}
+
+impl Layered {
+    /// What `head` says.
+    #[must_use]
+    pub fn new(head: Head) -> Self {
+        Self {
+            top: head.top(),
+            head: Mutex::new(Some(Box::new(head))),
+        }
+    }
+
+    /// The head, for the one device that serves it.
+    pub fn take(&self) -> std::io::Result<Box<Head>> {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        head.take()
+            .ok_or_else(|| std::io::ErrorKind::ResourceBusy.into())
+    }
+
+    /// The device ended; the next one goes on from here.
+    pub fn give_back(&self, head: Box<Head>) {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+    }
 }
 
 /// A file and how it is reached.

@@ -9,11 +9,13 @@
 //! ```
 //!
 //! The message threads sleep; all I/O is done by the shards. Start reading at
-//! [`shard`] for the data path and at [`volumes`] for what is kept.
+//! [`shard`] for the data path, at [`cow`] for what lies between it and files, and at
+//! [`volumes`] for what is kept.
 
 pub mod config;
 pub mod connection;
 pub mod control;
+pub mod cow;
 pub mod crypt;
 pub mod daemon;
 pub mod disk;

@@ -78,6 +78,8 @@ const CALLS: &[i64] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_rename,
+    libc::SYS_link,
+    libc::SYS_linkat,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
     libc::SYS_getdents64,

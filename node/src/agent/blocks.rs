@@ -97,6 +97,8 @@ impl Blocks for Storaged {
             size_bytes: volume.size_bytes,
             kind: volume.kind,
             image: volume.image.clone(),
+            snapshot: None,
+            encrypted: false,
         })
         .map_err(|e| e.doing(format_args!("volume {}", volume.name)))
     }

@@ -48,6 +48,13 @@ pub enum Request {
         /// First content: a file name in storaged's images folder. Zeros otherwise.
         #[serde(default)]
         image: Option<String>,
+        /// First content: a snapshot, at once whatever its size.
+        #[serde(default)]
+        snapshot: Option<VolumeName>,
+        /// A persistent volume's bytes lie under a key of its own, wrapped by the
+        /// node's. Ephemeral volumes always have a key.
+        #[serde(default)]
+        encrypted: bool,
     },
     /// The volume shall be served to the VMM that listens on `socket`, now and
     /// after every restart of either side, until detached.
@@ -85,8 +92,31 @@ pub enum Request {
         /// All of its limits; with none at all the group ends.
         limits: Limits,
     },
+    /// A persistent volume shall have this size, which is not below what it has. Its
+    /// guest, if any, waits for some milliseconds.
+    ResizeVolume {
+        /// Its name.
+        volume: VolumeName,
+        /// Its size, as in `PutVolume`.
+        size_bytes: u64,
+    },
+    /// The snapshot shall exist: what the volume held at one instant of this call. Its
+    /// guest, if any, waits for some milliseconds. A snapshot outlives its volume.
+    PutSnapshot {
+        /// Its name, which no volume has.
+        snapshot: VolumeName,
+        /// The volume that it is of.
+        volume: VolumeName,
+    },
+    /// The snapshot shall not exist; volumes that began as it stay as they are.
+    DeleteSnapshot {
+        /// Its name.
+        snapshot: VolumeName,
+    },
     /// Answers [`Reply::Volumes`].
     List,
+    /// Answers [`Reply::Snapshots`].
+    ListSnapshots,
 }
 
 /// What storaged answers.
@@ -106,6 +136,11 @@ pub enum Reply {
     Volumes {
         /// Every volume.
         volumes: Vec<VolumeStatus>,
+    },
+    /// To [`Request::ListSnapshots`], by name.
+    Snapshots {
+        /// Every snapshot.
+        snapshots: Vec<SnapshotStatus>,
     },
 }
 
@@ -139,6 +174,12 @@ pub struct VolumeStatus {
     /// The image it began as.
     #[serde(default)]
     pub image: Option<String>,
+    /// The snapshot it began as.
+    #[serde(default)]
+    pub snapshot: Option<VolumeName>,
+    /// Its bytes lie under a key.
+    #[serde(default)]
+    pub encrypted: bool,
     /// The socket it shall be served on.
     #[serde(default)]
     pub attached: Option<PathBuf>,
@@ -161,4 +202,21 @@ pub struct VolumeStatus {
     pub flushes: u64,
     /// Requests that ended in an error status.
     pub errors: u64,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Its name.
+    pub snapshot: VolumeName,
+    /// The volume that it is of, which may be gone.
+    pub volume: VolumeName,
+    /// That volume's size.
+    pub size_bytes: u64,
+    /// Its bytes lie under the volume's key, and so do those of volumes made from it.
+    pub encrypted: bool,
+    /// Bytes that changed since the volume's snapshot before, in grains of 64 KiB.
+    pub changed_bytes: u64,
+    /// Bytes that are not zeros, in grains of 64 KiB.
+    pub full_bytes: u64,
 }

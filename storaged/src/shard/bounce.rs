@@ -1,4 +1,5 @@
-//! Windows of memory through which encrypted volumes pass their bytes.
+//! Windows of memory through which encrypted volumes pass their bytes, and grains
+//! those that are merged.
 
 use std::io;
 
@@ -7,42 +8,51 @@ pub const WINDOW_BYTES: usize = crate::qos::PIECE_BYTES;
 /// Windows of a device; a piece that finds none waits for its turn.
 pub const WINDOWS: u16 = 32;
 
-/// One device's windows: page-aligned, touched only as far as they are used.
+/// Some windows: page-aligned, touched only as far as they are used.
 pub struct Bounce {
     base: *mut u8,
+    count: u16,
     free: Vec<u16>,
 }
 
+// SAFETY: the mapping belongs to this value, as a box's memory does.
+unsafe impl Send for Bounce {}
+
 impl Bounce {
-    const BYTES: usize = WINDOW_BYTES * WINDOWS as usize;
+    fn bytes(&self) -> usize {
+        WINDOW_BYTES * usize::from(self.count)
+    }
 
     /// No windows, for devices without encryption.
     #[must_use]
     pub fn none() -> Self {
         Self {
             base: std::ptr::null_mut(),
+            count: 0,
             free: Vec::new(),
         }
     }
 
-    /// All windows, free.
-    pub fn new() -> io::Result<Self> {
+    /// `count` windows, all free.
+    pub fn new(count: u16) -> io::Result<Self> {
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+        let bytes = WINDOW_BYTES * usize::from(count);
         // SAFETY: a fresh anonymous mapping aliases nothing, and the advice touches
         // that mapping alone.
         let base = unsafe {
             let base = mmap_anonymous(
                 std::ptr::null_mut(),
-                Self::BYTES,
+                bytes,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE,
             )?;
-            madvise(base, Self::BYTES, Advice::LinuxDontDump)?;
+            madvise(base, bytes, Advice::LinuxDontDump)?;
             base
         };
         Ok(Self {
             base: base.cast(),
-            free: (0..WINDOWS).collect(),
+            count,
+            free: (0..count).collect(),
         })
     }
 
@@ -59,7 +69,7 @@ impl Bounce {
     /// Address of a window that [`Self::take`] gave.
     #[must_use]
     pub fn at(&self, window: u16) -> *mut u8 {
-        // SAFETY: windows given out are below WINDOWS.
+        // SAFETY: windows given out are below `count`.
         unsafe { self.base.add(WINDOW_BYTES * usize::from(window)) }
     }
 
@@ -81,7 +91,7 @@ impl Drop for Bounce {
         if !self.base.is_null() {
             // SAFETY: the mapping made in `new`, which nothing uses any more: a
             // device is dropped only when none of its requests is in flight.
-            let _ = unsafe { rustix::mm::munmap(self.base.cast(), Self::BYTES) };
+            let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.bytes()) };
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A device of a shard: its queues, and the requests that must wait for others.
 
-use super::bounce::Bounce;
+use super::bounce::{Bounce, WINDOWS};
 use super::slot::Slot;
 use super::{Call, QueueStart};
+use crate::cow::head::Head;
 use crate::disk::{Backing, Disk};
 use crate::memory::Memory;
 use crate::queue::{Descriptor, Queue, QueueError};
@@ -213,6 +214,8 @@ pub struct Device {
     pub since_ns: u64,
     /// Windows for encryption.
     pub bounce: Bounce,
+    /// The map of a volume with layers.
+    pub head: Option<Box<Head>>,
     /// An exclusive piece runs.
     pub exclusive: bool,
     /// Pieces begun and not completed.
@@ -224,12 +227,18 @@ pub struct Device {
 impl Device {
     /// A device without running queues.
     pub fn new(disk: Arc<Disk>, generation: u32) -> std::io::Result<Self> {
-        let (encrypted, lane) = match &disk.backing {
-            Backing::File(file) if file.inline => (file.key.is_some(), Lane::Memory),
-            Backing::File(file) => (file.key.is_some(), Lane::Disk),
-            Backing::Null => (false, Lane::Memory),
+        let (encrypted, lane) = match disk.backing.file() {
+            Some(file) if file.inline => (file.key.is_some(), Lane::Memory),
+            Some(file) => (file.key.is_some(), Lane::Disk),
+            None => (false, Lane::Memory),
+        };
+        let head = match &disk.backing {
+            // One device at a time: two could not agree on what they claim.
+            Backing::Layered(layered) => Some(layered.take()?),
+            Backing::File(_) | Backing::Null => None,
         };
         Ok(Self {
+            head,
             generation,
             lane,
             queues: (0..disk.queues).map(|_| None).collect(),
@@ -239,7 +248,7 @@ impl Device {
             asleep: false,
             since_ns: 0,
             bounce: if encrypted {
-                Bounce::new()?
+                Bounce::new(WINDOWS)?
             } else {
                 Bounce::none()
             },
@@ -264,5 +273,13 @@ impl Device {
         self.exclusive = exclusive;
         self.running += 1;
         Some(window)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let (Backing::Layered(layered), Some(head)) = (&self.disk.backing, self.head.take()) {
+            layered.give_back(head);
+        }
     }
 }

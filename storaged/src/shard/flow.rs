@@ -228,6 +228,7 @@ impl Worker {
             Some(window) => {
                 let step = slot.begin(&dev.disk, &dev.bounce, window);
                 self.drive(index, step);
+                self.wake_layered(device);
             }
             None => dev.waiting = Some(index),
         }
@@ -240,15 +241,24 @@ impl Worker {
         let device = slot.device;
         self.on_ring -= 1;
         self.on_ring_cost -= cost(slot.data_bytes);
-        if let Some(dev) = &self.devices[device] {
-            let step = slot.advance(&dev.disk, &dev.bounce, result);
-            self.drive(index, step);
+        if let Some(dev) = &mut self.devices[device] {
+            let step = match &mut dev.head {
+                None => Some(slot.advance(&dev.disk, &dev.bounce, result)),
+                Some(head) => {
+                    let turn = head.advance(index as u32, &mut slot.detour, result);
+                    self.detour(index, turn)
+                }
+            };
+            if let Some(step) = step {
+                self.drive(index, step);
+            }
             self.wake_waiting(device);
+            self.wake_layered(device);
         }
     }
 
     /// Begins a waiting piece if it can; its device may go on then.
-    fn wake_waiting(&mut self, device: usize) {
+    pub(super) fn wake_waiting(&mut self, device: usize) {
         if let Some(dev) = self.devices[device].as_mut()
             && let Some(index) = dev.waiting
             && let Some(window) = dev.admit(&self.slots[index])
@@ -262,12 +272,20 @@ impl Worker {
     }
 
     /// Runs a piece until it waits for the ring or is done.
-    fn drive(&mut self, index: usize, mut step: Step) {
+    pub(super) fn drive(&mut self, index: usize, mut step: Step) {
         loop {
             let slot = &mut self.slots[index];
-            let Some(dev) = &self.devices[slot.device] else {
+            let Some(dev) = &mut self.devices[slot.device] else {
                 return;
             };
+            if let (Step::Submit(op), Some(head)) = (&step, &mut dev.head) {
+                let turn = head.begin(index as u32, &mut slot.detour, *op);
+                match self.detour(index, turn) {
+                    Some(next) => step = next,
+                    None => return,
+                }
+                continue;
+            }
             match (step, &dev.disk.backing) {
                 (Step::Submit(op), Backing::File(file)) if file.inline => {
                     let result = run(&op, file);
@@ -279,7 +297,7 @@ impl Worker {
                     self.on_ring_cost += cost(slot.data_bytes);
                     return self.push(entry);
                 }
-                (Step::Submit(_), Backing::Null) => return,
+                (Step::Submit(_), Backing::Null | Backing::Layered(_)) => return,
                 (Step::Done(status), _) => return self.complete(index, status),
             }
         }

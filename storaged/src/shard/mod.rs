@@ -9,12 +9,14 @@
 //! over a channel, answered by the shard's thread. Nothing else is shared.
 //! [`worker`] is the loop, [`flow`] a request's way in and [`done`] its way out, [`device`]
 //! a device's state, [`slot`] a request's; [`sleep`] holds those that wait for their limits.
+//! [`layers`] runs the detours of volumes with layers.
 
 pub mod bounce;
 pub mod device;
 pub mod done;
 pub mod flow;
 pub mod idle;
+mod layers;
 pub mod op;
 pub mod pieces;
 pub mod sleep;

@@ -22,22 +22,34 @@ pub enum Op {
         offset: u64,
         /// Length.
         len: u64,
+        /// All of it must read as zeros; else it is advice (discard).
+        must: bool,
     },
 }
 
 impl Op {
     /// Gives bytes back; they read as zeros.
     #[must_use]
-    pub fn punch(offset: u64, len: u64) -> Self {
+    pub fn punch(offset: u64, len: u64, must: bool) -> Self {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        Self::Allocate { mode, offset, len }
+        Self::Allocate {
+            mode,
+            offset,
+            len,
+            must,
+        }
     }
 
     /// Makes bytes read as zeros and keeps their space.
     #[must_use]
     pub fn zero(offset: u64, len: u64) -> Self {
         let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        Self::Allocate { mode, offset, len }
+        Self::Allocate {
+            mode,
+            offset,
+            len,
+            must: true,
+        }
     }
 }
 
@@ -93,12 +105,12 @@ pub fn entry(op: &Op, file: &FileBacking) -> squeue::Entry {
         Op::Sync => opcode::Fsync::new(types::Fd(file.buffered.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
-        Op::Allocate { mode, offset, len } => {
-            opcode::Fallocate::new(types::Fd(file.buffered.as_raw_fd()), *len)
-                .offset(*offset)
-                .mode(*mode)
-                .build()
-        }
+        Op::Allocate {
+            mode, offset, len, ..
+        } => opcode::Fallocate::new(types::Fd(file.buffered.as_raw_fd()), *len)
+            .offset(*offset)
+            .mode(*mode)
+            .build(),
     }
 }
 
@@ -111,9 +123,9 @@ pub fn run(op: &Op, file: &FileBacking) -> i32 {
             Op::Readv(v) => libc::preadv(fd, v.iov, v.count as i32, v.offset as i64),
             Op::Writev(v) => libc::pwritev(fd, v.iov, v.count as i32, v.offset as i64),
             Op::Sync => libc::fdatasync(fd) as isize,
-            Op::Allocate { mode, offset, len } => {
-                libc::fallocate(fd, mode, offset as i64, len as i64) as isize
-            }
+            Op::Allocate {
+                mode, offset, len, ..
+            } => libc::fallocate(fd, mode, offset as i64, len as i64) as isize,
         }
     };
     if result < 0 {

@@ -9,12 +9,14 @@
 //!                            block is read and decrypted first, and runs alone
 //! ```
 //! It performs nothing itself: each step yields an [`Op`] that the shard runs on its
-//! ring, or at once where the file is in RAM.
+//! ring, or at once where the file is in RAM. Where a volume has layers, the op takes
+//! its way through [`crate::cow`], which may do less of it than asked, as a file may.
 
 use super::bounce::{Bounce, WINDOW_BYTES};
 use super::op::{Op, Vector};
+use crate::cow::detour::Detour;
 use crate::crypt::{BLOCK_BYTES, Key};
-use crate::disk::{Backing, DIRECT_ALIGN, Disk, FileBacking};
+use crate::disk::{DIRECT_ALIGN, Disk, FileBacking};
 use crate::request::{ID_BYTES, Kind, STATUS_IOERR, STATUS_OK, STATUS_UNSUPP};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -58,6 +60,8 @@ pub struct Slot {
     pub data_bytes: u64,
     /// Writes are durable on completion (no `VIRTIO_BLK_F_FLUSH`).
     pub dsync: bool,
+    /// Its operation's way through a volume's layers.
+    pub detour: Detour,
     /// The request that this is a piece of; itself, if it is whole.
     pub parent: usize,
     /// Of a request in pieces: how many have not ended, those not begun being one.
@@ -89,6 +93,7 @@ impl Default for Slot {
             parent: 0,
             pieces: 0,
             outcome: STATUS_OK,
+            detour: Detour::default(),
             first: 0,
             done: 0,
             buffered: false,
@@ -130,7 +135,7 @@ impl Slot {
     pub fn begin(&mut self, disk: &Disk, bounce: &Bounce, window: Option<u16>) -> Step {
         (self.first, self.done, self.buffered) = (0, 0, false);
         (self.phase, self.window) = (Phase::Plain, window);
-        let file = match (&disk.backing, self.kind) {
+        let file = match (disk.backing.file(), self.kind) {
             (_, Kind::Refuse(status)) => return Step::Done(status),
             (_, Kind::GetId) => {
                 let mut serial = disk.serial;
@@ -140,15 +145,15 @@ impl Slot {
             (_, Kind::Read(_) | Kind::Write(_)) if self.data_bytes == 0 => {
                 return Step::Done(STATUS_OK);
             }
-            (Backing::Null, Kind::Read(_)) => {
+            (None, Kind::Read(_)) => {
                 for iov in &self.iovecs {
                     // SAFETY: each piece is guest memory inside a live mapping.
                     unsafe { iov.iov_base.cast::<u8>().write_bytes(0, iov.iov_len) };
                 }
                 return Step::Done(STATUS_OK);
             }
-            (Backing::Null, _) => return Step::Done(STATUS_OK),
-            (Backing::File(file), _) => file,
+            (None, _) => return Step::Done(STATUS_OK),
+            (Some(file), _) => file,
         };
         match self.kind {
             Kind::Read(_) | Kind::Write(_) if file.key.is_some() => self.next_window(file, bounce),
@@ -159,7 +164,7 @@ impl Slot {
 
     /// The next step after an operation ended with `result`: bytes, or `-errno`.
     pub fn advance(&mut self, disk: &Disk, bounce: &Bounce, result: i32) -> Step {
-        let Backing::File(file) = &disk.backing else {
+        let Some(file) = disk.backing.file() else {
             return Step::Done(STATUS_IOERR);
         };
         let transfer = matches!(self.kind, Kind::Read(_) | Kind::Write(_));
@@ -219,7 +224,7 @@ impl Slot {
             Kind::Flush if !file.durable || file.inline => Step::Done(STATUS_OK),
             Kind::Flush => Step::Submit(Op::Sync),
             Kind::Discard { offset, len } => match inner(file, offset, len) {
-                Some((offset, len)) => Step::Submit(Op::punch(offset, len)),
+                Some((offset, len)) => Step::Submit(Op::punch(offset, len, false)),
                 None => Step::Done(STATUS_OK),
             },
             Kind::WriteZeroes { len: 0, .. } => Step::Done(STATUS_OK),
@@ -229,7 +234,7 @@ impl Slot {
                 Step::Done(STATUS_UNSUPP)
             }
             Kind::WriteZeroes { offset, len, unmap } if unmap || file.inline => {
-                Step::Submit(Op::punch(offset, len))
+                Step::Submit(Op::punch(offset, len, true))
             }
             Kind::WriteZeroes { offset, len, .. } => Step::Submit(Op::zero(offset, len)),
             Kind::Read(_) | Kind::Write(_) | Kind::GetId | Kind::Refuse(_) => {
@@ -374,10 +379,7 @@ const EMPTY: libc::iovec = libc::iovec {
     iov_len: 0,
 };
 fn key(disk: &Disk) -> Option<&Key> {
-    match &disk.backing {
-        Backing::File(file) => file.key.as_ref(),
-        Backing::Null => None,
-    }
+    disk.backing.file().and_then(|file| file.key.as_ref())
 }
 
 /// The part of a discard that frees whole blocks; encrypted blocks go whole or not.

@@ -30,8 +30,8 @@ impl Volumes {
         }
         if record.limits != *limits {
             table
-                .update(|records| {
-                    if let Some(record) = records.get_mut(name) {
+                .update(|contents| {
+                    if let Some(record) = contents.volumes.get_mut(name) {
                         record.limits = limits.clone();
                     }
                 })
@@ -65,10 +65,10 @@ impl Volumes {
             _ => {}
         }
         table
-            .update_groups(|groups| {
-                groups.remove(name);
+            .update(|contents| {
+                contents.groups.remove(name);
                 if !ends {
-                    groups.insert(name.to_owned(), *limits);
+                    contents.groups.insert(name.to_owned(), *limits);
                 }
             })
             .map_err(|error| failed("the table", &error))?;

@@ -1,10 +1,11 @@
 //! Volumes: what the control socket asks for, made so and kept so.
 //!
 //! ```text
-//!  put     file (temporary, synced, renamed) ─▶ table      no table entry: collected
-//!  attach  table ─▶ attachment                             resumed from the table
-//!  detach  table ─▶ hang up, drain
-//!  delete  table ─▶ hang up, drain ─▶ key ─▶ file          file left: collected
+//!  put       file, or layer and map ─▶ table               no table entry: collected
+//!  attach    table ─▶ attachment                           resumed from the table
+//!  detach    table ─▶ hang up, drain
+//!  delete    table ─▶ hang up, drain ─▶ key ─▶ file        file left: collected
+//!  snapshot  hang up, drain ─▶ maps ─▶ table ─▶ connect    no table entry: let go
 //! ```
 //! The table is written first where something ends and last where it begins, so a
 //! crash between two steps leaves garbage that the next start collects, and never a
@@ -12,11 +13,17 @@
 
 mod attachment;
 mod content;
+mod images;
+mod keys;
+mod layered;
 mod limits;
+mod put;
 mod refusal;
+mod snapshots;
 mod table;
 mod volume;
 
+use crate::cow::log::BootId;
 use crate::crypt::Key;
 use crate::qos::{self, Group, Qos};
 use crate::shard::Shard;
@@ -30,11 +37,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use table::{Attached, MAX_VOLUMES, Record, Table};
-use volume::{Store, Volume, hex};
+use table::{Attached, Record, Table};
+use volume::{Store, Volume};
 
 const BLOCK_BYTES: u64 = 4096;
 const MAX_BYTES: u64 = 16 << 40;
+/// Most snapshots of one storaged.
+const MAX_SNAPSHOTS: usize = 16_384;
 /// `sun_path` with its closing zero.
 const MAX_SOCKET_BYTES: usize = 107;
 
@@ -79,26 +88,48 @@ impl Drop for Claim<'_> {
 impl Volumes {
     /// Reads the table in `dir`, collects what crashes left, and resumes every
     /// attachment.
-    pub fn start(dir: &Path, images: &Path, shards: Vec<Shard>) -> Result<Self, StartError> {
+    pub fn start(
+        dir: &Path,
+        images: &Path,
+        shards: Vec<Shard>,
+        boot: BootId,
+    ) -> Result<Self, StartError> {
         let broken = |error| StartError::Dir(dir.to_owned(), error);
         let table = Table::load(dir)?;
-        let collected = content::collect(dir, |name| table.volumes().contains_key(name));
-        let collected = collected.map_err(broken)?;
-        tracing::info!(volumes = table.volumes().len(), collected, "table read");
-        let records = table.volumes().clone();
-        let groups = table.groups().iter();
+        let store = Arc::new(Store {
+            dir: dir.to_owned(),
+            images: images.to_owned(),
+            boot,
+            wrap: Box::new(keys::NodeKey::open(dir).map_err(broken)?),
+            known: images::Known::default(),
+            layers: Mutex::new(()),
+            table: Mutex::new(table),
+        });
+        let records = store.table().volumes().clone();
+        let snapshots = store.table().snapshots().clone();
+        let plain = |name: &str| records.contains_key(name) && !store.is_layered(name);
+        let collected = content::collect(dir, plain).map_err(broken)?
+            + store
+                .collect_layers(&|name| records.contains_key(name), &|name| {
+                    snapshots.contains_key(name)
+                })
+                .map_err(broken)?;
+        tracing::info!(
+            volumes = records.len(),
+            snapshots = snapshots.len(),
+            collected,
+            "table read"
+        );
+        let groups = store.table().groups().clone();
         let groups = groups
+            .iter()
             .map(|(name, limits)| {
                 let group = Group::new(limits, qos::now_ns());
                 (name.clone(), Arc::new(group))
             })
             .collect();
         let volumes = Self {
-            store: Arc::new(Store {
-                dir: dir.to_owned(),
-                images: images.to_owned(),
-                table: Mutex::new(table),
-            }),
+            store,
             shards,
             next_shard: AtomicUsize::new(0),
             live: Mutex::default(),
@@ -128,7 +159,22 @@ impl Volumes {
                 size_bytes,
                 kind,
                 image,
-            } => self.put(volume, *size_bytes, *kind, image.as_deref()),
+                snapshot,
+                encrypted,
+            } => self.put(
+                volume,
+                Record {
+                    size_bytes: *size_bytes,
+                    kind: *kind,
+                    image: image.clone(),
+                    snapshot: snapshot.as_ref().map(|name| name.0.clone()),
+                    encrypted: *encrypted,
+                    attached: None,
+                    key_check: None,
+                    served: false,
+                    limits: VolumeLimits::default(),
+                },
+            ),
             Request::Attach {
                 volume,
                 socket,
@@ -138,77 +184,16 @@ impl Volumes {
             Request::DeleteVolume { volume } => self.delete(volume),
             Request::SetLimits { volume, limits } => self.set_limits(volume, limits),
             Request::SetGroup { group, limits } => self.set_group(group, limits),
+            Request::ResizeVolume { volume, size_bytes } => self.resize(volume, *size_bytes),
+            Request::PutSnapshot { snapshot, volume } => self.put_snapshot(snapshot, volume),
+            Request::DeleteSnapshot { snapshot } => self.delete_snapshot(snapshot),
             Request::List => return self.list(),
+            Request::ListSnapshots => return self.list_snapshots(),
         };
         match outcome {
             Ok(()) => Reply::Ok,
             Err(Refused { code, message }) => Reply::Error { code, message },
         }
-    }
-
-    fn put(
-        &self,
-        name: &VolumeName,
-        size_bytes: u64,
-        kind: VolumeKind,
-        image: Option<&str>,
-    ) -> Result<(), Refused> {
-        let name = check_name(name)?;
-        if size_bytes == 0 || size_bytes > MAX_BYTES || !size_bytes.is_multiple_of(BLOCK_BYTES) {
-            return Err(refused(
-                ErrorCode::Invalid,
-                format!("size_bytes: {size_bytes} is not a multiple of 4096 in 4096..={MAX_BYTES}"),
-            ));
-        }
-        let _claim = self.claim(name);
-        if let Some((record, volume)) = self.find(name) {
-            if (record.size_bytes, record.kind, record.image.as_deref())
-                != (size_bytes, kind, image)
-            {
-                return Err(refused(
-                    ErrorCode::Conflict,
-                    format!("{name} exists with another size, kind or image"),
-                ));
-            }
-            return if volume.is_key_lost(&record, record.attached.is_some()) {
-                Err(key_lost(name))
-            } else {
-                Ok(())
-            };
-        }
-        if self.store.table().volumes().len() >= MAX_VOLUMES {
-            return Err(refused(
-                ErrorCode::Full,
-                format!("there are {MAX_VOLUMES} volumes"),
-            ));
-        }
-        let first = image
-            .map(|image| self.image(image, size_bytes))
-            .transpose()?;
-        let key = match kind {
-            VolumeKind::Persistent => None,
-            VolumeKind::Ephemeral => {
-                Some(Key::generate().map_err(|e| refused(ErrorCode::Io, e.to_string()))?)
-            }
-        };
-        let dir = &self.store.dir;
-        content::lay(dir, name, size_bytes, first.as_ref(), key.as_ref())
-            .map_err(|error| failed(name, &error))?;
-        let record = Record {
-            size_bytes,
-            kind,
-            image: image.map(str::to_owned),
-            attached: None,
-            key_check: key.as_ref().map(|key| hex(&key.check())),
-            served: false,
-            limits: VolumeLimits::default(),
-        };
-        self.store
-            .table()
-            .update(|records| drop(records.insert(name.to_owned(), record)))
-            .map_err(|error| failed("the table", &error))?;
-        self.enliven(name, key, &VolumeLimits::default());
-        Ok(())
     }
 
     fn attach(&self, name: &VolumeName, socket: &Path, read_only: bool) -> Result<(), Refused> {
@@ -266,11 +251,15 @@ impl Volumes {
         if let Some((_, volume)) = self.find(name) {
             self.store
                 .table()
-                .update(|records| drop(records.remove(name)))
+                .update(|contents| drop(contents.volumes.remove(name)))
                 .map_err(|error| failed("the table", &error))?;
             volume.destroy_key();
             self.hang_up(name);
             self.live().volumes.remove(name);
+        }
+        let _layers = self.store.layers();
+        if !self.store.table().snapshots().contains_key(name) {
+            self.let_go(name)?;
         }
         content::remove(&self.store.dir, name).map_err(|error| failed(name, &error))
     }
@@ -287,6 +276,8 @@ impl Volumes {
                 size_bytes: record.size_bytes,
                 kind: record.kind,
                 image: record.image,
+                snapshot: record.snapshot.map(VolumeName),
+                encrypted: record.encrypted || record.kind == VolumeKind::Ephemeral,
                 attached: record.attached.map(|a| a.socket),
                 connected: volume.connected.load(Ordering::Relaxed),
                 limits: record.limits,
@@ -303,8 +294,8 @@ impl Volumes {
     }
 
     fn set_attached(&self, name: &str, attached: Option<Attached>) -> Result<(), Refused> {
-        let change = |records: &mut BTreeMap<String, Record>| {
-            if let Some(record) = records.get_mut(name) {
+        let change = |contents: &mut table::Contents| {
+            if let Some(record) = contents.volumes.get_mut(name) {
                 record.attached = attached;
             }
         };
@@ -332,24 +323,6 @@ impl Volumes {
         if let Some(attachment) = attachment {
             attachment.stop();
         }
-    }
-
-    fn image(&self, name: &str, size_bytes: u64) -> Result<std::fs::File, Refused> {
-        let unusable = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                refused(ErrorCode::NotFound, format!("there is no image {name:?}"))
-            }
-            _ => failed(name, &error),
-        };
-        let file = self.store.image(name).map_err(unusable)?;
-        let len = file.metadata().map_err(unusable)?.len();
-        if len > size_bytes {
-            return Err(refused(
-                ErrorCode::Invalid,
-                format!("image {name:?} has {len} bytes, the volume {size_bytes}"),
-            ));
-        }
-        Ok(file)
     }
 
     /// Puts a volume of the table to life.

@@ -3,6 +3,7 @@
 //! Replaced whole: temporary file, fsync, rename, fsync of the folder. A reader
 //! finds the old table or the new one, never a mixture.
 
+use crate::cow::store::sync_dir;
 use ocs_storaged_api::{Limits, VolumeKind, VolumeLimits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,6 +26,13 @@ pub struct Record {
     /// The image it began as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The snapshot it began as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Its bytes lie under a key of its own, wrapped by the node's (persistent
+    /// volumes; ephemeral ones are encrypted in any case).
+    #[serde(default)]
+    pub encrypted: bool,
     /// To whom it shall be served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attached: Option<Attached>,
@@ -37,6 +45,22 @@ pub struct Record {
     /// What it is held to.
     #[serde(default, skip_serializing_if = "VolumeLimits::is_default")]
     pub limits: VolumeLimits,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The volume that it is of, which may be gone.
+    pub volume: String,
+    /// That volume's size.
+    pub size_bytes: u64,
+    /// Its bytes are encrypted, and those of volumes made from it.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// Bytes in grains that changed since the volume's snapshot before.
+    pub changed_bytes: u64,
+    /// Bytes in grains that are not zeros.
+    pub full_bytes: u64,
 }
 
 /// An attachment.
@@ -62,82 +86,79 @@ pub enum TableError {
     Version(PathBuf, u32),
 }
 
+/// All that a table says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Contents {
+    /// The volumes, by name.
+    pub volumes: BTreeMap<String, Record>,
+    /// The snapshots, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub snapshots: BTreeMap<String, Snapshot>,
+    /// The limits that volumes share, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, Limits>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
-    volumes: BTreeMap<String, Record>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    groups: BTreeMap<String, Limits>,
+    #[serde(flatten)]
+    contents: Contents,
 }
 
 /// The table, in memory as it is on disk.
 pub struct Table {
     dir: PathBuf,
-    volumes: BTreeMap<String, Record>,
-    groups: BTreeMap<String, Limits>,
+    contents: Contents,
 }
 
 impl Table {
     /// Reads the table in `dir`; no file is an empty table.
     pub fn load(dir: &Path) -> Result<Self, TableError> {
         let path = dir.join(FILE);
-        let (volumes, groups) = match std::fs::read(&path) {
+        let contents = match std::fs::read(&path) {
             Ok(bytes) => {
                 let stored: Stored = serde_json::from_slice(&bytes)
                     .map_err(|error| TableError::Parse(path.clone(), error))?;
                 if stored.version != VERSION {
                     return Err(TableError::Version(path, stored.version));
                 }
-                (stored.volumes, stored.groups)
+                stored.contents
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Contents::default(),
             Err(error) => return Err(TableError::Read(path, error)),
         };
         Ok(Self {
             dir: dir.to_owned(),
-            volumes,
-            groups,
+            contents,
         })
     }
 
     /// The volumes, by name.
     #[must_use]
     pub fn volumes(&self) -> &BTreeMap<String, Record> {
-        &self.volumes
+        &self.contents.volumes
+    }
+
+    /// The snapshots, by name.
+    #[must_use]
+    pub fn snapshots(&self) -> &BTreeMap<String, Snapshot> {
+        &self.contents.snapshots
     }
 
     /// The limits that volumes share, by name.
     #[must_use]
     pub fn groups(&self) -> &BTreeMap<String, Limits> {
-        &self.groups
+        &self.contents.groups
     }
 
-    /// Changes the volumes, durably; on error nothing changed.
-    pub fn update(&mut self, change: impl FnOnce(&mut BTreeMap<String, Record>)) -> io::Result<()> {
-        let mut volumes = self.volumes.clone();
-        change(&mut volumes);
-        self.replace(volumes, self.groups.clone())
-    }
-
-    /// Changes the groups, durably; on error nothing changed.
-    pub fn update_groups(
-        &mut self,
-        change: impl FnOnce(&mut BTreeMap<String, Limits>),
-    ) -> io::Result<()> {
-        let mut groups = self.groups.clone();
-        change(&mut groups);
-        self.replace(self.volumes.clone(), groups)
-    }
-
-    fn replace(
-        &mut self,
-        volumes: BTreeMap<String, Record>,
-        groups: BTreeMap<String, Limits>,
-    ) -> io::Result<()> {
+    /// Changes the table, durably; on error nothing changed.
+    pub fn update(&mut self, change: impl FnOnce(&mut Contents)) -> io::Result<()> {
+        let mut contents = self.contents.clone();
+        change(&mut contents);
         let stored = Stored {
             version: VERSION,
-            volumes,
-            groups,
+            contents,
         };
         let temporary = self.dir.join(format!("{FILE}.tmp"));
         let mut file = File::create(&temporary)?;
@@ -145,14 +166,9 @@ impl Table {
         file.sync_all()?;
         std::fs::rename(&temporary, self.dir.join(FILE))?;
         sync_dir(&self.dir)?;
-        (self.volumes, self.groups) = (stored.volumes, stored.groups);
+        self.contents = stored.contents;
         Ok(())
     }
-}
-
-/// Makes renames and unlinks in `dir` durable.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -164,6 +180,8 @@ mod tests {
             size_bytes: 4096,
             kind: VolumeKind::Persistent,
             image: None,
+            snapshot: None,
+            encrypted: false,
             attached: Some(Attached {
                 socket: "/run/x.sock".into(),
                 read_only: true,
@@ -179,13 +197,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut table = Table::load(dir.path()).unwrap();
         table
-            .update(|v| drop(v.insert("vol-1".into(), record())))
+            .update(|c| drop(c.volumes.insert("vol-1".into(), record())))
             .unwrap();
         std::fs::write(dir.path().join("volumes.json.tmp"), b"{\"vers").unwrap();
         let again = Table::load(dir.path()).unwrap();
         assert_eq!(again.volumes()["vol-1"], record());
         std::fs::remove_dir_all(dir.path()).unwrap();
-        assert!(table.update(BTreeMap::clear).is_err());
+        assert!(table.update(|c| c.volumes.clear()).is_err());
         assert_eq!(table.volumes().len(), 1);
     }
 

@@ -1,9 +1,14 @@
 //! A volume while storaged runs: its key, its counters, its connection.
 
 use super::content;
+use super::images::Known;
+use super::keys::Wrap;
+use super::layered::Base;
 use super::table::{Record, Table};
+use crate::cow::log::BootId;
+use crate::cow::store;
 use crate::crypt::{KEY_BYTES, Key};
-use crate::disk::{Backing, Disk, FileBacking, Stats, serial};
+use crate::disk::{Backing, Disk, FileBacking, Layered, Stats, serial};
 use crate::inflight::{PRIVATE_USED, Region};
 use crate::qos::Qos;
 use crate::session::{Secrets, Served};
@@ -28,12 +33,46 @@ pub struct Store {
     pub images: PathBuf,
     /// What exists.
     pub table: Mutex<Table>,
+    /// This boot of the host.
+    pub boot: BootId,
+    /// What keeps data keys at rest.
+    pub wrap: Box<dyn Wrap>,
+    /// Images whose layer is known.
+    pub known: Known,
+    /// Held by who changes which maps have a layer.
+    pub layers: Mutex<()>,
 }
 
 impl Store {
     /// The table; a panic elsewhere cannot have torn it, since it is replaced whole.
     pub fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to change which maps have a layer.
+    pub fn layers(&self) -> MutexGuard<'_, ()> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lays down the first content of a volume: a plain file where it is zeros and has
+    /// no wrapped key, else a layer of its own over what it begins as.
+    pub fn lay(&self, name: &str, record: &Record) -> io::Result<()> {
+        let _layers = self.layers();
+        let image = match &record.image {
+            Some(image) => Some(self.image_layer(image)?),
+            None => None,
+        };
+        let base = match (&image, &record.snapshot) {
+            (Some(layer), _) => Base::Image(layer),
+            (None, Some(snapshot)) => Base::Snapshot(snapshot),
+            (None, None) if record.encrypted => Base::Nothing,
+            (None, None) => return content::lay(&self.dir, name, record.size_bytes),
+        };
+        let key = match record.encrypted {
+            true => Some(self.wrap.generate()?),
+            false => None,
+        };
+        self.make(name, record.size_bytes, base, key)
     }
 
     /// Opens an image by file name.
@@ -117,8 +156,7 @@ impl Volume {
         let durable = record.kind == VolumeKind::Persistent;
         // Without its key an ephemeral volume shows its size and no byte.
         let backing = if durable || key.is_some() {
-            let path = content::path(&self.store.dir, &self.name);
-            Backing::File(FileBacking::open(&path, read_only, key, durable)?)
+            self.open(read_only, key, durable)?
         } else {
             Backing::Null
         };
@@ -133,6 +171,28 @@ impl Volume {
         }))
     }
 
+    fn open(&self, read_only: bool, key: Option<Key>, durable: bool) -> io::Result<Backing> {
+        let dir = &self.store.dir;
+        if !self.store.is_layered(&self.name) {
+            let path = content::path(dir, &self.name);
+            let file = FileBacking::open(&path, read_only, key, durable)?;
+            return Ok(Backing::File(file));
+        }
+        let boot = self.store.boot;
+        let head = store::open(
+            dir,
+            &self.name,
+            boot,
+            read_only,
+            durable,
+            &|layer, own| match &layer.key {
+                Some(wrapped) => self.store.wrap.unwrap(wrapped).map(Some),
+                None => Ok(key.clone().filter(|_| own)),
+            },
+        )?;
+        Ok(Backing::Layered(Layered::new(head)))
+    }
+
     fn record(&self) -> Option<Record> {
         self.store.table().volumes().get(&self.name).cloned()
     }
@@ -142,8 +202,8 @@ impl Volume {
     }
 
     fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), String> {
-        let update = |records: &mut std::collections::BTreeMap<String, Record>| {
-            records.get_mut(&self.name).map(change);
+        let update = |contents: &mut super::table::Contents| {
+            contents.volumes.get_mut(&self.name).map(change);
         };
         self.store
             .table()
@@ -163,19 +223,9 @@ impl Volume {
             return Err("the volume's key is lost".into());
         }
         let key = Key::generate().map_err(|error| error.to_string())?;
-        let image = match &record.image {
-            Some(name) => Some(self.store.image(name).map_err(|e| format!("{name}: {e}"))?),
-            None => None,
-        };
-        let dir = &self.store.dir;
-        content::lay(
-            dir,
-            &self.name,
-            record.size_bytes,
-            image.as_ref(),
-            Some(&key),
-        )
-        .map_err(|error| format!("the volume cannot be laid down: {error}"))?;
+        self.store
+            .lay(&self.name, &record)
+            .map_err(|error| format!("the volume cannot be laid down: {error}"))?;
         self.update(|r| r.key_check = Some(hex(&key.check())))?;
         *self.key() = Some(key.clone());
         Ok(key)

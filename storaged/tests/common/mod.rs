@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod host;
+
 use ocs_storaged::memory::{Mapping, Trust, sealed_memfd};
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -66,6 +66,8 @@ impl Storaged {
             size_bytes: 64 << 20,
             kind,
             image: None,
+            snapshot: None,
+            encrypted: false,
         });
         self.ask(&Request::Attach {
             volume,

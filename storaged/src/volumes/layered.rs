@@ -1,0 +1,328 @@
+//! Volumes and snapshots as maps over layers: made, frozen, grown, let go.
+//!
+//! ```text
+//!  make     layer (empty) ─▶ NAME.map
+//!  freeze   top synced ─▶ new layer ─▶ NAME.map on it ─▶ SNAPSHOT.map ─▶ table
+//!  let go   (table) ─▶ layers' grains that no map has: freed ─▶ NAME.map
+//! ```
+//! Who uses a layer is never written down: it follows from the maps. So nothing can
+//! be counted wrongly, snapshots go in any order, and a map that the table does not
+//! name is itself the note of what is still to be let go.
+
+use super::content;
+use super::volume::Store;
+use crate::cow::log::{LayerRef, Recovered, Trust};
+use crate::cow::map::{GRAIN_BYTES, MAX_LAYERS, Map, Place, grains};
+use crate::cow::store::{self, map_path, sync_dir};
+use std::fs::File;
+use std::io;
+
+/// What a volume begins as.
+#[derive(Clone, Copy, Debug)]
+pub enum Base<'a> {
+    /// Zeros.
+    Nothing,
+    /// A layer that holds an image.
+    Image(&'a str),
+    /// A snapshot.
+    Snapshot(&'a str),
+}
+
+/// How large a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// Bytes in grains that changed since the volume's snapshot before.
+    pub changed_bytes: u64,
+    /// Bytes in grains that are not zeros.
+    pub full_bytes: u64,
+}
+
+/// Leaves out layers that no grain lies in; the last stays.
+fn compact(layers: &mut Vec<LayerRef>, map: &mut Map) {
+    let mut used = vec![false; layers.len()];
+    if let Some(last) = used.last_mut() {
+        *last = true;
+    }
+    for index in map.runs().filter_map(|(_, _, place)| place.index()) {
+        used[index] = true;
+    }
+    if used.iter().all(|used| *used) {
+        return;
+    }
+    let mut moved = vec![Place::ZERO; layers.len()];
+    let kept = moved.iter_mut().zip(&used).filter(|(_, used)| **used);
+    for (index, (to, _)) in kept.enumerate() {
+        *to = Place::layer(index);
+    }
+    let runs: Vec<_> = map.runs().collect();
+    for (first, count, place) in runs {
+        if let Some(index) = place.index() {
+            map.set(first, count, moved[index]);
+        }
+    }
+    let mut keep = used.into_iter();
+    layers.retain(|_| keep.next().unwrap_or(true));
+}
+
+fn full(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::QuotaExceeded, why.to_owned())
+}
+
+impl Store {
+    /// Does volume `name` have a map?
+    #[must_use]
+    pub fn is_layered(&self, name: &str) -> bool {
+        map_path(&self.dir, name).exists()
+    }
+
+    /// Makes the map of volume `name`; `key` is its own layer's, wrapped. The caller
+    /// holds [`Store::layers`].
+    pub fn make(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        base: Base,
+        key: Option<String>,
+    ) -> io::Result<()> {
+        let (mut layers, mut map) = match base {
+            Base::Nothing => (Vec::new(), Map::new(size_bytes)),
+            Base::Image(layer) => {
+                let file = File::open(self.dir.join(layer))?;
+                let shared = LayerRef {
+                    file: layer.to_owned(),
+                    key: None,
+                };
+                (vec![shared], store::map_of(&file, size_bytes)?)
+            }
+            Base::Snapshot(snapshot) => {
+                let (found, _) = store::load(&self.dir, snapshot, Trust::Committed)?;
+                let mut map = found.map;
+                map.grow(size_bytes);
+                (found.layers, map)
+            }
+        };
+        compact(&mut layers, &mut map);
+        self.top_off(name, size_bytes, layers, map, key)
+    }
+
+    /// Puts an empty layer on top of `layers` and writes the map of `name`.
+    fn top_off(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        mut layers: Vec<LayerRef>,
+        map: Map,
+        key: Option<String>,
+    ) -> io::Result<()> {
+        if layers.len() >= MAX_LAYERS {
+            return Err(full("the volume stands on 255 layers; delete snapshots"));
+        }
+        let file = store::create_layer(&self.dir, size_bytes)?;
+        layers.push(LayerRef { file, key });
+        store::save(&self.dir, name, self.boot, size_bytes, &layers, &map).map(drop)
+    }
+
+    /// The state of volume `name`, which nobody serves; synced. A volume without a map
+    /// has its file as its only layer from now on, under a second name.
+    fn settled(&self, name: &str, size_bytes: u64) -> io::Result<Recovered> {
+        if !self.is_layered(name) {
+            let raw = content::path(&self.dir, name);
+            let file = File::options().read(true).write(true).open(&raw)?;
+            file.set_len(grains(size_bytes) * GRAIN_BYTES)?;
+            file.sync_all()?;
+            let layer = store::layer_name()?;
+            std::fs::hard_link(&raw, self.dir.join(&layer))?;
+            sync_dir(&self.dir)?;
+            let map = store::map_of(&file, size_bytes)?;
+            let layers = [LayerRef {
+                file: layer,
+                key: None,
+            }];
+            store::save(&self.dir, name, self.boot, size_bytes, &layers, &map)?;
+            content::remove(&self.dir, name)?;
+        }
+        let (found, _) = store::load(&self.dir, name, Trust::Since(self.boot))?;
+        let own = found.layers.last().ok_or(io::ErrorKind::InvalidData)?;
+        File::open(self.dir.join(&own.file))?.sync_data()?;
+        Ok(found)
+    }
+
+    /// Makes durable what can be before a volume's service pauses.
+    pub fn presync(&self, name: &str) -> io::Result<()> {
+        if self.is_layered(name) {
+            let (found, _) = store::load(&self.dir, name, Trust::Committed)?;
+            let own = found.layers.last().ok_or(io::ErrorKind::InvalidData)?;
+            return File::open(self.dir.join(&own.file))?.sync_data();
+        }
+        File::open(content::path(&self.dir, name))?.sync_data()
+    }
+
+    /// Freezes volume `name`, which nobody serves, as `snapshot`. The caller holds
+    /// [`Store::layers`].
+    pub fn freeze(&self, name: &str, size_bytes: u64, snapshot: &str) -> io::Result<Frozen> {
+        let found = self.settled(name, size_bytes)?;
+        let top = Place::layer(found.layers.len() - 1);
+        let zeros = found.map.count(Place::ZERO);
+        let frozen = Frozen {
+            changed_bytes: found.map.count(top) * GRAIN_BYTES,
+            full_bytes: (found.map.grains() - zeros) * GRAIN_BYTES,
+        };
+        let (layers, mut map) = (found.layers, found.map);
+        let key = layers.last().and_then(|own| own.key.clone());
+        let (mut below, mut shown) = (layers.clone(), Map::new(size_bytes));
+        for (first, count, place) in map.runs() {
+            shown.set(first, count, place);
+        }
+        compact(&mut below, &mut map);
+        // A last layer that holds nothing is not stood upon.
+        if below.len() > 1 && map.count(Place::layer(below.len() - 1)) == 0 {
+            below.pop();
+        }
+        // The volume first: what the snapshot names is frozen before it exists.
+        self.top_off(name, size_bytes, below, map, key)?;
+        let mut layers = layers;
+        compact(&mut layers, &mut shown);
+        store::save(&self.dir, snapshot, self.boot, size_bytes, &layers, &shown)?;
+        Ok(frozen)
+    }
+
+    /// Grows volume `name`, which nobody serves.
+    pub fn grow(&self, name: &str, size_bytes: u64) -> io::Result<()> {
+        if !self.is_layered(name) {
+            let raw = content::path(&self.dir, name);
+            let file = File::options().write(true).open(raw)?;
+            file.set_len(size_bytes)?;
+            return file.sync_all();
+        }
+        let mut found = self.settled(name, size_bytes)?;
+        let own = found.layers.last().ok_or(io::ErrorKind::InvalidData)?;
+        let file = File::options().write(true).open(self.dir.join(&own.file))?;
+        file.set_len(grains(size_bytes) * GRAIN_BYTES)?;
+        file.sync_all()?;
+        found.map.grow(size_bytes);
+        store::save(
+            &self.dir,
+            name,
+            self.boot,
+            size_bytes,
+            &found.layers,
+            &found.map,
+        )
+        .map(drop)
+    }
+
+    /// Lets go of what only the map of `name` has, then of the map; done if there is
+    /// none. The caller holds [`Store::layers`]; `volumes` are the names that have a
+    /// layer of their own.
+    pub fn let_go(&self, name: &str, volumes: &dyn Fn(&str) -> bool) -> io::Result<()> {
+        if !self.is_layered(name) {
+            return Ok(());
+        }
+        let layers = match store::load(&self.dir, name, Trust::Committed) {
+            Ok((found, _)) => found.layers,
+            // It never was whole, or is damaged: then its layers, if nobody else's,
+            // go at the next start.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(name, %error, "the map is damaged");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        let mut users: Vec<Option<Map>> = layers.iter().map(|_| None).collect();
+        let mut growing = vec![false; layers.len()];
+        for other in self.maps()?.iter().filter(|other| *other != name) {
+            // Its commits must be durable before we free what they gave up.
+            File::open(map_path(&self.dir, other))?.sync_data()?;
+            let (found, _) = store::load(&self.dir, other, Trust::Committed)?;
+            for (at, layer) in found.layers.iter().enumerate() {
+                let Some(index) = layers.iter().position(|l| l.file == layer.file) else {
+                    continue;
+                };
+                growing[index] |= at + 1 == found.layers.len() && volumes(other);
+                let len = std::fs::metadata(self.dir.join(&layer.file))?.len();
+                let used = users[index].get_or_insert_with(|| Map::new(len));
+                for (first, count, _) in found.map.runs().filter(|r| r.2 == Place::layer(at)) {
+                    used.set(first, count, Place::layer(0));
+                }
+            }
+        }
+        for ((layer, used), growing) in layers.iter().zip(users).zip(growing) {
+            let path = self.dir.join(&layer.file);
+            match used {
+                None => remove(&path)?,
+                Some(_) if growing => {}
+                Some(used) => free(&path, &used)?,
+            }
+        }
+        remove(&map_path(&self.dir, name))?;
+        sync_dir(&self.dir)
+    }
+
+    /// The names that have maps.
+    pub fn maps(&self) -> io::Result<Vec<String>> {
+        self.names(".map")
+    }
+
+    fn names(&self, suffix: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            names.extend(name.strip_suffix(suffix).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Removes what crashes left of maps and layers. `volumes` and `snapshots` know
+    /// the table's names.
+    pub fn collect_layers(
+        &self,
+        volumes: &dyn Fn(&str) -> bool,
+        snapshots: &dyn Fn(&str) -> bool,
+    ) -> io::Result<usize> {
+        let mut collected = 0;
+        for name in self.maps()? {
+            if !volumes(&name) && !snapshots(&name) {
+                self.let_go(&name, volumes)?;
+                collected += 1;
+            }
+        }
+        let mut used = std::collections::BTreeSet::new();
+        for name in self.maps()? {
+            match store::load(&self.dir, &name, Trust::Committed) {
+                Ok((found, _)) => used.extend(found.layers.into_iter().map(|l| l.file)),
+                Err(error) => {
+                    // Whose layers they are is unknown: better too many than too few.
+                    tracing::error!(name, %error, "layers are not collected");
+                    return Ok(collected);
+                }
+            }
+        }
+        for name in self.names(".layer")? {
+            let file = format!("{name}.layer");
+            if !used.contains(&file) {
+                remove(&self.dir.join(file))?;
+                collected += 1;
+            }
+        }
+        Ok(collected)
+    }
+}
+
+fn remove(path: &std::path::Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Frees all grains of a frozen layer that `used` does not have.
+fn free(path: &std::path::Path, used: &Map) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let all = grains(file.metadata()?.len());
+    for (first, count, place) in used.runs() {
+        if place == Place::ZERO && first < all {
+            store::punch(&file, first, count.min(all - first))?;
+        }
+    }
+    Ok(())
+}
