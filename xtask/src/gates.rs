@@ -15,7 +15,7 @@ pub const GATES: &[Gate] = &[
 ];
 
 /// Workspaces of their own, compiled for other targets.
-const OTHER_WORKSPACES: &[&str] = &["guest", "dataplane-ebpf"];
+const OTHER_WORKSPACES: &[&str] = &["guest", "dataplane-ebpf", "fuzz"];
 
 /// Runs all gates; the first that fails ends it.
 pub fn all() -> Result<()> {

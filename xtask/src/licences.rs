@@ -64,7 +64,7 @@ pub fn check() -> Result<()> {
     let rules: Rules = toml::from_str(&text).context("deny.toml is not of the expected form")?;
     let mut problems = BTreeSet::new();
     let mut seen = 0;
-    for folder in [".", "guest", "dataplane-ebpf"] {
+    for folder in [".", "guest", "dataplane-ebpf", "fuzz"] {
         let packages = dependencies(&places::root().join(folder))?;
         seen += packages.len();
         problems.extend(broken_rules(&packages, &rules));

@@ -12,6 +12,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod gates;
 mod lab;
 mod licences;
@@ -50,6 +51,8 @@ enum Command {
     Test(test::Options),
     /// Show the whole system through the real aws CLI, with evidence for each claim
     Demo(demo::Options),
+    /// Fuzz the parsers of hostile bytes
+    Fuzz(fuzz::Options),
     /// Open the emulated host, or run a command in it
     Lab {
         #[command(subcommand)]
@@ -89,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::BuildGuest => build::guest(),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Lab { action } => return lab::run(action),
         Command::Bench { area, quick } => bench::run(&area, quick),
         Command::Ci => gates::all(),

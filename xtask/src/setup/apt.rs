@@ -33,6 +33,11 @@ const GROUPS: &[Group] = &[
         packages: &["iproute2", "nftables"],
         present: || sh::has("ip") && sh::has("nft"),
     },
+    Group {
+        needs: &[Need::Fuzzer],
+        packages: &["g++"],
+        present: || sh::has("c++"),
+    },
     // A machine may come with a newer, backported qemu-utils that no qemu-system of
     // its release goes with, hence both by release name.
     Group {

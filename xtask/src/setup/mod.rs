@@ -27,6 +27,8 @@ pub enum Need {
     BpfLinker,
     /// `ip`, and `nft` as the packet path's peer.
     NetworkTools,
+    /// A C++ compiler, for libFuzzer.
+    Fuzzer,
     /// QEMU, and what makes the lab's images.
     Lab,
     /// The Python environment with aws CLI and boto3.

@@ -1,7 +1,7 @@
 //! Layers that `cargo test` runs; its lines are shown and counted.
 
 use super::Counts;
-use crate::{places, sh};
+use crate::{fuzz, places, sh};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -25,12 +25,21 @@ pub fn kernel(long: bool) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Every test with `fuzz` in its name, with more cases per property.
+/// Every test with `fuzz` in its name, with more cases per property; then each fuzz target.
 pub fn fuzz(long: bool) -> Result<Counts> {
     let cases = if long { LONG_CASES } else { FUZZ_CASES };
     let mut command = command(&["--lib", "--bins", "--tests"], &["fuzz"], long);
     command.env("PROPTEST_CASES", cases);
-    stream(&mut command)
+    let mut counts = stream(&mut command)?;
+    fuzz::build()?;
+    for target in fuzz::targets()? {
+        let runs = if long { fuzz::LONG_RUNS } else { fuzz::RUNS };
+        counts.record(
+            &format!("fuzz target {target}"),
+            fuzz::explore(&target, runs),
+        );
+    }
+    Ok(counts)
 }
 
 fn test(targets: &[&str], long: bool) -> Result<Counts> {

@@ -4,7 +4,7 @@
 //!  gates   formatting, lints, documentation, licences
 //!  unit    library and program tests, documentation examples
 //!  kernel  integration tests: BPF, KVM, vhost-user, namespaces in this kernel
-//!  fuzz    hostile-input tests again, with more cases
+//!  fuzz    hostile-input tests again, with more cases; libFuzzer's targets
 //!  system  `ocs up` over its API, through boto3, with real probe guests
 //!  demo    the demo's claims, and that each sabotage is noticed
 //!  lab     stock Linux in the emulated host
@@ -43,7 +43,7 @@ pub enum Layer {
     Unit,
     /// Integration tests against this kernel
     Kernel,
-    /// Hostile-input tests with more cases
+    /// Hostile-input tests with more cases, libFuzzer's targets
     Fuzz,
     /// The whole system over its API
     System,

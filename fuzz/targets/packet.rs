@@ -1,0 +1,56 @@
+//! Frames from hostile guests, through the packet logic that the BPF programs run.
+//!
+//! Every frame is counted where it ends, and keeps its length.
+
+#![no_main]
+
+#[path = "../../dataplane/tests/support/mod.rs"]
+mod support;
+
+use libfuzzer_sys::fuzz_target;
+use ocs_dataplane::shared::Action;
+use support::memory::Memory;
+use support::policy::{all_out, cidr, group, policy, port, tcp_in};
+
+/// Two networks with the same addresses; the first two interfaces are of one.
+const NETWORKS: [u32; 3] = [7, 7, 8];
+
+fuzz_target!(|frames: Vec<(u8, u16, Vec<u8>)>| {
+    let mut memory = Memory::new(&policy(
+        [
+            port(1, NETWORKS[0], [10, 0, 0, 10], &["a"], [169, 254, 1, 1]),
+            port(
+                2,
+                NETWORKS[1],
+                [10, 0, 1, 10],
+                &["a", "b"],
+                [169, 254, 1, 2],
+            ),
+            port(3, NETWORKS[2], [10, 0, 0, 10], &["c"], [169, 254, 1, 3]),
+        ],
+        [
+            ("a", vec![all_out(), tcp_in(1, 1024, group("a"))]),
+            ("b", vec![all_out(), tcp_in(80, 80, cidr("10.0.0.0/8"))]),
+            ("c", vec![all_out(), tcp_in(0, u16::MAX, cidr("0.0.0.0/0"))]),
+        ],
+    ));
+    for (sender, wait, mut frame) in frames.into_iter().take(32) {
+        memory.now += u64::from(wait);
+        let (sender, length) = (u32::from(sender % 3) + 1, frame.len());
+        let before = counted(&memory);
+        let action = memory.run_port(sender, &mut frame);
+        let ends = counted(&memory) - before;
+        match action {
+            Action::Drop | Action::Bounce => assert_eq!(ends, 1),
+            // Where it left and where it arrived; the responder is no port.
+            Action::Redirect { .. } => assert!((1..=2).contains(&ends)),
+        }
+        assert_eq!(frame.len(), length);
+    }
+});
+
+fn counted(memory: &Memory) -> u64 {
+    (1..=3)
+        .flat_map(|port| memory.counters_of(port).packets.into_values())
+        .sum()
+}
