@@ -1,7 +1,7 @@
 //! Cooperative tasks on one processor, and the idle loop.
 //!
 //! ```text
-//!  loop: poll net, every task, net again ──▶ anything moved? again
+//!  loop: poll net, every task, net again ──▶ anything moved, an answer due? again
 //!                                      └──▶ arm the timer for the next deadline, halt
 //! ```
 //!
@@ -29,17 +29,25 @@ struct State {
     new_tasks: Vec<Task>,
     new_drivers: Vec<Driver>,
     next_us: u64,
+    poll_until_us: u64,
 }
 
 static STATE: Global<State> = Global::new(State {
     new_tasks: Vec::new(),
     new_drivers: Vec::new(),
     next_us: u64::MAX,
+    poll_until_us: 0,
 });
 
 /// Asks that the loop runs again at `at_us`, or earlier.
 pub fn wake_at(at_us: u64) {
     STATE.with(|state| state.next_us = state.next_us.min(at_us));
+}
+
+/// Asks that the loop does not halt for `us`: an answer is about to come.
+pub fn poll_for(us: u64) {
+    let until_us = clock::now_us() + us;
+    STATE.with(|state| state.poll_until_us = state.poll_until_us.max(until_us));
 }
 
 /// Starts a task.
@@ -125,9 +133,9 @@ pub fn run() -> ! {
             moved |= driver();
         }
         console::poll();
-        let next_us = STATE.with(|state| state.next_us);
+        let (next_us, poll_until_us) = STATE.with(|state| (state.next_us, state.poll_until_us));
         let now_us = clock::now_us();
-        if moved || next_us <= now_us {
+        if moved || next_us <= now_us || poll_until_us > now_us {
             continue;
         }
         if next_us != u64::MAX {

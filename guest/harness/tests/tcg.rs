@@ -46,6 +46,35 @@ fn disks_keep_what_is_written_and_show_what_is_not() {
 }
 
 #[test]
+fn benches_report_what_they_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk_image(folder.path(), "disk", 1 << 20);
+    let orders = [
+        "bench disk 0 write 4KiB depth 32 for 300ms",
+        "bench disk 0 read 64KiB depth 1 for 300ms",
+        "bench disk 1 read 4KiB depth 1 for 300ms",
+        "exit",
+    ];
+    let mut guest = Guest::start(&orders, Network::None, &[&disk]);
+    assert!(guest.wait_for_exit().success());
+    let lines = guest.lines();
+    for (beginning, least_ops) in [
+        ("bench: disk 0 write block=4096 depth=32 ops=", 32),
+        ("bench: disk 0 read block=65536 depth=1 ops=", 1),
+    ] {
+        let ops = lines.iter().find_map(|line| {
+            line.strip_prefix(beginning)?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        });
+        assert!(ops.is_some_and(|ops: u64| ops >= least_ops), "{lines:#?}");
+    }
+    assert!(lines.iter().any(|l| l == "disk: 1 error=no-such-disk"));
+}
+
+#[test]
 fn orders_come_from_metadata_and_all_run() {
     let orders = [
         "# the network's orders",
@@ -53,6 +82,7 @@ fn orders_come_from_metadata_and_all_run() {
         "connect 169.254.160.99:9000 every 100ms",
         "connect 169.254.160.99:1 every 1s",
         "ping 169.254.160.77 every 1s",
+        "bench tcp 169.254.160.99:9000 for 300ms",
         "http-get http://169.254.160.99/letters",
         "dance",
     ];
@@ -60,6 +90,8 @@ fn orders_come_from_metadata_and_all_run() {
     guest.wait_for("stream: 169.254.160.99:9000 alive records=");
     guest.wait_for("connect: 169.254.160.99:9000 ok us=");
     guest.wait_for("connect: 169.254.160.99:1 ");
+    let benched = guest.wait_for("bench: tcp 169.254.160.99:9000 echoed_bytes=");
+    assert!(!benched.contains("echoed_bytes=0 "), "{benched}");
     guest.wait_for("ping: 169.254.160.77 timeout ok_total=0 failed_total=1");
     let fetched =
         guest.wait_for("http-get: http://169.254.160.99/letters status=200 bytes=1000000");
@@ -70,7 +102,7 @@ fn orders_come_from_metadata_and_all_run() {
     let lines = guest.lines();
     for expected in [
         "imds: instance-id=i-0123456789abcdef0 local-ipv4=169.254.160.15 v1_status=401",
-        "order: 6 error=unknown dance",
+        "order: 7 error=unknown dance",
         "ready",
     ] {
         assert!(

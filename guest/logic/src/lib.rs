@@ -17,6 +17,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod fold;
 pub mod http;
+pub mod latency;
 pub mod order;
 pub mod pace;
 pub mod pattern;

@@ -18,6 +18,10 @@ pub const MAX_LINE_BYTES: usize = 256;
 pub const MAX_HTTP_BODY_BYTES: u64 = 64 << 20;
 /// What `listen http PORT` serves without a size.
 pub const DEFAULT_HTTP_BODY_BYTES: u64 = 1 << 20;
+/// The most requests that `bench disk` has in flight.
+pub const MAX_BENCH_DEPTH: u8 = 32;
+/// The largest request of `bench disk`.
+pub const MAX_BENCH_BLOCK_BYTES: u64 = 64 << 10;
 /// What `disk … fill` and `verify` use without a seed.
 pub const DEFAULT_SEED: u64 = 1;
 
@@ -67,6 +71,13 @@ pub enum Order {
         /// What to do with it.
         work: DiskWork,
     },
+    /// Echoes as many bytes over one TCP connection as it carries.
+    BenchTcp {
+        /// An echo server.
+        to: SocketAddrV4,
+        /// How long.
+        for_ms: u32,
+    },
     /// Nothing.
     Idle,
     /// Power off when all earlier orders that end have ended.
@@ -99,6 +110,21 @@ pub enum DiskWork {
         /// From the disk's start.
         size_bytes: u64,
     },
+    /// As many requests at random places as the disk takes.
+    Bench(DiskBench),
+}
+
+/// The load of `bench disk`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskBench {
+    /// Writes, else reads.
+    pub write: bool,
+    /// Of each request.
+    pub block_bytes: u64,
+    /// Requests in flight.
+    pub depth: u8,
+    /// How long.
+    pub for_ms: u32,
 }
 
 /// Why a line is no order.
@@ -211,6 +237,7 @@ fn parse_line(raw: &[u8]) -> Result<Order, OrderError> {
             index: words.parse("disk")?,
             work: parse_disk(&mut words)?,
         },
+        "bench" => parse_bench(&mut words)?,
         "idle" => Order::Idle,
         "exit" => Order::Exit,
         "reset" => Order::Reset,
@@ -271,6 +298,43 @@ fn parse_disk(words: &mut Words<'_>) -> Result<DiskWork, OrderError> {
     })
 }
 
+/// `bench disk N read|write BLOCK depth D for T`, `bench tcp IP:PORT for T`.
+fn parse_bench(words: &mut Words<'_>) -> Result<Order, OrderError> {
+    match words.need("bench")? {
+        "tcp" => Ok(Order::BenchTcp {
+            to: words.parse("peer")?,
+            for_ms: words.duration()?,
+        }),
+        "disk" => {
+            let index = words.parse("disk")?;
+            let write = match words.need("work")? {
+                "read" => false,
+                "write" => true,
+                _ => return Err(OrderError::Bad("work")),
+            };
+            let block_bytes = parse_bytes(words.need("block")?)
+                .filter(|n| *n > 0 && *n <= MAX_BENCH_BLOCK_BYTES && n.is_multiple_of(512))
+                .ok_or(OrderError::Bad("block"))?;
+            words.literal("depth")?;
+            let depth = words.parse("depth")?;
+            if depth == 0 || depth > MAX_BENCH_DEPTH {
+                return Err(OrderError::Bad("depth"));
+            }
+            let for_ms = words.duration()?;
+            Ok(Order::Disk {
+                index,
+                work: DiskWork::Bench(DiskBench {
+                    write,
+                    block_bytes,
+                    depth,
+                    for_ms,
+                }),
+            })
+        }
+        _ => Err(OrderError::Bad("bench")),
+    }
+}
+
 struct Words<'a>(SplitAsciiWhitespace<'a>);
 
 impl<'a> Words<'a> {
@@ -284,12 +348,28 @@ impl<'a> Words<'a> {
 
     /// `every 100ms`: 10 ms to 1 hour.
     fn every(&mut self) -> Result<u32, OrderError> {
-        if self.need("every")? != "every" {
-            return Err(OrderError::Bad("every"));
+        self.literal("every")?;
+        self.millis("interval", 10)
+    }
+
+    /// `for 5s`: 100 ms to 1 hour.
+    fn duration(&mut self) -> Result<u32, OrderError> {
+        self.literal("for")?;
+        self.millis("duration", 100)
+    }
+
+    fn millis(&mut self, what: &'static str, least: u32) -> Result<u32, OrderError> {
+        parse_millis(self.need(what)?)
+            .filter(|ms| (least..=3_600_000).contains(ms))
+            .ok_or(OrderError::Bad(what))
+    }
+
+    fn literal(&mut self, word: &'static str) -> Result<(), OrderError> {
+        if self.need(word)? == word {
+            Ok(())
+        } else {
+            Err(OrderError::Bad(word))
         }
-        parse_millis(self.need("interval")?)
-            .filter(|ms| (10..=3_600_000).contains(ms))
-            .ok_or(OrderError::Bad("interval"))
     }
 }
 

@@ -95,6 +95,25 @@ fn every_order_of_the_table() {
                 },
             },
         ),
+        (
+            "bench disk 1 write 4KiB depth 32 for 5s",
+            Order::Disk {
+                index: 1,
+                work: DiskWork::Bench(DiskBench {
+                    write: true,
+                    block_bytes: 4096,
+                    depth: 32,
+                    for_ms: 5000,
+                }),
+            },
+        ),
+        (
+            "bench tcp 172.31.0.5:9000 for 100ms",
+            Order::BenchTcp {
+                to: peer,
+                for_ms: 100,
+            },
+        ),
         ("  idle\t# really", Order::Idle),
         ("exit\r", Order::Exit),
         ("reset", Order::Reset),
@@ -108,6 +127,14 @@ fn every_order_of_the_table() {
 fn each_bad_word_is_named() {
     let cases = [
         ("dance", "unknown"),
+        ("bench", "missing-bench"),
+        ("bench cpu", "bad-bench"),
+        ("bench disk 0 erase 4KiB depth 1 for 1s", "bad-work"),
+        ("bench disk 0 read 128KiB depth 1 for 1s", "bad-block"),
+        ("bench disk 0 read 4KiB deep 1 for 1s", "bad-depth"),
+        ("bench disk 0 read 4KiB depth 33 for 1s", "bad-depth"),
+        ("bench disk 0 read 4KiB depth 1", "missing-for"),
+        ("bench tcp 1.2.3.4:5 for 1ms", "bad-duration"),
         ("listen", "missing-protocol"),
         ("listen sctp 1", "bad-protocol"),
         ("listen tcp", "missing-port"),

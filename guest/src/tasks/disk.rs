@@ -1,8 +1,8 @@
-//! `disk`: fill, verify, loop; the orders of one disk run one after another.
+//! `disk` and `bench disk`; the orders of one disk run one after another.
 
-use super::{Board, Done};
+use super::{Board, Done, bench};
 use crate::console::say;
-use crate::virtio::disk::{CHUNK_BYTES, DEPTH, Disk, DiskError};
+use crate::virtio::disk::{CHUNK_BYTES, Disk, DiskError};
 use crate::{clock, executor};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -10,6 +10,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use ocs_probe_logic::order::DiskWork;
 use ocs_probe_logic::pattern;
+
+/// Requests in flight of a pass.
+const DEPTH: usize = 4;
 
 /// Why a pass over a disk ended early.
 enum PassError {
@@ -62,6 +65,9 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
                 rounds(disk, index, size_bytes, board.report_us.get()).await;
                 Ok(())
             }
+            DiskWork::Bench(load) => bench::disk(disk, index, load)
+                .await
+                .map_err(PassError::from),
         };
         if let Err(error) = result {
             let kind = match work {
@@ -69,6 +75,7 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
                 DiskWork::Verify { .. } => "verify",
                 DiskWork::Loop { .. } => "loop",
                 DiskWork::Await => "await",
+                DiskWork::Bench(_) => "bench",
             };
             say!("disk: {index} {kind} {error}");
         }

@@ -7,6 +7,7 @@
 //! ```
 
 mod attempts;
+mod bench;
 mod disk;
 mod fetch;
 mod imds;
@@ -139,6 +140,13 @@ fn run(lines: Vec<Line>, board: Rc<Board>, acpi: Acpi) {
                 finite.push(done.clone());
                 with_net(&board, |net| executor::spawn(fetch::get(net, url, done)));
             }
+            Order::BenchTcp { to, for_ms } => {
+                let done = Done::default();
+                finite.push(done.clone());
+                with_net(&board, |net| {
+                    executor::spawn(bench::tcp(net, to, for_ms, done));
+                });
+            }
             Order::Exit | Order::Reset => {
                 let earlier = finite.clone();
                 executor::spawn(async move {
@@ -177,7 +185,12 @@ fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
         }
         Order::Udp { to, every_ms } => executor::spawn(probes::udp(net, to, every_ms, report_us)),
         Order::Stream(to) => executor::spawn(stream::run(net, to, report_us)),
-        Order::Idle | Order::HttpGet(_) | Order::Disk { .. } | Order::Exit | Order::Reset => {}
+        Order::BenchTcp { .. }
+        | Order::Idle
+        | Order::HttpGet(_)
+        | Order::Disk { .. }
+        | Order::Exit
+        | Order::Reset => {}
     });
 }
 

@@ -13,6 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
+use ocs_probe_logic::order::MAX_BENCH_DEPTH;
 use virtio_drivers::Error;
 use virtio_drivers::device::common::Feature;
 use virtio_drivers::queue::VirtQueue;
@@ -22,9 +23,13 @@ use zerocopy::{Immutable, IntoBytes};
 /// Bytes that one request moves at most.
 pub const CHUNK_BYTES: usize = 64 << 10;
 /// Requests in flight at most; each has a buffer of [`CHUNK_BYTES`] once it is used.
-pub const DEPTH: usize = 4;
+pub const DEPTH: usize = MAX_BENCH_DEPTH as usize;
 const SECTOR_BYTES: u64 = 512;
-const QUEUE_SIZE: usize = 16;
+/// Three descriptors a request.
+const QUEUE_SIZE: usize = 128;
+/// How long the processor looks at the used ring before it halts: about what waking it by
+/// an interrupt costs on a host without hardware virtualisation.
+const POLL_US: u64 = 100;
 const ID_BYTES: usize = 20;
 /// How soon to ask again whether a reset has ended.
 const RESET_RETRY_US: u64 = 1_000;
@@ -117,6 +122,7 @@ struct Inner {
     transport: PciTransport,
     queue: VirtQueue<Hal, QUEUE_SIZE>,
     slots: [Slot; DEPTH],
+    in_flight: usize,
 }
 
 impl Disk {
@@ -142,6 +148,7 @@ impl Disk {
                     buffer: Vec::new(),
                     len: 0,
                 }),
+                in_flight: 0,
             }),
         })
     }
@@ -298,6 +305,8 @@ impl Disk {
             })
             .map_err(DiskError::Queue)?;
         slot.state = SlotState::InFlight(token);
+        inner.in_flight += 1;
+        executor::poll_for(POLL_US);
         if inner.queue.should_notify() {
             inner.transport.notify(0);
         }
@@ -338,7 +347,11 @@ impl Inner {
                 break;
             }
             slot.state = SlotState::Done;
+            self.in_flight -= 1;
             moved = true;
+        }
+        if moved && self.in_flight > 0 {
+            executor::poll_for(POLL_US);
         }
         moved
     }
