@@ -6,9 +6,11 @@
 //!     └───────────▶ the env file, once all of it serves   [up::ready]
 //!  ocs image import ▶ DIR/images and its manifest         [image, images]
 //!  ocs status ──────▶ which parts run, how many instances [status]
+//!  ocs explain, top, metrics, capture ▶ the packet path  [evidence]
 //! ```
 //! Start reading at [`up::run`].
 
+mod evidence;
 mod image;
 mod images;
 mod part;
@@ -37,6 +39,14 @@ enum Command {
     Image(image::Command),
     /// Shows which parts run and how many instances.
     Status(status::Arguments),
+    /// Says what would become of a packet, and by which mapping, rule or flow.
+    Explain(evidence::Explain),
+    /// Shows what became of each network interface's packets.
+    Top(evidence::Place),
+    /// The same, and network credits, in Prometheus' text format.
+    Metrics(evidence::Place),
+    /// Writes a network interface's frames to a pcapng file.
+    Capture(evidence::Capture),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +54,10 @@ fn main() -> ExitCode {
         Command::Up(arguments) => up::run(&arguments),
         Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Explain(arguments) => evidence::explain(&arguments),
+        Command::Top(place) => evidence::top(&place),
+        Command::Metrics(place) => evidence::metrics(&place),
+        Command::Capture(arguments) => evidence::capture(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,8 +2,14 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use ocs_dataplane_shared::Packet;
+use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
+use ocs_dataplane_shared::layout::Direction;
+
+use crate::kernel_maps::CAPTURES;
 
 /// A frame between `data` and `data_end`.
 ///
@@ -11,6 +17,7 @@ use ocs_dataplane_shared::Packet;
 /// compiler would compare one sum and use another that it knows to be equal, so
 /// [`opaque`] hides from it how the pointer came to be.
 pub struct Frame {
+    context: *mut xdp_md,
     start: usize,
     end: usize,
 }
@@ -20,6 +27,7 @@ impl Frame {
     #[inline(always)]
     pub fn new(context: &XdpContext) -> Self {
         Self {
+            context: context.ctx,
             start: context.data(),
             end: context.data_end(),
         }
@@ -50,6 +58,30 @@ impl Frame {
         Some(())
     }
 
+    /// Writes the frame's first bytes, and what is to be said of it.
+    ///
+    /// # Safety
+    ///
+    /// `to` can be written.
+    #[inline(always)]
+    unsafe fn show(&self, to: *mut Captured, direction: Direction) {
+        // Compared as a number: the verifier learns nothing from two pointers that differ.
+        let length = opaque(self.end - self.start);
+        let shown = length.min(CAPTURE_BYTES);
+        // SAFETY: the caller vouches for `to`, whose `bytes` have room for `shown`; the
+        // helpers read the frame and the clock.
+        unsafe {
+            (*to).time_ns = bpf_ktime_get_ns();
+            (*to).length = length as u32;
+            (*to).direction = direction as u32;
+            (*to).reserved = 0;
+            let copied = shown > 0
+                && bpf_xdp_load_bytes(self.context, 0, (&raw mut (*to).bytes).cast(), shown as u32)
+                    == 0;
+            (*to).shown = if copied { shown as u32 } else { 0 };
+        }
+    }
+
     /// Writes eight bytes, as they lie in memory.
     #[inline(always)]
     pub fn store_u64(&mut self, at: usize, value: u64) -> Option<()> {
@@ -71,6 +103,18 @@ impl Packet for Frame {
     #[inline(always)]
     fn len(&self) -> usize {
         self.end - self.start
+    }
+
+    #[inline(always)]
+    fn capture(&self, slot: u32, direction: Direction) {
+        if let Some(ring) = CAPTURES.get(slot)
+            && let Some(mut entry) = ring.reserve(0)
+        {
+            let captured = entry.as_mut_ptr();
+            // SAFETY: `captured` is an entry's memory, which is ours until it is submitted.
+            unsafe { self.show(captured, direction) };
+            entry.submit(0);
+        }
     }
 
     #[inline(always)]

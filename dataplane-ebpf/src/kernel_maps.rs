@@ -1,17 +1,19 @@
 //! The kernel's maps as [`Maps`]. Their names, keys and values are the loader's
 //! interface; `ocs_dataplane_shared::layout` describes them.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use ocs_dataplane_shared::Maps;
+use ocs_dataplane_shared::capture::Captured;
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
     Address, Counters, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, MAX_ENDPOINTS, MAX_RULES,
     MAX_SLOTS, REASONS, RULE_BITS, Reason, RuleKey, Service, Tap,
 };
 use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
+use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -29,6 +31,11 @@ static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS>, MAX_SLOTS> = ArrayOfMaps:
 static LIMITS: Array<Limits, MAX_SLOTS> = Array::new();
 #[btf_map]
 static METERS: Array<Meters, MAX_SLOTS> = Array::new();
+#[btf_map]
+static FLOW_LOGS: ArrayOfMaps<HashMap<LogKey, LogRecord, LOG_FLOWS, ON_DEMAND>, MAX_SLOTS> =
+    ArrayOfMaps::new();
+#[btf_map]
+pub static CAPTURES: ArrayOfMaps<RingBuf<Captured, 65_536>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, MAX_SLOTS> = PerCpuArray::new();
 #[btf_map]
@@ -73,6 +80,34 @@ impl Maps for KernelMaps {
         let meters = METERS.get(slot)?;
         let index = direction as usize;
         Some((limits.directions.get(index)?, meters.directions.get(index)?))
+    }
+
+    #[inline(always)]
+    fn is_logged(&self, slot: u32) -> bool {
+        FLOW_LOGS.get(slot).is_some()
+    }
+
+    #[inline(always)]
+    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
+        let Some(table) = FLOW_LOGS.get(slot) else {
+            return;
+        };
+        let now = self.now();
+        // SAFETY: as in `tap`; the loader only reads elements, and their words are shared
+        // by CPUs as `LogRecord` means them to be.
+        let found = unsafe { table.get(key) };
+        let found = match found {
+            Some(record) => Some(record),
+            None => {
+                // If that fails another CPU was first, or there is no room.
+                let _room = table.insert(key, LogRecord::beginning(now), BPF_NOEXIST.into());
+                // SAFETY: as above.
+                unsafe { table.get(key).or_else(|| table.get(LogKey::SKIPPED)) }
+            }
+        };
+        if let Some(record) = found {
+            record.add(bytes, now);
+        }
     }
 
     #[inline(always)]

@@ -21,6 +21,7 @@ mod bpffs;
 mod clock;
 mod contents;
 mod error;
+mod explain;
 mod links;
 mod maps;
 mod netns;
@@ -28,8 +29,10 @@ mod programs;
 mod rtnl;
 mod switch;
 mod tap;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,7 +48,9 @@ use maps::KernelMaps;
 use programs::Programs;
 
 pub use error::FabricError;
+pub use explain::{Explanation, Packet, Step};
 pub use tap::Tap;
+pub use watch::{Capture, FlowLog, FlowRecord, Frame};
 
 /// Where a fabric's parts are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +139,16 @@ struct State {
     contents: Contents,
     numbers: Numbers,
     slots: Slots,
+    /// What the maps were last made equal to; empty until then.
+    policy: Policy,
+}
+
+impl State {
+    fn slot(&self, port: &PortId) -> Result<u32, FabricError> {
+        self.slots.of(port).ok_or_else(|| FabricError::UnknownPort {
+            port: port.0.clone(),
+        })
+    }
 }
 
 impl Fabric {
@@ -150,6 +165,10 @@ impl Fabric {
         let mut programs = Programs::new(object)?;
         let timeouts = clock::timeouts(&programs)?;
         let contents = maps.read()?;
+        // Whoever watched a port through a predecessor is gone with it.
+        for slot in &contents.tables {
+            maps.remove_capture(*slot)?;
+        }
         programs.adopt(&pins)?;
         let svc0 = netns::within(taps_netns.as_fd(), || {
             let svc0 = rtnl::index_of(links::SVC0)?;
@@ -168,6 +187,7 @@ impl Fabric {
             numbers: Numbers::after(contents.highest_number()),
             slots: Slots::adopt(&contents.entries.taps),
             contents,
+            policy: Policy::default(),
         };
         Ok(Self {
             config,
@@ -220,19 +240,88 @@ impl Fabric {
         })?;
         state.numbers = numbers;
         state.slots = slots;
+        state.policy.clone_from(policy);
         Ok(Applied { map_writes })
     }
 
     /// What became of a port's packets since it got its slot.
     pub fn counters(&self, port: &PortId) -> Result<Counters, FabricError> {
         let state = self.state();
-        let slot = state
-            .slots
-            .of(port)
-            .ok_or_else(|| FabricError::UnknownPort {
-                port: port.0.clone(),
-            })?;
-        state.maps.counters(slot)
+        state.maps.counters(state.slot(port)?)
+    }
+
+    /// Credits that a port has left in one direction, in bytes; `None`: it is not limited.
+    pub fn credit_bytes(
+        &self,
+        port: &PortId,
+        direction: Direction,
+    ) -> Result<Option<u64>, FabricError> {
+        let state = self.state();
+        let slot = state.slot(port)?;
+        let Some(limits) = state.contents.entries.limits.get(&slot) else {
+            return Ok(None);
+        };
+        let meters = state.maps.meters(slot)?;
+        let now = state.programs.jiffies()?;
+        let index = direction as usize;
+        Ok(meters.directions[index].credit_bytes(&limits.directions[index], now))
+    }
+
+    /// Ports of the policy in force.
+    pub fn ports(&self) -> Vec<PortId> {
+        self.state().slots.ports().cloned().collect()
+    }
+
+    /// What would become of a packet that a port sends. Nothing is sent, counted or
+    /// remembered.
+    pub fn explain(&self, port: &PortId, packet: Packet) -> Result<Explanation, FabricError> {
+        let state = self.state();
+        let names = explain::Names {
+            policy: &state.policy,
+            numbers: &state.numbers,
+            slots: &state.slots,
+        };
+        let now = state.programs.jiffies()?;
+        explain::explain(&state.maps, &names, port, packet, now)
+    }
+
+    /// The first IPv4 address of a port.
+    pub fn first_address(&self, port: &PortId) -> Option<Ipv4Addr> {
+        compiler::ipv4_addresses(self.state().policy.ports.get(port)?).next()
+    }
+
+    /// Watches a port's frames, in place of whoever watched it before.
+    pub fn capture(&self, port: &PortId) -> Result<Capture, FabricError> {
+        let mut state = self.state();
+        let slot = state.slot(port)?;
+        watch::capture(&mut state.maps, slot)
+    }
+
+    /// Watches them no more.
+    pub fn end_capture(&self, capture: &Capture) -> Result<(), FabricError> {
+        watch::end_capture(&self.state().maps, capture)
+    }
+
+    /// Logs a port's flows from now on, or no more.
+    pub fn set_logged(&self, port: &PortId, logged: bool) -> Result<(), FabricError> {
+        let mut state = self.state();
+        let slot = state.slot(port)?;
+        if logged {
+            watch::start_log(&mut state.maps, slot)
+        } else {
+            state.maps.remove_flow_log(slot)
+        }
+    }
+
+    /// Takes what a port's log was told since it was last taken; `None`: it has no log.
+    pub fn take_flow_log(&self, port: &PortId) -> Result<Option<FlowLog>, FabricError> {
+        let mut state = self.state();
+        let slot = state.slot(port)?;
+        let clock = watch::Clock {
+            jiffies: state.programs.jiffies()?,
+            hz: self.timeouts.hz,
+        };
+        watch::take_log(&mut state.maps, slot, &clock)
     }
 
     /// What became of the responder's packets, and of those that no port claims.

@@ -1,8 +1,9 @@
 //! The policy's meaning, said as plainly as possible: the judge of everything faster.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::model::{Direction, Group, Peer, Policy, Port, PortId, Traffic, Vni};
+use crate::model::{Direction, Group, GroupId, Peer, Policy, Port, PortId, Rule, Traffic, Vni};
 
 /// The first packet of a flow, as rules see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,14 +80,23 @@ fn allows(
         .iter()
         .filter_map(|group| policy.groups.get(group))
         .flat_map(|Group { rules }| rules)
-        .any(|rule| {
-            rule.direction == direction
-                && covers(&rule.traffic, question)
-                && match &rule.peer {
-                    Peer::Cidr(prefix) => prefix.contains(&IpAddr::V4(peer_address)),
-                    Peer::Group(group) => peer.groups.contains(group),
-                }
-        })
+        .any(|rule| applies(rule, direction, &peer.groups, peer_address, question))
+}
+
+/// Whether a rule allows it, with a peer in these groups.
+pub(crate) fn applies(
+    rule: &Rule,
+    direction: Direction,
+    peer_groups: &BTreeSet<GroupId>,
+    peer_address: Ipv4Addr,
+    question: Question,
+) -> bool {
+    rule.direction == direction
+        && covers(&rule.traffic, question)
+        && match &rule.peer {
+            Peer::Cidr(prefix) => prefix.contains(&IpAddr::V4(peer_address)),
+            Peer::Group(group) => peer_groups.contains(group),
+        }
 }
 
 fn covers(traffic: &Traffic, question: Question) -> bool {

@@ -74,6 +74,9 @@ pub struct Arguments {
     /// Seconds that a guest may take to shut down at Ctrl-C.
     #[arg(long, default_value_t = 10)]
     pub stop_grace_s: u32,
+    /// Log every network interface's flows, in AWS's format, to `DIR/log/flow/`.
+    #[arg(long)]
+    pub flow_logs: bool,
 }
 
 /// Runs `ocs up`.

@@ -150,6 +150,7 @@ impl Plan<'_> {
                 "--overcommit-memory",
                 self.arguments.overcommit_memory.to_string(),
             )
+            .with("--flow-logs", self.arguments.flow_logs.to_string())
     }
 
     fn start(&self, part: Part) -> Start {

@@ -175,6 +175,23 @@ impl Found<'_> {
     }
 }
 
+/// Words of a [`Bucket`].
+pub const BUCKET_WORDS: usize = size_of::<Bucket>() / 8;
+
+impl From<[u64; BUCKET_WORDS]> for Bucket {
+    /// A copy of a bucket, as its map gives it.
+    fn from(words: [u64; BUCKET_WORDS]) -> Self {
+        let way = |index: usize| Way {
+            meta: Word::new(words[3 * index]),
+            peers: Word::new(words[3 * index + 1]),
+            deadline: Word::new(words[3 * index + 2]),
+        };
+        Self {
+            ways: core::array::from_fn(way),
+        }
+    }
+}
+
 impl Bucket {
     /// Finds a live flow.
     #[inline(always)]

@@ -13,6 +13,7 @@ use crate::flow::FlowKey;
 use crate::layout::{
     Direction, Endpoint, EndpointKey, Identity, ROUTER_MAC, Reason, RuleKey, Tap, Timeouts,
 };
+use crate::log;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{
@@ -64,6 +65,12 @@ pub(crate) fn to_endpoint(
         Part::Later => follows_first(maps, tap, ip),
         Part::Whole | Part::First => admit(packet, maps, tap, sender, receiver, ip)?,
     };
+    let by_sender = !matches!(admitted, Admitted::No(_));
+    log::record(packet, maps, tap.slot, ip, by_sender);
+    if by_sender {
+        let by_receiver = matches!(admitted, Admitted::Yes);
+        log::record(packet, maps, receiver.slot, ip, by_receiver);
+    }
     match admitted {
         Admitted::Yes => {}
         Admitted::No(reason) => return Err(reason),

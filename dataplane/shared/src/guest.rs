@@ -15,6 +15,7 @@ pub fn receive(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex: u
         maps.count(RESPONDER_SLOT, Direction::Egress, Reason::NoPort);
         return Action::Drop;
     };
+    packet.capture(tap.slot, Direction::Egress);
     match decide(packet, maps, tap) {
         Ok(action) => limit::deliver(packet, maps, action),
         Err(reason) => {

@@ -9,6 +9,8 @@
 //! DEVICES    slot → interface                 where to redirect to
 //! LIMITS     slot → limit::Limits    how fast it may go
 //! METERS     slot → limit::Meters    what it has spent of that
+//! FLOW_LOGS  slot → {LogKey → LogRecord}  what its log is told; none: no log
+//! CAPTURES   slot → ring of Captured      who watches its frames; none: nobody
 //! COUNTERS   slot → Counters, per CPU
 //! ```
 //!

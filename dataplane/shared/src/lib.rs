@@ -25,12 +25,14 @@
 )]
 
 pub mod arp;
+pub mod capture;
 pub mod checksum;
 pub mod flow;
 pub mod forward;
 pub mod guest;
 pub mod layout;
 pub mod limit;
+pub mod log;
 pub mod maps;
 pub mod packet;
 pub mod parse;

@@ -128,6 +128,23 @@ pub struct Meters {
     pub directions: [Meter; 2],
 }
 
+/// Words of [`Meters`].
+pub const METER_WORDS: usize = size_of::<Meters>() / 8;
+
+impl From<[u64; METER_WORDS]> for Meters {
+    /// A copy, as the map gives it.
+    fn from(words: [u64; METER_WORDS]) -> Self {
+        let spent = |index: usize| Spent(Word::new(words[index]));
+        Self {
+            directions: [0, 3].map(|first| Meter {
+                peak: spent(first),
+                baseline: spent(first + 1),
+                packets: spent(first + 2),
+            }),
+        }
+    }
+}
+
 impl Meter {
     /// Lets a frame through and charges it, or says what it exceeds. `packets` is 1 unless
     /// the frame is to be cut into segments.
@@ -178,14 +195,18 @@ pub(crate) fn police(
     }
 }
 
-/// The receiver's limits, asked last: only what would reach it is charged to it.
+/// The receiver's limits, asked last: only what would reach it is charged to it, and shown
+/// to one who watches it.
 #[inline(always)]
 pub(crate) fn deliver(packet: &(impl Packet + ?Sized), maps: &impl Maps, action: Action) -> Action {
     let Action::Redirect { slot, .. } = action else {
         return action;
     };
     match police(packet, maps, slot, Direction::Ingress) {
-        Ok(()) => action,
+        Ok(()) => {
+            packet.capture(slot, Direction::Ingress);
+            action
+        }
         Err(reason) => {
             maps.count(slot, Direction::Ingress, reason);
             Action::Drop

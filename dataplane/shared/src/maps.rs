@@ -3,6 +3,7 @@
 use crate::flow::Bucket;
 use crate::layout::{Address, Direction, Endpoint, EndpointKey, Reason, RuleKey, Service, Tap};
 use crate::limit::{Limit, Meter};
+use crate::log::LogKey;
 
 /// What is done with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub trait Maps {
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
     /// How fast a port may go one way, and what it has spent of that.
     fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)>;
+    /// Whether a port's flows are logged.
+    fn is_logged(&self, slot: u32) -> bool;
+    /// Adds a packet to a port's log.
+    fn log(&self, slot: u32, key: &LogKey, bytes: u64);
     /// Jiffies since boot; not 0.
     fn now(&self) -> u64;
     /// Counts a packet.

@@ -1,5 +1,7 @@
 //! A frame that can be read and written at any offset, without ever leaving it.
 
+use crate::layout::Direction;
+
 /// Bytes of a frame. Every access is checked against its end; beyond it reads give
 /// `None` and writes do nothing but say so.
 pub trait Packet {
@@ -16,6 +18,10 @@ pub trait Packet {
     fn segments(&self) -> u64 {
         1
     }
+
+    /// Shows the frame to one who watches the port, if anyone does.
+    #[inline(always)]
+    fn capture(&self, _slot: u32, _direction: Direction) {}
 
     /// The byte at `at`.
     fn load_u8(&self, at: usize) -> Option<u8>;

@@ -14,6 +14,12 @@ use core::sync::atomic::Ordering;
 #[derive(Debug, Default)]
 pub(crate) struct Word(AtomicU64);
 
+impl Word {
+    pub(crate) const fn new(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+}
+
 #[cfg(not(target_arch = "bpf"))]
 impl Word {
     pub(crate) fn load(&self) -> u64 {

@@ -54,6 +54,13 @@ impl Slots {
         self.ports.get(port).map(|(slot, _)| *slot)
     }
 
+    /// The port that has a slot.
+    #[must_use]
+    pub fn port(&self, slot: u32) -> Option<&PortId> {
+        let found = self.ports.iter().find(|(_, (of, _))| *of == slot);
+        found.map(|(id, _)| id)
+    }
+
     /// Ports that have one.
     pub fn ports(&self) -> impl Iterator<Item = &PortId> {
         self.ports.keys()

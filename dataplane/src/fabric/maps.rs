@@ -7,12 +7,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::XdpMapError;
 use aya::maps::{Array, ArrayOfMaps, DevMap, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
-use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::flow::{BUCKET_WORDS, Bucket};
 use ocs_dataplane_shared::layout::{
-    self, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, REASONS, RESPONDER_SLOT, Reason, RuleKey,
-    Service, Tap,
+    self, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, REASONS, RESPONDER_SLOT, RULE_BITS,
+    Reason, RuleKey, Service, Tap,
 };
-use ocs_dataplane_shared::limit::{Limits, Meters};
+use ocs_dataplane_shared::limit::{Limits, METER_WORDS, Meters};
+use ocs_dataplane_shared::log::{LogKey, LogRecord};
 
 use super::bpffs::Pins;
 use super::contents::{Contents, Tables};
@@ -21,8 +22,8 @@ use super::{Counters, bpf};
 use crate::compiler::Entries;
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 9] = [
-    TAPS, ENDPOINTS, SERVICES, RULES, FLOWS, LIMITS, METERS, COUNTERS, DEVICES,
+pub(super) const NAMES: [&str; 11] = [
+    TAPS, ENDPOINTS, SERVICES, RULES, FLOWS, LIMITS, METERS, FLOW_LOGS, CAPTURES, COUNTERS, DEVICES,
 ];
 const TAPS: &str = "TAPS";
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -31,13 +32,15 @@ const RULES: &str = "RULES";
 const FLOWS: &str = "FLOWS";
 const LIMITS: &str = "LIMITS";
 const METERS: &str = "METERS";
+pub(super) const FLOW_LOGS: &str = "FLOW_LOGS";
+pub(super) const CAPTURES: &str = "CAPTURES";
 const COUNTERS: &str = "COUNTERS";
 const DEVICES: &str = "DEVICES";
 
 /// A key or value of [`layout`], as bytes for the kernel.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 /// Marks types without padding, for which every pattern of bytes is a value.
 trait Plain: Copy + 'static {}
@@ -48,15 +51,18 @@ impl Plain for Service {}
 impl Plain for RuleKey {}
 impl Plain for layout::Counters {}
 impl Plain for Limits {}
+impl Plain for LogKey {}
 
 // SAFETY: the types marked `Plain` are `repr(C)` structures of integers whose fields fill
 // them (`layout` asserts their sizes).
 unsafe impl<T: Plain> Pod for Raw<T> {}
 
 /// A flow table's bucket as words.
-type BucketWords = [u64; size_of::<Bucket>() / 8];
+type BucketWords = [u64; BUCKET_WORDS];
+/// A port's flow log; the words of a [`LogRecord`].
+pub(super) type LogTable = HashMap<MapData, Raw<LogKey>, [u64; size_of::<LogRecord>() / 8]>;
 /// A slot's meters as words.
-type MeterWords = [u64; size_of::<Meters>() / 8];
+type MeterWords = [u64; METER_WORDS];
 
 /// The maps that the loader writes.
 pub(super) struct KernelMaps {
@@ -67,10 +73,14 @@ pub(super) struct KernelMaps {
     flows: ArrayOfMaps<MapData, Array<MapData, BucketWords>>,
     limits: Array<MapData, Raw<Limits>>,
     meters: Array<MapData, MeterWords>,
+    pub(super) flow_logs: ArrayOfMaps<MapData, LogTable>,
+    pub(super) captures: ArrayOfMaps<MapData, MapData>,
     counters: PerCpuArray<MapData, Raw<layout::Counters>>,
     devices: DevMap<MapData>,
-    /// `flows` and `devices` once more, to delete from.
+    /// Some of them once more, to delete from.
     flows_data: MapData,
+    flow_logs_data: MapData,
+    captures_data: MapData,
     devices_data: MapData,
 }
 
@@ -101,9 +111,13 @@ impl KernelMaps {
             flows: take(object, FLOWS)?,
             limits: take(object, LIMITS)?,
             meters: take(object, METERS)?,
+            flow_logs: take(object, FLOW_LOGS)?,
+            captures: take(object, CAPTURES)?,
             counters: take(object, COUNTERS)?,
             devices: take(object, DEVICES)?,
             flows_data: MapData::from_pin(pins.map(FLOWS)).map_err(map(FLOWS))?,
+            flow_logs_data: MapData::from_pin(pins.map(FLOW_LOGS)).map_err(map(FLOW_LOGS))?,
+            captures_data: MapData::from_pin(pins.map(CAPTURES)).map_err(map(CAPTURES))?,
             devices_data: MapData::from_pin(pins.map(DEVICES)).map_err(map(DEVICES))?,
         })
     }
@@ -160,6 +174,50 @@ impl KernelMaps {
             }
         }
         Ok(found)
+    }
+
+    /// Ends whatever watches a slot.
+    pub(super) fn remove_capture(&self, slot: u32) -> Result<(), FabricError> {
+        bpf::delete_element(&self.captures_data, slot, CAPTURES)
+    }
+
+    /// Ends a slot's flow log.
+    pub(super) fn remove_flow_log(&self, slot: u32) -> Result<(), FabricError> {
+        bpf::delete_element(&self.flow_logs_data, slot, FLOW_LOGS)
+    }
+
+    /// What a slot has spent.
+    pub(super) fn meters(&self, slot: u32) -> Result<Meters, FabricError> {
+        let words = self.meters.get(&slot, 0).map_err(map(METERS))?;
+        Ok(Meters::from(words))
+    }
+
+    /// What an interface is, as the programs find it.
+    pub(super) fn tap(&self, ifindex: u32) -> Result<Option<Tap>, FabricError> {
+        let found = self.taps.get(&ifindex, 0);
+        Ok(present(found).map_err(map(TAPS))?.map(|Raw(tap)| tap))
+    }
+
+    /// Who has an address, as the programs find it.
+    pub(super) fn endpoint(&self, key: &EndpointKey) -> Result<Option<Endpoint>, FabricError> {
+        let found = self.endpoints.get(&Raw(*key), 0);
+        Ok(present(found).map_err(map(ENDPOINTS))?.map(|Raw(one)| one))
+    }
+
+    /// Whether any prefix of a key is a rule, as the programs find it.
+    pub(super) fn allows(&self, key: &RuleKey) -> Result<bool, FabricError> {
+        let found = self.rules.get(&Key::new(RULE_BITS, Raw(*key)), 0);
+        Ok(present(found).map_err(map(RULES))?.is_some())
+    }
+
+    /// A copy of a bucket of a slot's flow table.
+    pub(super) fn bucket(&self, slot: u32, index: u32) -> Result<Option<Bucket>, FabricError> {
+        match present(self.flows.get(&slot, 0)).map_err(map(FLOWS))? {
+            Some(table) => Ok(Some(Bucket::from(
+                table.get(&index, 0).map_err(map(FLOWS))?,
+            ))),
+            None => Ok(None),
+        }
     }
 
     /// Sets the responder's interface; in the taps' namespace.
@@ -231,7 +289,7 @@ impl Tables for KernelMaps {
         let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(FLOWS))?;
         self.flows.set(slot, &table, 0).map_err(map(FLOWS))?;
         self.meters
-            .set(slot, [0; size_of::<Meters>() / 8], 0)
+            .set(slot, [0; METER_WORDS], 0)
             .map_err(map(METERS))?;
         let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
         let zero = Raw(layout::Counters {
@@ -249,6 +307,9 @@ impl Tables for KernelMaps {
     }
 
     fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
+        // A slot's next port is nobody's to watch.
+        self.remove_capture(slot)?;
+        self.remove_flow_log(slot)?;
         bpf::delete_element(&self.flows_data, slot, FLOWS)
     }
 
@@ -271,6 +332,14 @@ impl Tables for KernelMaps {
                 reason: error.to_string(),
             }),
         }
+    }
+}
+
+pub(super) fn present<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -12,6 +12,7 @@ use ocs_dataplane::shared::layout::{
     Timeouts,
 };
 use ocs_dataplane::shared::limit::{Limit, Meter, Meters};
+use ocs_dataplane::shared::log::LogKey;
 use ocs_dataplane::shared::{Action, Maps, guest, responder};
 
 pub const TIMEOUTS: Timeouts = Timeouts {
@@ -29,9 +30,13 @@ pub struct Memory {
     tables: BTreeMap<u32, Vec<Bucket>>,
     meters: BTreeMap<u32, Meters>,
     counters: RefCell<BTreeMap<u32, Counters>>,
+    logs: RefCell<BTreeMap<u32, Log>>,
     hz: u32,
     pub now: u64,
 }
+
+/// Packets and bytes of each flow.
+pub type Log = BTreeMap<LogKey, (u64, u64)>;
 
 impl Memory {
     pub fn new(policy: &Policy) -> Self {
@@ -42,6 +47,7 @@ impl Memory {
     pub fn with_hz(policy: &Policy, hz: u32) -> Self {
         let mut memory = Self {
             hz,
+            logs: RefCell::default(),
             entries: Entries::default(),
             slots: Slots::default(),
             numbers: Numbers::after(0),
@@ -148,6 +154,18 @@ impl Maps for Memory {
             &limits.directions[index],
             &self.meters[&slot].directions[index],
         ))
+    }
+
+    fn is_logged(&self, slot: u32) -> bool {
+        self.logs.borrow().contains_key(&slot)
+    }
+
+    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
+        if let Some(log) = self.logs.borrow_mut().get_mut(&slot) {
+            let (packets, sum) = log.entry(*key).or_default();
+            *packets += 1;
+            *sum += bytes;
+        }
     }
 
     fn now(&self) -> u64 {

@@ -266,6 +266,10 @@ impl Machine {
                 enis: desired.network_interfaces.clone(),
                 taps: owner.taps.clone(),
                 service_addresses: record.service_addresses.clone(),
+                account: desired
+                    .metadata
+                    .as_ref()
+                    .map_or_else(String::new, |metadata| metadata.account_id.clone()),
                 rate: desired.network_rate.unwrap_or_default(),
             },
         );

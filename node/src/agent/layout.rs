@@ -83,6 +83,18 @@ impl Layout {
         self.root.join("run/netns/void")
     }
 
+    /// Where the packet path's evidence is asked for.
+    #[must_use]
+    pub fn evidence_socket(&self) -> PathBuf {
+        self.root.join("run/evidence.sock")
+    }
+
+    /// Flow logs, one a network interface.
+    #[must_use]
+    pub fn flow_logs(&self) -> PathBuf {
+        self.root.join("log/flow")
+    }
+
     /// Held by the one node of this state folder.
     #[must_use]
     pub fn node_lock(&self) -> PathBuf {

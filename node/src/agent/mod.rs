@@ -25,6 +25,7 @@ pub mod desired;
 pub mod durable;
 pub mod engine;
 pub mod error;
+pub mod evidence;
 mod launch;
 pub mod layout;
 pub mod ledger;

@@ -4,6 +4,7 @@ use super::error::{Doing, EffectError};
 use ocs_dataplane::fabric::Fabric;
 use ocs_dataplane::model::Policy;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What is asked of the packet path.
 pub trait Network: Send + Sync {
@@ -29,6 +30,20 @@ impl Network for Fabric {
     fn collect_garbage(&self) -> Result<(), EffectError> {
         Fabric::collect_garbage(self).doing("removing pins of gone taps")?;
         Ok(())
+    }
+}
+
+impl<N: Network + ?Sized> Network for Arc<N> {
+    fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
+        (**self).create_tap(name)
+    }
+
+    fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
+        (**self).apply(policy)
+    }
+
+    fn collect_garbage(&self) -> Result<(), EffectError> {
+        (**self).collect_garbage()
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Plugged {
     pub taps: BTreeMap<String, u32>,
     /// Service address of each ENI.
     pub service_addresses: BTreeMap<String, Ipv4Addr>,
+    /// Whose the instance is.
+    pub account: String,
     /// How fast the instance's network may be.
     pub rate: api::NetworkRate,
 }
@@ -96,6 +98,11 @@ impl Switchboard {
         if inputs.instances.remove(id).is_some() {
             inputs.version += 1;
         }
+    }
+
+    /// What is plugged in.
+    pub(super) fn plugged(&self) -> Vec<Plugged> {
+        lock(&self.inputs).instances.values().cloned().collect()
     }
 
     /// Returns once the packet path has all that was stated before the call.

@@ -47,6 +47,7 @@ fn plugged(eni: api::NetworkInterface) -> Plugged {
         taps: BTreeMap::from([(eni.id.clone(), 5)]),
         service_addresses: BTreeMap::from([(eni.id.clone(), Ipv4Addr::new(169, 254, 1, 0))]),
         enis: vec![eni],
+        account: "123456789012".into(),
         rate: api::NetworkRate {
             baseline_bps: 64_000_000,
             peak_bps: 5_000_000_000,

@@ -8,6 +8,7 @@ use ocs_node::agent::cgroup::Cgroups;
 use ocs_node::agent::cleanup::cleanup;
 use ocs_node::agent::config::Config;
 use ocs_node::agent::engine::Engine;
+use ocs_node::agent::evidence;
 use ocs_node::agent::layout::Layout;
 use ocs_node::agent::ledger::Ledger;
 use ocs_node::agent::lock::PartLock;
@@ -90,6 +91,9 @@ struct Serve {
     /// Schedulable memory for each MiB of the host: guests' memory is backed as they touch it.
     #[arg(long, default_value_t = 32.0)]
     overcommit_memory: f64,
+    /// Log every network interface's flows.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
+    flow_logs: bool,
     /// Made, with our pid, once what runs has been adopted.
     #[arg(long)]
     ready_file: Option<PathBuf>,
@@ -111,7 +115,11 @@ fn main() -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("nothing to do; see --help"),
     };
     // Before the runtime: the packet path's loader has one of its own.
-    let (machine, _lock) = machine(host, cli.command.is_none())?;
+    let (machine, fabric, _lock) = machine(host, cli.command.is_none())?;
+    if let Some(fabric) = fabric {
+        let logged = cli.serve.as_ref().is_some_and(|serve| serve.flow_logs);
+        show(&machine, &fabric, logged)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -123,6 +131,21 @@ fn main() -> anyhow::Result<()> {
     // A job that waits for storaged must not hold up the end: it is crash-safe.
     runtime.shutdown_background();
     ended
+}
+
+/// Lets the operator see what the packet path does.
+fn show(machine: &Arc<Machine>, fabric: &Arc<Fabric>, logged: bool) -> anyhow::Result<()> {
+    let layout = &machine.config.layout;
+    evidence::serve(fabric, &layout.evidence_socket()).context("evidence socket")?;
+    if logged {
+        let logs =
+            evidence::FlowLogs::new(Arc::clone(fabric), layout.flow_logs()).context("flow logs")?;
+        let machine = Arc::clone(machine);
+        std::thread::Builder::new()
+            .name("flow-logs".to_owned())
+            .spawn(move || logs.run(|| machine.board.accounts()))?;
+    }
+    Ok(())
 }
 
 async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
@@ -157,7 +180,10 @@ async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
 }
 
 /// Everything the node works on, with its folders made and its lock taken.
-fn machine(host: &Host, serves: bool) -> anyhow::Result<(Arc<Machine>, PartLock)> {
+fn machine(
+    host: &Host,
+    serves: bool,
+) -> anyhow::Result<(Arc<Machine>, Option<Arc<Fabric>>, PartLock)> {
     let state = std::path::absolute(&host.state)?;
     let layout = Layout::new(&state);
     let config = Config {
@@ -176,11 +202,16 @@ fn machine(host: &Host, serves: bool) -> anyhow::Result<(Arc<Machine>, PartLock)
     folder(&layout.consoles(), 0o700, None)?;
     folder(&layout.responder(), 0o750, Some(config.responder_gid()))?;
     let storaged = Storaged::new(layout.storaged_socket());
-    let (network, blocks): (Box<dyn Network>, Box<dyn Blocks>) = if serves {
-        let fabric = Fabric::open(FabricConfig::under(&layout.run())).context("packet path")?;
-        (Box::new(fabric), Box::new(storaged))
-    } else {
-        (Box::new(Frozen), Box::new(Perhaps(storaged)))
+    let fabric = match serves {
+        true => {
+            let places = FabricConfig::under(&layout.run());
+            Some(Arc::new(Fabric::open(places).context("packet path")?))
+        }
+        false => None,
+    };
+    let (network, blocks): (Box<dyn Network>, Box<dyn Blocks>) = match &fabric {
+        Some(fabric) => (Box::new(Arc::clone(fabric)), Box::new(storaged)),
+        None => (Box::new(Frozen), Box::new(Perhaps(storaged))),
     };
     let machine = Machine {
         ledger: Ledger::open(&layout.ledger())?,
@@ -192,7 +223,7 @@ fn machine(host: &Host, serves: bool) -> anyhow::Result<(Arc<Machine>, PartLock)
         boot_id: process::boot_id()?,
         config,
     };
-    Ok((Arc::new(machine), lock))
+    Ok((Arc::new(machine), fabric, lock))
 }
 
 fn folder(path: &Path, mode: u32, gid: Option<u32>) -> anyhow::Result<()> {

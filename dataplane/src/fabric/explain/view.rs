@@ -1,0 +1,132 @@
+//! The kernel's maps as packet logic asks them, each question written down.
+
+use std::cell::{OnceCell, RefCell};
+
+use ocs_dataplane_shared::Maps;
+use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::layout::{
+    Address, Direction, Endpoint, EndpointKey, Reason, RuleKey, Service, Tap,
+};
+use ocs_dataplane_shared::limit::{Limit, Meter};
+use ocs_dataplane_shared::log::LogKey;
+
+use super::super::error::FabricError;
+use super::super::maps::KernelMaps;
+
+/// What was asked, and the answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seen {
+    /// Who has an address.
+    Endpoint(EndpointKey, Option<Endpoint>),
+    /// Whether a rule allows it.
+    Rule(RuleKey, bool),
+}
+
+/// Values that live as long as the list: the logic asks for references.
+struct Kept<T>(OnceCell<Box<(T, Kept<T>)>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(OnceCell::new())
+    }
+}
+
+impl<T> Kept<T> {
+    fn keep(&self, value: T) -> &T {
+        match self.0.get() {
+            Some(link) => link.1.keep(value),
+            None => &self.0.get_or_init(|| Box::new((value, Self::default()))).0,
+        }
+    }
+}
+
+/// The maps at one moment; a copy of each value that was asked for.
+pub(super) struct View<'a> {
+    maps: &'a KernelMaps,
+    now: u64,
+    taps: Kept<Tap>,
+    endpoints: Kept<Endpoint>,
+    buckets: Kept<Bucket>,
+    seen: RefCell<Vec<Seen>>,
+    refused: RefCell<Option<Reason>>,
+    failed: RefCell<Option<FabricError>>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(maps: &'a KernelMaps, now: u64) -> Self {
+        Self {
+            maps,
+            now,
+            taps: Kept::default(),
+            endpoints: Kept::default(),
+            buckets: Kept::default(),
+            seen: RefCell::default(),
+            refused: RefCell::default(),
+            failed: RefCell::default(),
+        }
+    }
+
+    /// What was asked, and the reason that would have been counted.
+    pub(super) fn end(self) -> Result<(Vec<Seen>, Option<Reason>), FabricError> {
+        match self.failed.into_inner() {
+            Some(error) => Err(error),
+            None => Ok((self.seen.into_inner(), self.refused.into_inner())),
+        }
+    }
+
+    /// An answer, or nothing and the error kept for the end.
+    fn found<T: Default>(&self, answer: Result<T, FabricError>) -> T {
+        answer.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            T::default()
+        })
+    }
+}
+
+impl Maps for View<'_> {
+    fn tap(&self, ifindex: u32) -> Option<&Tap> {
+        let tap = self.found(self.maps.tap(ifindex))?;
+        Some(self.taps.keep(tap))
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        let endpoint = self.found(self.maps.endpoint(key));
+        self.seen.borrow_mut().push(Seen::Endpoint(*key, endpoint));
+        Some(self.endpoints.keep(endpoint?))
+    }
+
+    // The responder's answers are not explained.
+    fn service(&self, _address: Address) -> Option<&Service> {
+        None
+    }
+
+    fn allows(&self, key: &RuleKey) -> bool {
+        let hit = self.found(self.maps.allows(key));
+        self.seen.borrow_mut().push(Seen::Rule(*key, hit));
+        hit
+    }
+
+    fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        let bucket = self.found(self.maps.bucket(slot, index))?;
+        Some(self.buckets.keep(bucket))
+    }
+
+    // What is asked about is not sent, so it costs nothing.
+    fn allowance(&self, _slot: u32, _direction: Direction) -> Option<(&Limit, &Meter)> {
+        None
+    }
+
+    fn is_logged(&self, _slot: u32) -> bool {
+        false
+    }
+
+    fn log(&self, _slot: u32, _key: &LogKey, _bytes: u64) {}
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn count(&self, _slot: u32, _direction: Direction, reason: Reason) {
+        *self.refused.borrow_mut() = Some(reason);
+    }
+}
