@@ -293,6 +293,25 @@ impl Tx<'_> {
         }
     }
 
+    /// All rows of one kind in the caller's scope, by id, this transaction's own
+    /// writes among them.
+    pub fn rows<T: Kept>(&self) -> Vec<Arc<T>>
+    where
+        T::Id: 'static,
+    {
+        let prefix = format!("{}/{}/{}/", self.scope.region, self.scope.account, T::KIND);
+        let kept = self.view.all::<T>(&self.scope);
+        let mut rows: Vec<Arc<T>> = kept
+            .filter(|row| !self.pending.contains_key(&key::<T>(&self.scope, &row.id())))
+            .cloned()
+            .collect();
+        let ours = self.pending.range(prefix.clone()..);
+        let ours = ours.take_while(|(key, _)| key.starts_with(&prefix));
+        rows.extend(ours.filter_map(|(_, pending)| pending.row.clone()?.downcast().ok()));
+        rows.sort_by_key(|row| row.id());
+        rows
+    }
+
     /// Writes a row of the caller's scope.
     ///
     /// # Errors

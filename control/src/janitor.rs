@@ -48,6 +48,7 @@ pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
             let view = tx.view;
             let instances = || view.all::<Instance>(&scope);
             let used: HashSet<_> = instances().map(|row| row.reservation).collect();
+            let known: HashSet<_> = instances().map(|row| row.id).collect();
             let unused = |row: &&std::sync::Arc<Reservation>| !used.contains(&row.id);
             for row in view
                 .all::<Reservation>(&scope)
@@ -57,7 +58,7 @@ pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
                 tx.delete::<Reservation>(&row.id);
             }
             let old = |token: &&std::sync::Arc<Token>| {
-                token.at_s + TOKEN_S < now_s && !used.contains(&token.reservation)
+                token.at_s + TOKEN_S < now_s && !token.instances.iter().any(|id| known.contains(id))
             };
             for token in view.all::<Token>(&scope).filter(old).take(GROUP / 2) {
                 tx.delete::<Token>(&token.key);

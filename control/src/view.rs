@@ -84,6 +84,11 @@ shard! {
     route_tables: RouteTable,
     acls: Acl,
     dhcp_options: DhcpOptions,
+    prefix_lists: PrefixList,
+    key_pairs: KeyPair,
+    launch_templates: LaunchTemplate,
+    template_versions: TemplateVersion,
+    placement_groups: PlacementGroup,
     tokens: Token,
     settings: Settings,
     nodes: Node,
@@ -118,7 +123,10 @@ impl View {
     }
 
     /// Rows of one kind, by id.
-    pub fn all<T: Kept>(&self, scope: &Scope) -> impl Iterator<Item = &Arc<T>> {
+    pub fn all<'a, T: Kept>(
+        &'a self,
+        scope: &Scope,
+    ) -> impl Iterator<Item = &'a Arc<T>> + use<'a, T> {
         T::table(self.shard(scope)).values().map(|held| &held.row)
     }
 

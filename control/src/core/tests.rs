@@ -161,7 +161,7 @@ async fn the_janitor_forgets_after_an_hour() {
     let token = Token {
         key: "RunInstances.00".to_owned(),
         digest: String::new(),
-        reservation: gone.reservation,
+        answer: serde_json::Value::Null,
         instances: vec![gone.id],
         at_s,
     };

@@ -1,19 +1,15 @@
 //! Attributes of instances: protection, shutdown behaviour, type, groups,
 //! metadata options; modified and described.
 
-use super::{Ctx, groups, metadata, present, types};
+use super::params::Is;
+use super::{Ctx, groups, metadata, present, run, types};
 use crate::core::Tx;
 use crate::rows::*;
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Is<T> {
-    value: T,
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -25,6 +21,7 @@ struct Modify {
     disable_api_stop: Option<Is<bool>>,
     instance_initiated_shutdown_behavior: Option<Is<String>>,
     instance_type: Option<Is<String>>,
+    user_data: Option<Is<String>>,
     #[serde(default)]
     groups: Vec<String>,
 }
@@ -36,6 +33,7 @@ enum Change {
     TerminateOnShutdown(bool),
     Type(types::InstanceType),
     Groups(Vec<String>),
+    UserData(String),
 }
 
 fn flag(text: &str) -> Result<bool, ApiError> {
@@ -74,6 +72,7 @@ impl Modify {
                     Change::TerminateOnShutdown(behaviour(text)?)
                 }
                 "instanceType" => Change::Type(types::find(text)?),
+                "userData" => Change::UserData(text.to_owned()),
                 other => {
                     return Err(ApiError::new(
                         "UnsupportedOperation",
@@ -99,6 +98,9 @@ impl Modify {
         }
         if let Some(is) = &self.instance_type {
             changes.push(Change::Type(types::find(&is.value)?));
+        }
+        if let Some(is) = &self.user_data {
+            changes.push(Change::UserData(is.value.clone()));
         }
         if !self.groups.is_empty() {
             changes.push(Change::Groups(self.groups.clone()));
@@ -127,6 +129,9 @@ fn instance(tx: &Tx<'_>, text: &str) -> Result<Arc<Instance>, ApiError> {
 pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Modify = ctx.params(action, request)?;
     let change = params.change()?;
+    if let Change::UserData(text) = &change {
+        run::check_user_data(Some(text))?;
+    }
     ctx.write(|tx| {
         let mut row = instance(tx, &params.instance_id)?.as_ref().clone();
         match &change {
@@ -138,6 +143,11 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             }
             Change::Type(kind) => set_type(&mut row, *kind)?,
             Change::Groups(texts) => set_groups(tx, &mut row, texts)?,
+            Change::UserData(text) => {
+                stopped(&row)?;
+                row.user_data = Some(text.clone());
+                row.generation += 1;
+            }
         }
         tx.put(row)?;
         Ok(json!({}))
@@ -145,13 +155,29 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-fn set_type(row: &mut Instance, kind: types::InstanceType) -> Result<(), ApiError> {
-    if row.state != State::Stopped {
-        return Err(ApiError::new(
-            "IncorrectInstanceState",
-            format!("The instance '{}' is not in the 'stopped' state.", row.id),
-        ));
+fn stopped(row: &Instance) -> Result<(), ApiError> {
+    if row.state == State::Stopped {
+        return Ok(());
     }
+    Err(ApiError::new(
+        "IncorrectInstanceState",
+        format!("The instance '{}' is not in the 'stopped' state.", row.id),
+    ))
+}
+
+/// An instance's user data, base64: its own, or its reservation's.
+pub fn user_data(view: &View, scope: &Scope, row: &Instance) -> Option<String> {
+    let text = match &row.user_data {
+        Some(own) => Some(own.clone()),
+        None => view
+            .get::<Reservation>(scope, &row.reservation)
+            .map(|reservation| reservation.user_data.clone()),
+    };
+    text.filter(|text| !text.is_empty())
+}
+
+fn set_type(row: &mut Instance, kind: types::InstanceType) -> Result<(), ApiError> {
+    stopped(row)?;
     let disks = row
         .store_disks
         .iter()
@@ -172,12 +198,12 @@ fn set_groups(tx: &mut Tx<'_>, row: &mut Instance, texts: &[String]) -> Result<(
     let ids = groups::named(tx, texts, row.vpc, row.subnet)?;
     row.groups.clone_from(&ids);
     row.generation += 1;
-    for id in &row.interfaces {
-        if let Some(interface) = tx.get::<Interface>(id) {
-            let mut interface = interface.as_ref().clone();
-            interface.groups.clone_from(&ids);
-            tx.put(interface)?;
-        }
+    // EC2 changes the primary interface's groups.
+    let primary = row.interfaces.first();
+    if let Some(interface) = primary.and_then(|id| tx.get::<Interface>(id)) {
+        let mut interface = interface.as_ref().clone();
+        interface.groups.clone_from(&ids);
+        tx.put(interface)?;
     }
     Ok(())
 }
@@ -229,10 +255,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             "groupSet" => ("Groups", shown["SecurityGroups"].clone()),
             "blockDeviceMapping" => ("BlockDeviceMappings", shown["BlockDeviceMappings"].clone()),
             "userData" => {
-                let data = view.get::<Reservation>(&ctx.scope, &row.reservation);
-                let text = data
-                    .map(|row| row.user_data.clone())
-                    .filter(|text| !text.is_empty());
+                let text = user_data(view, &ctx.scope, row);
                 (
                     "UserData",
                     text.map_or_else(|| json!({}), |text| is(text.into())),

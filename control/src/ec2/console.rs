@@ -1,4 +1,5 @@
-//! GetConsoleOutput: asked of the node that holds the console ring.
+//! GetConsoleOutput, asked of the node that holds the console ring; and what EC2
+//! tells beside it of an instance that is none of Windows and has no UEFI.
 
 use super::{Ctx, present};
 use crate::gateway::fleet::AskError;
@@ -9,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use ocs_node_api::Answer;
 use serde::Deserialize;
 use serde_json::json;
+use std::sync::Arc;
 
 /// Longest that EC2's answer may be before encoding.
 const MAX_BYTES: usize = 65_536;
@@ -19,6 +21,16 @@ struct Params {
     instance_id: String,
 }
 
+async fn one(ctx: &Ctx, text: &str) -> Result<Arc<Instance>, ApiError> {
+    let id = InstanceId::parse(text)?;
+    ctx.read(|view| {
+        view.get::<Instance>(&ctx.scope, &id)
+            .cloned()
+            .ok_or_else(|| InstanceId::not_found(id))
+    })
+    .await
+}
+
 /// GetConsoleOutput. An instance whose console nobody has (yet, or any more)
 /// has empty output.
 ///
@@ -26,14 +38,8 @@ struct Params {
 /// EC2's codes; `InternalError` while the node cannot be asked.
 pub async fn output(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Params = ctx.params(action, request)?;
-    let id = InstanceId::parse(&params.instance_id)?;
-    let row = ctx
-        .read(|view| {
-            view.get::<Instance>(&ctx.scope, &id)
-                .cloned()
-                .ok_or_else(|| InstanceId::not_found(id))
-        })
-        .await?;
+    let row = one(ctx, &params.instance_id).await?;
+    let id = row.id;
     let mut item = json!({"InstanceId": id.to_string()});
     let answer = match ctx.core.fleet.console(&row.node, &id.to_string()).await {
         Ok(answer) => answer,
@@ -56,4 +62,34 @@ pub async fn output(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         row.launched_at_s
     });
     Ok(item)
+}
+
+/// GetPasswordData: only Windows instances have any.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn password(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Params = ctx.params(action, request)?;
+    let row = one(ctx, &params.instance_id).await?;
+    Ok(json!({
+        "InstanceId": row.id.to_string(),
+        "PasswordData": "",
+        "Timestamp": present::timestamp(row.launched_at_s),
+    }))
+}
+
+/// GetInstanceUefiData: no instance boots by UEFI.
+///
+/// # Errors
+/// `UnsupportedOperation` for every instance that there is.
+pub async fn uefi(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Params = ctx.params(action, request)?;
+    let row = one(ctx, &params.instance_id).await?;
+    Err(ApiError::new(
+        "UnsupportedOperation",
+        format!(
+            "The instance '{}' boots in legacy-bios mode and has no UEFI data.",
+            row.id
+        ),
+    ))
 }

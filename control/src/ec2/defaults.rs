@@ -44,7 +44,7 @@ pub async fn ensure(ctx: &Ctx) -> Result<(), ApiError> {
                 name: name.clone(),
                 ..Settings::default()
             })?;
-            make(tx, &zones)
+            make(tx, &zones).map(|_| ())
         })
         .await
 }
@@ -71,75 +71,78 @@ fn next_vni(tx: &mut Tx<'_>) -> Result<u32, ApiError> {
     Ok(last + 1)
 }
 
-fn make(tx: &mut Tx<'_>, zones: &[String]) -> Result<(), ApiError> {
-    let region = tx.scope.region.to_string();
-    let vni = next_vni(tx)?;
-    let id = VpcId::random();
+/// The account's default VPC, with all that EC2 puts into it.
+///
+/// # Errors
+/// Only those of writing rows.
+pub fn make(tx: &mut Tx<'_>, zones: &[String]) -> Result<Vpc, ApiError> {
     let cidr = net(Ipv4Addr::new(172, 31, 0, 0), 16)?;
-    let tags = Tags::new();
-    let options = DhcpOptions {
-        id: DhcpOptionsId::random(),
-        options: vec![
-            ("domain-name".to_owned(), vec![domain_name(&region)]),
-            (
-                "domain-name-servers".to_owned(),
-                vec!["AmazonProvidedDNS".to_owned()],
-            ),
-        ],
-        tags: tags.clone(),
-    };
-    let vpc = Vpc {
-        id,
-        cidr,
-        default: true,
-        vni,
-        dhcp_options: options.id,
-        tags: tags.clone(),
-    };
     let gateway = Gateway {
         id: GatewayId::random(),
-        vpc: Some(id),
-        tags: tags.clone(),
+        vpc: None,
+        tags: Tags::new(),
     };
+    let mut vpc = empty_vpc(tx, cidr)?;
+    (vpc.default, vpc.dns_hostnames) = (true, true);
+    furnish(tx, &vpc, Some(gateway.id))?;
+    for (number, zone) in (0_u8..).zip(zones) {
+        let cidr = net(Ipv4Addr::new(172, 31, number << 4, 0), 20)?;
+        let mut subnet = subnet(vpc.id, cidr, zone);
+        (subnet.default, subnet.map_public) = (true, true);
+        add_subnet(tx, subnet)?;
+    }
+    tx.put(Gateway {
+        vpc: Some(vpc.id),
+        ..gateway
+    })?;
+    tx.put(vpc.clone())?;
+    Ok(vpc)
+}
+
+/// A VPC without anything in it, not yet written.
+///
+/// # Errors
+/// `VpcLimitExceeded` where no virtual network is left.
+pub fn empty_vpc(tx: &mut Tx<'_>, cidr: Ipv4Net) -> Result<Vpc, ApiError> {
+    Ok(Vpc {
+        id: VpcId::random(),
+        cidr,
+        default: false,
+        vni: next_vni(tx)?,
+        dhcp_options: Some(default_options(tx)?),
+        more_cidrs: Vec::new(),
+        dns_support: true,
+        dns_hostnames: false,
+        usage_metrics: false,
+        tags: Tags::new(),
+    })
+}
+
+/// What every VPC is made with: main route table, default ACL, default group.
+///
+/// # Errors
+/// Only those of writing rows.
+pub fn furnish(tx: &mut Tx<'_>, vpc: &Vpc, gateway: Option<GatewayId>) -> Result<(), ApiError> {
     tx.put(RouteTable {
         id: RouteTableId::random(),
-        vpc: id,
-        local: cidr,
-        default_gateway: Some(gateway.id),
+        vpc: vpc.id,
+        local: vpc.cidr,
+        default_gateway: gateway,
         main: Some(RouteAssociationId::random()),
-        tags: tags.clone(),
+        tags: Tags::new(),
     })?;
-    let mut associations = Vec::new();
-    for (number, zone) in (0_u8..).zip(zones) {
-        let subnet = Subnet {
-            id: SubnetId::random(),
-            vpc: id,
-            cidr: net(Ipv4Addr::new(172, 31, number << 4, 0), 20)?,
-            zone: zone.clone(),
-            default: true,
-            map_public: true,
-            tags: tags.clone(),
-        };
-        associations.push((AclAssociationId::random(), subnet.id));
-        tx.put(Addresses {
-            subnet: subnet.id,
-            cidr: subnet.cidr,
-            taken: Vec::new(),
-        })?;
-        tx.put(subnet)?;
-    }
     tx.put(Acl {
         id: AclId::random(),
-        vpc: id,
+        vpc: vpc.id,
         default: true,
-        associations,
-        tags: tags.clone(),
+        associations: Vec::new(),
+        tags: Tags::new(),
     })?;
     let group = GroupId::random();
     tx.put(Group {
         id: group,
-        vpc: id,
-        vni,
+        vpc: vpc.id,
+        vni: vpc.vni,
         name: "default".to_owned(),
         description: "default VPC security group".to_owned(),
         rules: vec![
@@ -147,11 +150,69 @@ fn make(tx: &mut Tx<'_>, zones: &[String]) -> Result<(), ApiError> {
             everything(true, anywhere()),
         ],
         generation: 1,
-        tags,
+        tags: Tags::new(),
+    })
+}
+
+/// A subnet as CreateSubnet makes it, not yet written.
+pub fn subnet(vpc: VpcId, cidr: Ipv4Net, zone: &str) -> Subnet {
+    Subnet {
+        id: SubnetId::random(),
+        vpc,
+        cidr,
+        zone: zone.to_owned(),
+        default: false,
+        map_public: false,
+        tags: Tags::new(),
+    }
+}
+
+/// Writes a new subnet, its address map, and its place under the default ACL.
+///
+/// # Errors
+/// Only those of writing rows.
+pub fn add_subnet(tx: &mut Tx<'_>, subnet: Subnet) -> Result<(), ApiError> {
+    let acl = tx
+        .rows::<Acl>()
+        .into_iter()
+        .find(|acl| acl.vpc == subnet.vpc && acl.default);
+    if let Some(acl) = acl {
+        let mut acl = acl.as_ref().clone();
+        acl.associations
+            .push((AclAssociationId::random(), subnet.id));
+        tx.put(acl)?;
+    }
+    tx.put(Addresses {
+        subnet: subnet.id,
+        cidr: subnet.cidr,
+        taken: Vec::new(),
     })?;
-    tx.put(options)?;
-    tx.put(gateway)?;
-    tx.put(vpc)
+    tx.put(subnet)
+}
+
+/// The options that new VPCs get, one set a region.
+fn default_options(tx: &mut Tx<'_>) -> Result<DhcpOptionsId, ApiError> {
+    if let Some(row) = tx.rows::<DhcpOptions>().into_iter().find(|row| row.default) {
+        return Ok(row.id);
+    }
+    let row = DhcpOptions {
+        id: DhcpOptionsId::random(),
+        options: vec![
+            (
+                "domain-name".to_owned(),
+                vec![domain_name(&tx.scope.region)],
+            ),
+            (
+                "domain-name-servers".to_owned(),
+                vec!["AmazonProvidedDNS".to_owned()],
+            ),
+        ],
+        default: true,
+        tags: Tags::new(),
+    };
+    let id = row.id;
+    tx.put(row)?;
+    Ok(id)
 }
 
 fn net(address: Ipv4Addr, prefix: u8) -> Result<Ipv4Net, ApiError> {

@@ -172,6 +172,24 @@ pub fn named(
     Ok(ids)
 }
 
+/// The groups that a call names, or its VPC's default one.
+///
+/// # Errors
+/// As [`named`].
+pub fn or_default(
+    tx: &Tx<'_>,
+    texts: &[String],
+    vpc: VpcId,
+    subnet: SubnetId,
+) -> Result<Vec<GroupId>, ApiError> {
+    if !texts.is_empty() {
+        return named(tx, texts, vpc, subnet);
+    }
+    let mut groups = tx.view.all::<Group>(&tx.scope);
+    let default = groups.find(|group| group.vpc == vpc && group.name == "default");
+    Ok(default.map(|group| group.id).into_iter().collect())
+}
+
 /// A group of the default VPC by name.
 ///
 /// # Errors
@@ -360,7 +378,7 @@ fn present(scope: &Scope, row: &Group) -> Value {
 
 /// Rules as permissions: those of one protocol and port range together.
 pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> Value {
-    let mut by_ports: BTreeMap<(i32, i32, i32), [Vec<Value>; 3]> = BTreeMap::new();
+    let mut by_ports: BTreeMap<(i32, i32, i32), [Vec<Value>; 4]> = BTreeMap::new();
     for rule in rules {
         let lists = by_ports
             .entry((rule.protocol, rule.from_port, rule.to_port))
@@ -372,6 +390,7 @@ pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> 
                 2,
                 json!({"GroupId": id.to_string(), "UserId": *scope.account}),
             ),
+            Peer::PrefixList(id) => (3, json!({"PrefixListId": id.to_string()})),
         };
         if let Some(description) = &rule.description {
             item["Description"] = description.clone().into();
@@ -380,7 +399,7 @@ pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> 
     }
     by_ports
         .into_iter()
-        .map(|((protocol, from, to), [v4, v6, groups])| {
+        .map(|((protocol, from, to), [v4, v6, groups, lists])| {
             let mut item = Map::new();
             item.insert(
                 "IpProtocol".to_owned(),
@@ -392,7 +411,7 @@ pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> 
             }
             item.insert("IpRanges".to_owned(), v4.into());
             item.insert("Ipv6Ranges".to_owned(), v6.into());
-            item.insert("PrefixListIds".to_owned(), json!([]));
+            item.insert("PrefixListIds".to_owned(), lists.into());
             item.insert("UserIdGroupPairs".to_owned(), groups.into());
             Value::Object(item)
         })

@@ -5,7 +5,9 @@ use super::{Ctx, place};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::ApiError;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// A launch, resolved.
 #[derive(Debug)]
@@ -20,16 +22,16 @@ pub struct Plan {
     pub disks: Disks,
     /// Zone name.
     pub zone: String,
-    /// VPC.
-    pub vpc: VpcId,
-    /// Subnet.
-    pub subnet: SubnetId,
-    /// Security groups.
-    pub groups: Vec<GroupId>,
-    /// The address asked for.
-    pub private_ip: Option<Ipv4Addr>,
-    /// Of the interface.
-    pub description: String,
+    /// Network interfaces by device index, the primary one first.
+    pub nics: Vec<Nic>,
+    /// The key pair, if one was named.
+    pub key: Option<Arc<KeyPair>>,
+    /// `Monitoring` is on.
+    pub monitoring: bool,
+    /// `CpuCredits`.
+    pub credits: Option<String>,
+    /// The placement group, and the partition asked for.
+    pub placement: Option<place::Wish>,
     /// Metadata options.
     pub metadata: MetadataOptions,
     /// Base64.
@@ -48,6 +50,52 @@ pub struct Plan {
     pub volume_tags: Tags,
     /// Tags of interfaces.
     pub interface_tags: Tags,
+}
+
+/// A network interface of each instance of a launch.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its device index.
+    pub index: u32,
+    /// It ends with the instance.
+    pub delete_on_termination: bool,
+    /// Where it comes from.
+    pub source: NicSource,
+}
+
+/// A new interface, or one that is there.
+#[derive(Debug, Clone)]
+pub enum NicSource {
+    /// To be made.
+    New {
+        /// Its subnet.
+        subnet: Arc<Subnet>,
+        /// Its groups.
+        groups: Vec<GroupId>,
+        /// The address asked for.
+        private_ip: Option<Ipv4Addr>,
+        /// `Description`.
+        description: String,
+    },
+    /// An unattached one.
+    Existing(Arc<Interface>),
+}
+
+impl Nic {
+    /// The subnet that it is in.
+    pub fn subnet(&self) -> SubnetId {
+        match &self.source {
+            NicSource::New { subnet, .. } => subnet.id,
+            NicSource::Existing(row) => row.subnet,
+        }
+    }
+
+    fn is_one_of_a_kind(&self) -> bool {
+        match &self.source {
+            NicSource::New { private_ip, .. } => private_ip.is_some(),
+            NicSource::Existing(_) => true,
+        }
+    }
 }
 
 /// Block devices of each instance of a launch.
@@ -89,26 +137,32 @@ pub fn launch(
     min: u32,
     max: u32,
 ) -> Result<(ReservationId, Vec<InstanceId>), ApiError> {
-    let (vcpus, memory_mib) = (plan.kind.vcpus, plan.kind.memory_mib);
-    let addresses = tx.get::<Addresses>(&plan.subnet);
-    let mut addresses = addresses
-        .ok_or_else(|| SubnetId::not_found(plan.subnet))?
-        .as_ref()
-        .clone();
-    let free = addresses.free();
-    if free < min {
-        return Err(no_address(plan.subnet));
-    }
-    if plan.private_ip.is_some() && max > 1 {
+    if max > 1 && plan.nics.iter().any(Nic::is_one_of_a_kind) {
         return Err(ApiError::combination(
-            "The parameter privateIpAddress cannot be used with more than one instance.",
+            "A private address or a network interface that exists cannot be used with more than \
+             one instance.",
         ));
     }
-    let asked = plan
-        .private_ip
-        .map(|wanted| take_this(&mut addresses, wanted))
-        .transpose()?;
-    let nodes = place::take(ctx, tx, vcpus, memory_mib, max.min(free))?;
+    let mut maps: BTreeMap<SubnetId, Addresses> = BTreeMap::new();
+    let mut free = max;
+    for nic in &plan.nics {
+        if let NicSource::New {
+            subnet, private_ip, ..
+        } = &nic.source
+        {
+            let wanted = plan.nics.iter().filter(|n| n.subnet() == subnet.id).count();
+            let map = addresses_of(tx, subnet.id)?;
+            free = free.min(map.free() / u32::try_from(wanted).unwrap_or(1).max(1));
+            if free < min {
+                return Err(no_address(subnet.id));
+            }
+            if let Some(wanted) = private_ip {
+                take_this(&mut map.clone(), *wanted)?;
+            }
+            maps.insert(subnet.id, map);
+        }
+    }
+    let nodes = place::take(ctx, tx, plan.kind, free, plan.placement.as_ref())?;
     if u32::try_from(nodes.len()).is_ok_and(|placed| placed < min) {
         return Err(place::insufficient(&plan.zone));
     }
@@ -121,14 +175,50 @@ pub fn launch(
         tx.put(reservation)?;
     }
     let mut instances = Vec::with_capacity(nodes.len());
-    for (index, node) in (0_u32..).zip(nodes) {
-        let address = asked
-            .or_else(|| addresses.take())
-            .ok_or_else(|| no_address(plan.subnet))?;
-        instances.push(one(tx, plan, id, index, node, address)?);
+    for (index, place) in (0_u32..).zip(nodes) {
+        instances.push(one(tx, plan, id, index, place, &mut maps)?);
     }
-    tx.put(addresses)?;
+    maps.into_values().try_for_each(|map| tx.put(map))?;
     Ok((id, instances))
+}
+
+/// A subnet's address map, to be written back.
+///
+/// # Errors
+/// `InvalidSubnetID.NotFound`.
+pub fn addresses_of(tx: &Tx<'_>, subnet: SubnetId) -> Result<Addresses, ApiError> {
+    tx.get::<Addresses>(&subnet)
+        .map(|map| map.as_ref().clone())
+        .ok_or_else(|| SubnetId::not_found(subnet))
+}
+
+/// A new, unattached interface with an address of its own, not yet written.
+///
+/// # Errors
+/// `InvalidIPAddress.InUse`, `InsufficientFreeAddressesInSubnet`.
+pub fn interface(
+    subnet: &Subnet,
+    addresses: &mut Addresses,
+    asked: Option<Ipv4Addr>,
+    groups: Vec<GroupId>,
+) -> Result<Interface, ApiError> {
+    let private_ip = match asked {
+        Some(wanted) => take_this(addresses, wanted)?,
+        None => addresses.take().ok_or_else(|| no_address(subnet.id))?,
+    };
+    Ok(Interface {
+        id: InterfaceId::random(),
+        vpc: subnet.vpc,
+        subnet: subnet.id,
+        zone: subnet.zone.clone(),
+        mac: mac(private_ip)?,
+        private_ip,
+        groups,
+        description: String::new(),
+        source_dest_check: true,
+        attachment: None,
+        tags: Tags::new(),
+    })
 }
 
 fn no_address(subnet: SubnetId) -> ApiError {
@@ -172,34 +262,60 @@ fn mac(vpc_unique: Ipv4Addr) -> Result<String, ApiError> {
     ))
 }
 
+/// Attaches a launch's interfaces to a new instance, and writes them.
+fn plug(
+    tx: &mut Tx<'_>,
+    plan: &Plan,
+    instance: InstanceId,
+    maps: &mut BTreeMap<SubnetId, Addresses>,
+    at_s: i64,
+) -> Result<Vec<Interface>, ApiError> {
+    let mut rows = Vec::with_capacity(plan.nics.len());
+    for nic in &plan.nics {
+        let mut row = match &nic.source {
+            NicSource::Existing(row) => row.as_ref().clone(),
+            NicSource::New {
+                subnet,
+                groups,
+                private_ip,
+                description,
+            } => {
+                let map = maps.get_mut(&subnet.id);
+                let map = map.ok_or_else(|| SubnetId::not_found(subnet.id))?;
+                Interface {
+                    description: description.clone(),
+                    tags: plan.interface_tags.clone(),
+                    ..interface(subnet, map, *private_ip, groups.clone())?
+                }
+            }
+        };
+        row.attachment = Some(InterfaceAttachment {
+            id: AttachmentId::random(),
+            instance,
+            device_index: nic.index,
+            delete_on_termination: nic.delete_on_termination,
+            at_s,
+        });
+        tx.put(row.clone())?;
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
 fn one(
     tx: &mut Tx<'_>,
     plan: &Plan,
     reservation: ReservationId,
     launch_index: u32,
-    node: String,
-    private_ip: Ipv4Addr,
+    place: place::Place,
+    maps: &mut BTreeMap<SubnetId, Addresses>,
 ) -> Result<InstanceId, ApiError> {
     let (id, at_s) = (InstanceId::random(), now_s());
-    let interface = Interface {
-        id: InterfaceId::random(),
-        vpc: plan.vpc,
-        subnet: plan.subnet,
-        zone: plan.zone.clone(),
-        mac: mac(private_ip)?,
-        private_ip,
-        groups: plan.groups.clone(),
-        description: plan.description.clone(),
-        source_dest_check: true,
-        attachment: Some(InterfaceAttachment {
-            id: AttachmentId::random(),
-            instance: id,
-            device_index: 0,
-            delete_on_termination: true,
-            at_s,
-        }),
-        tags: plan.interface_tags.clone(),
-    };
+    let node = place.node;
+    let interfaces = plug(tx, plan, id, maps, at_s)?;
+    let primary = interfaces
+        .first()
+        .ok_or_else(|| ApiError::internal(&"a launch without an interface"))?;
     let mut mappings = Vec::with_capacity(plan.disks.volumes.len());
     for new in &plan.disks.volumes {
         let volume = volume_row(new, plan, &node, id, at_s);
@@ -233,22 +349,36 @@ fn one(
             message: "pending".to_owned(),
         }),
         transition: String::new(),
-        vpc: plan.vpc,
-        subnet: plan.subnet,
-        private_ip,
-        interfaces: vec![interface.id],
-        groups: plan.groups.clone(),
+        vpc: primary.vpc,
+        subnet: primary.subnet,
+        private_ip: primary.private_ip,
+        interfaces: interfaces.iter().map(|row| row.id).collect(),
+        groups: primary.groups.clone(),
         mappings,
         store_disks: plan.disks.store.clone(),
         root_device: plan.root_device.clone(),
         metadata: plan.metadata.clone(),
+        key_name: plan
+            .key
+            .as_ref()
+            .map(|key| key.name.clone())
+            .unwrap_or_default(),
+        public_key: plan
+            .key
+            .as_ref()
+            .map(|key| format!("{} {}", key.public_key, key.name))
+            .unwrap_or_default(),
+        user_data: None,
+        monitoring: plan.monitoring,
+        credits: plan.credits.clone(),
+        placement_group: plan.placement.as_ref().map(|(group, _)| group.id),
+        partition: place.partition,
         disable_termination: plan.disable_termination,
         disable_stop: plan.disable_stop,
         terminate_on_shutdown: plan.terminate_on_shutdown,
         client_token: plan.client_token.clone(),
         tags: plan.instance_tags.clone(),
     })?;
-    tx.put(interface)?;
     Ok(id)
 }
 

@@ -5,6 +5,7 @@
 
 use super::filters::{Filters, Paths};
 use super::params::Filter;
+use crate::wire::shapes::Shape;
 use crate::wire::{ApiError, Value};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -48,21 +49,22 @@ impl Query<'_> {
     /// # Errors
     /// `InvalidParameterValue`, `InvalidParameterCombination`, `InvalidNextToken`.
     pub fn page(&self) -> Result<Page, ApiError> {
+        let (least, most) = bounds(self.action);
         let limit = match self.max_results {
             Some(_) if self.by_id => {
                 return Err(ApiError::combination(
                     "The parameter maxResults cannot be used with a list of ids.",
                 ));
             }
-            Some(max) if max < MIN_PAGE => {
+            Some(max) if max < least => {
                 return Err(ApiError::value(
                     max,
                     "maxResults",
-                    &format!("Expecting a value greater than or equal to {MIN_PAGE}."),
+                    &format!("Expecting a value greater than or equal to {least}."),
                 ));
             }
-            Some(max) => max.min(MAX_PAGE),
-            None if self.next_token.is_some() => MAX_PAGE,
+            Some(max) => max.min(most),
+            None if self.next_token.is_some() => most,
             None => i64::MAX,
         };
         let prefix = format!("1.{}.", self.action);
@@ -93,6 +95,18 @@ impl Query<'_> {
             answer.insert("NextToken".to_owned(), Value::String(token));
         }
         Ok(Value::Object(answer))
+    }
+}
+
+/// Page sizes that an action takes: the model's, else EC2's usual ones.
+fn bounds(action: &str) -> (i64, i64) {
+    let model = crate::wire::ec2();
+    let input = model.operations.get(action).and_then(|o| o.input);
+    let members = input.map(|input| model.members(input)).unwrap_or_default();
+    let member = members.iter().find(|member| member.name == "MaxResults");
+    match member.map(|member| model.shape(member.shape)) {
+        Some(Shape::Integer { min, max }) if *min > 0 => (*min, (*max).min(MAX_PAGE)),
+        _ => (MIN_PAGE, MAX_PAGE),
     }
 }
 

@@ -8,36 +8,49 @@
 //!
 //! Start reading at `run`, the longest path.
 
+pub mod account;
 pub mod attributes;
 pub mod console;
 pub mod defaults;
+pub mod dhcp_options;
 pub mod disks;
 pub mod filters;
 pub mod groups;
 pub mod images;
 pub mod instances;
+pub mod interfaces;
+pub mod keyformat;
+pub mod keys;
 pub mod launch;
 pub mod lifecycle;
 pub mod list;
 pub mod metadata;
+pub mod monitoring;
 pub mod network;
 pub mod params;
 pub mod permissions;
 pub mod place;
+pub mod placement_groups;
+pub mod prefix_lists;
 pub mod present;
 pub mod regions;
+pub mod rule_changes;
 pub mod rules;
 pub mod run;
 pub mod storage;
+pub mod subnets;
 pub mod tags;
+pub mod templates;
 pub mod token;
 pub mod types;
+pub mod vpcs;
 
 use crate::core::{Core, Tx};
 use crate::fronts::sigv4::Identity;
 use crate::rows::Scope;
 use crate::view::View;
 use crate::wire::{ApiError, Value};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -52,18 +65,23 @@ pub struct Ctx {
     /// Host and port that the caller reached us by.
     pub host: String,
     dry_run: bool,
+    token: Option<token::Claim>,
 }
 
 impl Ctx {
-    /// A call of an identity; `DryRun` is taken from the request.
+    /// A call of an identity; `DryRun` and `ClientToken` are taken from the request.
+    ///
+    /// # Errors
+    /// `InvalidParameterValue` for a client token that is none.
     pub fn new(
         core: Arc<Core>,
         identity: &Identity,
         request_id: &str,
         host: &str,
+        action: &str,
         request: &Value,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, ApiError> {
+        Ok(Self {
             core,
             scope: Scope::new(&identity.region, &identity.account),
             request_id: request_id.to_owned(),
@@ -72,7 +90,13 @@ impl Ctx {
                 .get("DryRun")
                 .and_then(Value::as_bool)
                 .unwrap_or(false),
-        }
+            token: token::Claim::of(action, request)?,
+        })
+    }
+
+    /// The caller's token, or nothing.
+    pub fn client_token(&self) -> &str {
+        self.token.as_ref().map_or("", |token| &token.text)
     }
 
     /// Region name.
@@ -106,17 +130,26 @@ impl Ctx {
         self.unless_dry(result)
     }
 
-    /// Runs a transaction.
+    /// Runs a transaction; a call whose client token was used before gives what
+    /// that call gave, and changes nothing.
     ///
     /// # Errors
     /// Those of `act`; `DryRunOperation`, with nothing written.
-    pub async fn write<R>(
+    pub async fn write<R: Serialize + DeserializeOwned>(
         &self,
         mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
     ) -> Result<R, ApiError> {
         self.core
             .write(&self.scope, |tx| {
-                act(tx).and_then(|result| self.unless_dry(result))
+                let Some(token) = &self.token else {
+                    return act(tx).and_then(|result| self.unless_dry(result));
+                };
+                if let Some(result) = token.repeat(tx)? {
+                    return Ok(result);
+                }
+                let result = act(tx)?;
+                token.keep(tx, &result)?;
+                self.unless_dry(result)
             })
             .await
     }
@@ -146,36 +179,89 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     }
     defaults::ensure(ctx).await?;
     match action {
+        "AssociateDhcpOptions" => dhcp_options::associate(ctx, action, request).await,
+        "AssociateVpcCidrBlock" => vpcs::associate(ctx, action, request).await,
+        "AttachNetworkInterface" => interfaces::attach(ctx, action, request).await,
         "AuthorizeSecurityGroupEgress" => rules::authorize(ctx, action, request, true).await,
         "AuthorizeSecurityGroupIngress" => rules::authorize(ctx, action, request, false).await,
+        "CreateDefaultSubnet" => subnets::create_default(ctx, action, request).await,
+        "CreateDefaultVpc" => vpcs::create_default(ctx, action, request).await,
+        "CreateDhcpOptions" => dhcp_options::create(ctx, action, request).await,
+        "CreateKeyPair" => keys::create(ctx, action, request).await,
+        "CreateLaunchTemplate" => templates::create(ctx, action, request).await,
+        "CreateLaunchTemplateVersion" => templates::create_version(ctx, action, request).await,
+        "CreateManagedPrefixList" => prefix_lists::create(ctx, action, request).await,
+        "CreateNetworkInterface" => interfaces::create(ctx, action, request).await,
+        "CreatePlacementGroup" => placement_groups::create(ctx, action, request).await,
         "CreateSecurityGroup" => groups::create(ctx, action, request).await,
+        "CreateSubnet" => subnets::create(ctx, action, request).await,
         "CreateTags" => tags::create(ctx, action, request).await,
+        "CreateVpc" => vpcs::create(ctx, action, request).await,
+        "DeleteDhcpOptions" => dhcp_options::delete(ctx, action, request).await,
+        "DeleteKeyPair" => keys::delete(ctx, action, request).await,
+        "DeleteLaunchTemplate" => templates::delete(ctx, action, request).await,
+        "DeleteLaunchTemplateVersions" => templates::delete_versions(ctx, action, request).await,
+        "DeleteManagedPrefixList" => prefix_lists::delete(ctx, action, request).await,
+        "DeleteNetworkInterface" => interfaces::delete(ctx, action, request).await,
+        "DeletePlacementGroup" => placement_groups::delete(ctx, action, request).await,
         "DeleteSecurityGroup" => groups::delete(ctx, action, request).await,
+        "DeleteSubnet" => subnets::delete(ctx, action, request).await,
         "DeleteTags" => tags::delete(ctx, action, request).await,
         "DeleteVolume" => storage::delete_volume(ctx, action, request).await,
+        "DeleteVpc" => vpcs::delete(ctx, action, request).await,
+        "DescribeAccountAttributes" => account::attributes(ctx, action, request).await,
         "DescribeAvailabilityZones" => regions::zones(ctx, action, request).await,
-        "DescribeDhcpOptions" => network::dhcp_options(ctx, action, request).await,
+        "DescribeDhcpOptions" => dhcp_options::list(ctx, action, request).await,
+        "DescribeIamInstanceProfileAssociations" => {
+            account::profile_associations(ctx, action, request).await
+        }
         "DescribeImages" => images::describe(ctx, action, request).await,
         "DescribeInstanceAttribute" => attributes::describe(ctx, action, request).await,
+        "DescribeInstanceCreditSpecifications" => monitoring::credits(ctx, action, request).await,
         "DescribeInstanceStatus" => instances::status(ctx, action, request).await,
+        "DescribeInstanceTypeOfferings" => types::offerings(ctx, action, request).await,
         "DescribeInstanceTypes" => types::describe(ctx, action, request).await,
         "DescribeInstances" => instances::describe(ctx, action, request).await,
         "DescribeInternetGateways" => network::gateways(ctx, action, request).await,
+        "DescribeKeyPairs" => keys::describe(ctx, action, request).await,
+        "DescribeLaunchTemplateVersions" => {
+            templates::describe_versions(ctx, action, request).await
+        }
+        "DescribeLaunchTemplates" => templates::describe(ctx, action, request).await,
+        "DescribeManagedPrefixLists" => prefix_lists::list(ctx, action, request).await,
         "DescribeNetworkAcls" => network::acls(ctx, action, request).await,
-        "DescribeNetworkInterfaces" => network::interfaces(ctx, action, request).await,
+        "DescribeNetworkInterfaceAttribute" => interfaces::attribute(ctx, action, request).await,
+        "DescribeNetworkInterfaces" => interfaces::list(ctx, action, request).await,
+        "DescribePlacementGroups" => placement_groups::describe(ctx, action, request).await,
+        "DescribePrefixLists" => prefix_lists::services(ctx, action, request).await,
         "DescribeRegions" => regions::regions(ctx, action, request).await,
         "DescribeRouteTables" => network::route_tables(ctx, action, request).await,
         "DescribeSecurityGroupRules" => rules::describe(ctx, action, request).await,
         "DescribeSecurityGroups" => groups::describe(ctx, action, request).await,
-        "DescribeSubnets" => network::subnets(ctx, action, request).await,
+        "DescribeSubnets" => subnets::list(ctx, action, request).await,
         "DescribeTags" => tags::describe(ctx, action, request).await,
         "DescribeVolumes" => storage::volumes(ctx, action, request).await,
-        "DescribeVpcs" => network::vpcs(ctx, action, request).await,
+        "DescribeVpcAttribute" => vpcs::attribute(ctx, action, request).await,
+        "DescribeVpcs" => vpcs::list(ctx, action, request).await,
+        "DetachNetworkInterface" => interfaces::detach(ctx, action, request).await,
+        "DisassociateVpcCidrBlock" => vpcs::disassociate(ctx, action, request).await,
         "GetConsoleOutput" => console::output(ctx, action, request).await,
         "GetInstanceMetadataDefaults" => metadata::get_defaults(ctx, action, request).await,
+        "GetInstanceUefiData" => console::uefi(ctx, action, request).await,
+        "GetLaunchTemplateData" => templates::data(ctx, action, request).await,
+        "GetManagedPrefixListEntries" => prefix_lists::entries(ctx, action, request).await,
+        "GetPasswordData" => console::password(ctx, action, request).await,
+        "ImportKeyPair" => keys::import(ctx, action, request).await,
         "ModifyInstanceAttribute" => attributes::modify(ctx, action, request).await,
-        "ModifyInstanceMetadataOptions" => attributes::modify_metadata(ctx, action, request).await,
         "ModifyInstanceMetadataDefaults" => metadata::modify_defaults(ctx, action, request).await,
+        "ModifyInstanceMetadataOptions" => attributes::modify_metadata(ctx, action, request).await,
+        "ModifyLaunchTemplate" => templates::modify(ctx, action, request).await,
+        "ModifyManagedPrefixList" => prefix_lists::modify(ctx, action, request).await,
+        "ModifyNetworkInterfaceAttribute" => interfaces::modify(ctx, action, request).await,
+        "ModifySecurityGroupRules" => rule_changes::modify(ctx, action, request).await,
+        "ModifySubnetAttribute" => subnets::modify(ctx, action, request).await,
+        "ModifyVpcAttribute" => vpcs::modify(ctx, action, request).await,
+        "MonitorInstances" => monitoring::set(ctx, action, request, true).await,
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
         "RevokeSecurityGroupEgress" => rules::revoke(ctx, action, request, true).await,
         "RevokeSecurityGroupIngress" => rules::revoke(ctx, action, request, false).await,
@@ -183,6 +269,13 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "StartInstances" => lifecycle::start(ctx, action, request).await,
         "StopInstances" => lifecycle::stop(ctx, action, request).await,
         "TerminateInstances" => lifecycle::terminate(ctx, action, request).await,
+        "UnmonitorInstances" => monitoring::set(ctx, action, request, false).await,
+        "UpdateSecurityGroupRuleDescriptionsEgress" => {
+            rule_changes::describe(ctx, action, request, true).await
+        }
+        "UpdateSecurityGroupRuleDescriptionsIngress" => {
+            rule_changes::describe(ctx, action, request, false).await
+        }
         _ => Err(ApiError::new(
             "UnsupportedOperation",
             format!("The action {action} is not supported by this cloud."),

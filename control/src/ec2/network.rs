@@ -1,10 +1,10 @@
-//! VPCs and what is in them, described.
+//! What is in VPCs, described by ids or all: the one way for every kind of row,
+//! and the kinds that have no file of their own.
 
+use super::Ctx;
 use super::filters::Paths;
 use super::list::{Query, lookup, tag_set};
 use super::params::Filter;
-use super::{Ctx, groups, present};
-use crate::config::zone_id;
 use crate::rows::*;
 use crate::view::{Kept, View};
 use crate::wire::{ApiError, Value};
@@ -24,7 +24,8 @@ struct Describe {
         alias = "InternetGatewayIds",
         alias = "RouteTableIds",
         alias = "NetworkAclIds",
-        alias = "DhcpOptionsIds"
+        alias = "DhcpOptionsIds",
+        alias = "PrefixListIds"
     )]
     ids: Vec<String>,
     #[serde(default)]
@@ -34,14 +35,22 @@ struct Describe {
 }
 
 /// What is particular to one kind.
-struct Kind<T: Record> {
-    member: &'static str,
-    paths: Paths,
-    parse: fn(&str) -> Result<T::Id, ApiError>,
-    not_found: fn(&str) -> ApiError,
+pub struct Kind<T: Record> {
+    /// How the action's answer calls the list.
+    pub member: &'static str,
+    /// Where filter names lead.
+    pub paths: Paths,
+    /// Parses an id.
+    pub parse: fn(&str) -> Result<T::Id, ApiError>,
+    /// The error for an id that names nothing.
+    pub not_found: fn(&str) -> ApiError,
 }
 
-async fn describe<T: Kept>(
+/// Describes rows by their ids, or all.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn describe<T: Kept>(
     ctx: &Ctx,
     action: &str,
     request: Value,
@@ -80,123 +89,6 @@ where
         )
     })
     .await
-}
-
-/// DescribeVpcs.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn vpcs(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let kind = Kind::<Vpc> {
-        member: "Vpcs",
-        paths: &[
-            ("cidr", "CidrBlock"),
-            (
-                "cidr-block-association.cidr-block",
-                "CidrBlockAssociationSet.CidrBlock",
-            ),
-            (
-                "cidr-block-association.association-id",
-                "CidrBlockAssociationSet.AssociationId",
-            ),
-            (
-                "cidr-block-association.state",
-                "CidrBlockAssociationSet.CidrBlockState.State",
-            ),
-        ],
-        parse: VpcId::parse,
-        not_found: |text| VpcId::not_found(text),
-    };
-    describe(ctx, action, request, kind, |_, scope, row| {
-        let association = format!("vpc-cidr-assoc-{}", &row.id.to_string()["vpc-".len()..]);
-        json!({
-            "VpcId": row.id.to_string(),
-            "OwnerId": *scope.account,
-            "State": "available",
-            "CidrBlock": row.cidr.to_string(),
-            "CidrBlockAssociationSet": [{
-                "AssociationId": association,
-                "CidrBlock": row.cidr.to_string(),
-                "CidrBlockState": {"State": "associated"},
-            }],
-            "DhcpOptionsId": row.dhcp_options.to_string(),
-            "InstanceTenancy": "default",
-            "IsDefault": row.default,
-            "Tags": tag_set(&row.tags),
-        })
-    })
-    .await
-}
-
-/// DescribeSubnets.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn subnets(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let kind = Kind::<Subnet> {
-        member: "Subnets",
-        paths: &[
-            ("availabilityZone", "AvailabilityZone"),
-            ("availabilityZoneId", "AvailabilityZoneId"),
-            ("cidr", "CidrBlock"),
-            ("cidrBlock", "CidrBlock"),
-            ("defaultForAz", "DefaultForAz"),
-            ("default-for-az", "DefaultForAz"),
-        ],
-        parse: SubnetId::parse,
-        not_found: |text| SubnetId::not_found(text),
-    };
-    describe(ctx, action, request, kind, |view, scope, row| {
-        json!({
-            "SubnetId": row.id.to_string(),
-            "SubnetArn": groups::arn(scope, "subnet", &row.id.to_string()),
-            "OwnerId": *scope.account,
-            "VpcId": row.vpc.to_string(),
-            "State": "available",
-            "CidrBlock": row.cidr.to_string(),
-            "AvailabilityZone": row.zone,
-            "AvailabilityZoneId": zone_id(&row.zone),
-            "AvailableIpAddressCount":
-                view.get::<Addresses>(scope, &row.id).map_or(0, |addresses| addresses.free()),
-            "DefaultForAz": row.default,
-            "MapPublicIpOnLaunch": row.map_public,
-            "MapCustomerOwnedIpOnLaunch": false,
-            "AssignIpv6AddressOnCreation": false,
-            "Ipv6CidrBlockAssociationSet": [],
-            "EnableDns64": false,
-            "Ipv6Native": false,
-            "PrivateDnsNameOptionsOnLaunch": {
-                "HostnameType": "ip-name",
-                "EnableResourceNameDnsARecord": false,
-                "EnableResourceNameDnsAAAARecord": false,
-            },
-            "Tags": tag_set(&row.tags),
-        })
-    })
-    .await
-}
-
-/// DescribeNetworkInterfaces.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn interfaces(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let kind = Kind::<Interface> {
-        member: "NetworkInterfaces",
-        paths: &[
-            ("addresses.primary", "PrivateIpAddresses.Primary"),
-            (
-                "addresses.private-ip-address",
-                "PrivateIpAddresses.PrivateIpAddress",
-            ),
-            ("attachment.instance-owner-id", "Attachment.InstanceOwnerId"),
-            ("group-id", "Groups.GroupId"),
-            ("group-name", "Groups.GroupName"),
-        ],
-        parse: InterfaceId::parse,
-        not_found: |text| InterfaceId::not_found(text),
-    };
-    describe(ctx, action, request, kind, present::interface).await
 }
 
 /// DescribeInternetGateways.
@@ -342,35 +234,6 @@ pub async fn acls(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
                 entry(true, 100, "allow"), entry(true, 32_767, "deny"),
                 entry(false, 100, "allow"), entry(false, 32_767, "deny"),
             ],
-            "Tags": tag_set(&row.tags),
-        })
-    })
-    .await
-}
-
-/// DescribeDhcpOptions.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn dhcp_options(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let kind = Kind::<DhcpOptions> {
-        member: "DhcpOptions",
-        paths: &[
-            ("key", "DhcpConfigurations.Key"),
-            ("value", "DhcpConfigurations.Values.Value"),
-        ],
-        parse: DhcpOptionsId::parse,
-        not_found: |text| DhcpOptionsId::not_found(text),
-    };
-    describe(ctx, action, request, kind, |_, scope, row| {
-        let options = row.options.iter().map(|(key, values)| {
-            let values: Vec<Value> = values.iter().map(|value| json!({"Value": value})).collect();
-            json!({"Key": key, "Values": values})
-        });
-        json!({
-            "DhcpOptionsId": row.id.to_string(),
-            "OwnerId": *scope.account,
-            "DhcpConfigurations": options.collect::<Vec<_>>(),
             "Tags": tag_set(&row.tags),
         })
     })

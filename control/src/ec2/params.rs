@@ -8,14 +8,12 @@ use serde::de::DeserializeOwned;
 
 /// Parameters (action, path without list indices) and EC2's default.
 pub const DEFAULTS: &[(&str, &str, &str)] = &[
-    ("RunInstances", "Monitoring.Enabled", "false"),
     ("RunInstances", "EbsOptimized", "false"),
     ("RunInstances", "EnablePrimaryIpv6", "false"),
     ("RunInstances", "Ipv6AddressCount", "0"),
     ("RunInstances", "Placement.Tenancy", "default"),
     ("RunInstances", "HibernationOptions.Configured", "false"),
     ("RunInstances", "EnclaveOptions.Enabled", "false"),
-    ("RunInstances", "CreditSpecification.CpuCredits", "standard"),
     ("RunInstances", "MaintenanceOptions.AutoRecovery", "default"),
     (
         "RunInstances",
@@ -54,11 +52,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ),
     (
         "RunInstances",
-        "NetworkInterfaces.DeleteOnTermination",
-        "true",
-    ),
-    (
-        "RunInstances",
         "NetworkInterfaces.InterfaceType",
         "interface",
     ),
@@ -72,6 +65,86 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ),
     ("ModifyInstanceAttribute", "EbsOptimized.Value", "false"),
     ("ModifyInstanceAttribute", "SourceDestCheck.Value", "true"),
+    ("CreateVpc", "InstanceTenancy", "default"),
+    ("CreateKeyPair", "KeyFormat", "pem"),
+    ("CreateNetworkInterface", "InterfaceType", "interface"),
+    (
+        "CreateNetworkInterface",
+        "SecondaryPrivateIpAddressCount",
+        "0",
+    ),
+    ("CreateNetworkInterface", "Ipv6AddressCount", "0"),
+    ("CreateNetworkInterface", "EnablePrimaryIpv6", "false"),
+    ("AttachNetworkInterface", "NetworkCardIndex", "0"),
+    ("DetachNetworkInterface", "Force", "false"),
+    (
+        "ModifyNetworkInterfaceAttribute",
+        "SourceDestCheck.Value",
+        "true",
+    ),
+    (
+        "ModifyNetworkInterfaceAttribute",
+        "EnablePrimaryIpv6",
+        "false",
+    ),
+    ("CreatePlacementGroup", "SpreadLevel", "rack"),
+    ("DescribeLaunchTemplateVersions", "ResolveAlias", "false"),
+    ("CreateLaunchTemplateVersion", "ResolveAlias", "false"),
+    (
+        "DescribeLaunchTemplates",
+        "IncludeManagedResources",
+        "false",
+    ),
+    ("DescribeLaunchTemplates", "IncludeManagedResources", "true"),
+    (
+        "DescribeLaunchTemplateVersions",
+        "IncludeManagedResources",
+        "false",
+    ),
+    (
+        "DescribeLaunchTemplateVersions",
+        "IncludeManagedResources",
+        "true",
+    ),
+    ("CreateVpc", "AmazonProvidedIpv6CidrBlock", "false"),
+    (
+        "AssociateVpcCidrBlock",
+        "AmazonProvidedIpv6CidrBlock",
+        "false",
+    ),
+    ("CreateSubnet", "Ipv6Native", "false"),
+    ("CreateDefaultSubnet", "Ipv6Native", "false"),
+    (
+        "ModifySubnetAttribute",
+        "AssignIpv6AddressOnCreation.Value",
+        "false",
+    ),
+    ("ModifySubnetAttribute", "EnableDns64.Value", "false"),
+    (
+        "ModifySubnetAttribute",
+        "MapCustomerOwnedIpOnLaunch.Value",
+        "false",
+    ),
+    (
+        "ModifySubnetAttribute",
+        "DisableLniAtDeviceIndex.Value",
+        "true",
+    ),
+    (
+        "ModifySubnetAttribute",
+        "PrivateDnsHostnameTypeOnLaunch",
+        "ip-name",
+    ),
+    (
+        "ModifySubnetAttribute",
+        "EnableResourceNameDnsARecordOnLaunch.Value",
+        "false",
+    ),
+    (
+        "ModifySubnetAttribute",
+        "EnableResourceNameDnsAAAARecordOnLaunch.Value",
+        "false",
+    ),
     // Either value gives the same here.
     ("GetConsoleOutput", "Latest", "false"),
     ("GetConsoleOutput", "Latest", "true"),
@@ -112,7 +185,9 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
 /// `UnsupportedOperation` naming the first parameter that is not honoured.
 pub fn parse<T: DeserializeOwned>(action: &str, mut request: Value) -> Result<T, ApiError> {
     if let Some(object) = request.as_object_mut() {
+        // `Ctx` has taken these.
         object.remove("DryRun");
+        object.remove("ClientToken");
     }
     let mut ignored = Vec::new();
     let typed: T = serde_ignored::deserialize(&request, |path| ignored.push(path.to_string()))
@@ -220,6 +295,14 @@ fn step(model: &Model, shape: Option<ShapeId>, part: &str) -> (String, Option<Sh
         || (part.to_owned(), None),
         |m| (m.query.clone(), Some(m.shape)),
     )
+}
+
+/// `X.Value`, EC2's way to tell no value from a default one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Is<T> {
+    /// The value.
+    pub value: T,
 }
 
 /// `Filter.N`.

@@ -1,6 +1,6 @@
 //! Permissions as callers write them, checked and made rules.
 
-use super::groups;
+use super::{groups, prefix_lists};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::ApiError;
@@ -26,6 +26,19 @@ pub struct Permission {
     /// As in EC2.
     #[serde(default)]
     pub user_id_group_pairs: Vec<Pair>,
+    /// As in EC2.
+    #[serde(default)]
+    pub prefix_list_ids: Vec<List>,
+}
+
+/// `PrefixListId`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct List {
+    /// As in EC2.
+    pub prefix_list_id: Option<String>,
+    /// As in EC2.
+    pub description: Option<String>,
 }
 
 /// `IpRange` or `Ipv6Range`.
@@ -129,7 +142,11 @@ fn cidr(text: Option<&str>, v6: bool) -> Result<IpNet, ApiError> {
         })
 }
 
-fn check_description(text: Option<&String>) -> Result<(), ApiError> {
+/// A description holds what EC2 lets it.
+///
+/// # Errors
+/// `InvalidParameterValue`.
+pub fn check_description(text: Option<&String>) -> Result<(), ApiError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || " ._-:/()#,@[]+=&;{}!$*".contains(c);
     match text {
         Some(text) if text.len() > 255 || !text.chars().all(plain) => Err(ApiError::value(
@@ -170,6 +187,14 @@ pub fn rules_of(
             peers.push((
                 Peer::Group(peer_group(tx, group, pair)?),
                 pair.description.clone(),
+            ));
+        }
+        for list in &permission.prefix_list_ids {
+            let id = list.prefix_list_id.as_deref();
+            let id = id.ok_or_else(|| ApiError::missing("PrefixListId"))?;
+            peers.push((
+                Peer::PrefixList(prefix_lists::for_rule(tx, id)?),
+                list.description.clone(),
             ));
         }
         if peers.is_empty() {

@@ -2,9 +2,11 @@
 //! transaction, so that InsufficientInstanceCapacity is the call's own answer.
 
 use super::Ctx;
+use super::types::InstanceType;
 use crate::core::Tx;
-use crate::rows::{Instance, Node, Scope};
+use crate::rows::{Instance, Node, PlacementGroup, Scope, State, Strategy};
 use crate::wire::ApiError;
+use std::sync::Arc;
 
 /// The error for no room.
 pub fn insufficient(zone: &str) -> ApiError {
@@ -17,19 +19,32 @@ pub fn insufficient(zone: &str) -> ApiError {
     )
 }
 
-/// Charges up to `count` instances of a size to nodes that can be reached, the
-/// emptiest first; gives the node of each.
+/// A placement group, and the partition asked for.
+pub type Wish = (Arc<PlacementGroup>, Option<u32>);
+
+/// Where an instance goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The node.
+    pub node: String,
+    /// Its partition, in a group of partitions.
+    pub partition: Option<u32>,
+}
+
+/// Charges up to `count` instances of a type to nodes that can be reached, the
+/// emptiest first, as their placement group has it.
 ///
 /// # Errors
 /// Only those of writing a row.
 pub fn take(
     ctx: &Ctx,
     tx: &mut Tx<'_>,
-    vcpus: u32,
-    memory_mib: u64,
+    kind: InstanceType,
     count: u32,
-) -> Result<Vec<String>, ApiError> {
+    group: Option<&Wish>,
+) -> Result<Vec<Place>, ApiError> {
     let global = Scope::global();
+    let (vcpus, memory_mib) = (kind.vcpus, kind.memory_mib);
     let mut nodes: Vec<Node> = tx
         .view
         .all::<Node>(&global)
@@ -41,21 +56,78 @@ pub fn take(
         .map(|node| node.as_ref().clone())
         .collect();
     nodes.sort_by_key(|node| std::cmp::Reverse(node.fits(vcpus, memory_mib)));
+    let mut members = group.map(|(group, partition)| Members::of(tx, group, *partition));
     let mut placed = Vec::new();
+    let wanted = usize::try_from(count).unwrap_or(usize::MAX);
     for mut node in nodes {
-        let room = node.fits(vcpus, memory_mib);
         let before = placed.len();
-        let wanted = usize::try_from(count).unwrap_or(usize::MAX);
-        while placed.len() < wanted && u64::try_from(placed.len() - before).is_ok_and(|n| n < room)
-        {
+        while placed.len() < wanted && node.fits(vcpus, memory_mib) > 0 {
+            let partition = match members.as_mut().map(|members| members.admit(&node.name)) {
+                None => None,
+                Some(Some(partition)) => partition,
+                Some(None) => break,
+            };
             node.take(vcpus, memory_mib);
-            placed.push(node.name.clone());
+            placed.push(Place {
+                node: node.name.clone(),
+                partition,
+            });
         }
         if placed.len() > before {
             tx.put_in(&global, node)?;
         }
     }
     Ok(placed)
+}
+
+/// Which nodes a placement group's instances are on.
+struct Members {
+    group: Arc<PlacementGroup>,
+    wanted: Option<u32>,
+    /// Node and partition (0 in groups without) of each instance.
+    at: Vec<(String, u32)>,
+}
+
+impl Members {
+    fn of(tx: &Tx<'_>, group: &Arc<PlacementGroup>, wanted: Option<u32>) -> Self {
+        let rows = tx.view.all::<Instance>(&tx.scope);
+        let rows = rows
+            .filter(|row| row.placement_group == Some(group.id) && row.state != State::Terminated);
+        Self {
+            group: Arc::clone(group),
+            wanted,
+            at: rows
+                .map(|row| (row.node.clone(), row.partition.unwrap_or(0)))
+                .collect(),
+        }
+    }
+
+    /// Lets one more instance onto a node, in the partition that is given; or not.
+    fn admit(&mut self, node: &str) -> Option<Option<u32>> {
+        let here = |(at, _): &&(String, u32)| at == node;
+        let partition = match self.group.strategy {
+            Strategy::Cluster => self.at.iter().all(|member| here(&member)).then_some(None),
+            Strategy::Spread => (!self.at.iter().any(|member| here(&member))).then_some(None),
+            Strategy::Partition => {
+                // A host serves one partition alone; else the emptiest one grows.
+                let held = self.at.iter().find(here).map(|(_, partition)| *partition);
+                let size = |p: u32| {
+                    self.at
+                        .iter()
+                        .filter(|(_, partition)| *partition == p)
+                        .count()
+                };
+                let choice = self
+                    .wanted
+                    .or(held)
+                    .or_else(|| (1..=self.group.partitions).min_by_key(|p| (size(*p), *p)))?;
+                held.is_none_or(|held| held == choice)
+                    .then_some(Some(choice))
+            }
+        }?;
+        self.at.push((node.to_owned(), partition.unwrap_or(0)));
+        Some(partition)
+    }
 }
 
 /// Charges one instance to the node that it belongs to.

@@ -54,7 +54,7 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         "InstanceId": row.id.to_string(),
         "InstanceType": row.instance_type,
         "LaunchTime": timestamp(row.launched_at_s),
-        "Monitoring": {"State": "disabled"},
+        "Monitoring": {"State": if row.monitoring { "enabled" } else { "disabled" }},
         "Placement": {
             "AvailabilityZone": row.zone,
             "AvailabilityZoneId": zone_id(&row.zone),
@@ -89,6 +89,18 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         "UsageOperation": "RunInstances",
         "MaintenanceOptions": {"AutoRecovery": "default"},
     });
+    if !row.key_name.is_empty() {
+        item["KeyName"] = row.key_name.clone().into();
+    }
+    if let Some(group) = row.placement_group {
+        item["Placement"]["GroupId"] = group.to_string().into();
+        if let Some(group) = view.get::<PlacementGroup>(scope, &group) {
+            item["Placement"]["GroupName"] = group.name.clone().into();
+        }
+        if let Some(partition) = row.partition {
+            item["Placement"]["PartitionNumber"] = partition.into();
+        }
+    }
     if let Some(reason) = &row.reason {
         item["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
     }

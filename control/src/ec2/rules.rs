@@ -4,6 +4,7 @@ use super::list::{Query, tag_set};
 use super::params::{Filter, TagSpecification};
 use super::permissions::{Pair, Permission, Range, protocol_name, rules_of};
 use super::{Ctx, groups, tags};
+use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 /// Most rules of a group in each direction (EC2's default quota).
-const MAX_RULES: usize = 60;
+pub const MAX_RULES: usize = 60;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -66,6 +67,7 @@ impl Change {
                 ip_ranges: self.cidr_ip.clone().map(range).into_iter().collect(),
                 ipv6_ranges: Vec::new(),
                 user_id_group_pairs: named.map(pair).into_iter().collect(),
+                prefix_list_ids: Vec::new(),
             });
         }
         Ok(all)
@@ -76,6 +78,7 @@ fn show(rule: &Rule) -> String {
     let peer = match &rule.peer {
         Peer::Cidr(cidr) => cidr.to_string(),
         Peer::Group(id) => id.to_string(),
+        Peer::PrefixList(id) => id.to_string(),
     };
     let protocol = if rule.protocol == -1 {
         "ALL".to_owned()
@@ -85,6 +88,29 @@ fn show(rule: &Rule) -> String {
     format!(
         "peer: {peer}, {protocol}, from port: {}, to port: {}, ALLOW",
         rule.from_port, rule.to_port
+    )
+}
+
+/// How many rules of one direction there are as the quota counts them: one on a
+/// prefix list counts as many as the list may have entries. Those on `but` count
+/// nothing.
+pub fn weight(tx: &Tx<'_>, rules: &[Rule], egress: bool, but: Option<PrefixListId>) -> usize {
+    let one = |rule: &Rule| match &rule.peer {
+        Peer::PrefixList(id) if Some(*id) == but => 0,
+        Peer::PrefixList(id) => tx.get::<PrefixList>(id).map_or(1, |list| {
+            usize::try_from(list.max_entries).unwrap_or(usize::MAX)
+        }),
+        _ => 1,
+    };
+    let rules = rules.iter().filter(|rule| rule.egress == egress);
+    rules.map(one).fold(0, usize::saturating_add)
+}
+
+/// The error for more rules than a group may have.
+pub fn too_many() -> ApiError {
+    ApiError::new(
+        "RulesPerSecurityGroupLimitExceeded",
+        "The maximum number of rules per security group has been reached.",
     )
 }
 
@@ -124,16 +150,9 @@ pub async fn authorize(
         for rule in &mut new {
             rule.tags.clone_from(&tags);
         }
-        let kept = group
-            .rules
-            .iter()
-            .filter(|rule| rule.egress == egress)
-            .count();
-        if kept + new.len() > MAX_RULES {
-            return Err(ApiError::new(
-                "RulesPerSecurityGroupLimitExceeded",
-                "The maximum number of rules per security group has been reached.",
-            ));
+        let kept = weight(tx, &group.rules, egress, None);
+        if kept + weight(tx, &new, egress, None) > MAX_RULES {
+            return Err(too_many());
         }
         let shown: Vec<Value> = new
             .iter()
@@ -216,6 +235,7 @@ fn revoked(group: &Group, rule: &Rule) -> Value {
         Peer::Cidr(cidr @ IpNet::V4(_)) => item["CidrIpv4"] = cidr.to_string().into(),
         Peer::Cidr(cidr) => item["CidrIpv6"] = cidr.to_string().into(),
         Peer::Group(id) => item["ReferencedGroupId"] = id.to_string().into(),
+        Peer::PrefixList(id) => item["PrefixListId"] = id.to_string().into(),
     }
     if let Some(description) = &rule.description {
         item["Description"] = description.clone().into();

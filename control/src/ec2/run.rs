@@ -7,15 +7,17 @@
 //!                           launch ─▶ the reservation, as DescribeInstances shows it
 //! ```
 
-use super::launch::{Disks, Plan, launch};
+use super::launch::{Disks, Nic, NicSource, Plan, launch};
 use super::params::TagSpecification;
-use super::{Ctx, disks, groups, instances, metadata, present, tags, token, types};
-use crate::core::{Tx, now_s};
+use super::{
+    Ctx, disks, groups, instances, interfaces, keys, metadata, place, placement_groups, present,
+    tags, templates, types,
+};
+use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use base64::Engine as _;
 use serde::Deserialize;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// Most user data, decoded.
@@ -37,8 +39,9 @@ pub struct Params {
     subnet_id: Option<String>,
     private_ip_address: Option<String>,
     user_data: Option<String>,
-    client_token: Option<String>,
     placement: Option<Placement>,
+    monitoring: Option<Monitoring>,
+    credit_specification: Option<Credits>,
     #[serde(default)]
     tag_specifications: Vec<TagSpecification>,
     #[serde(default)]
@@ -57,6 +60,21 @@ pub struct Params {
 #[serde(rename_all = "PascalCase")]
 struct Placement {
     availability_zone: Option<String>,
+    group_name: Option<String>,
+    group_id: Option<String>,
+    partition_number: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Monitoring {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Credits {
+    cpu_credits: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +85,10 @@ struct NetworkInterface {
     #[serde(default)]
     groups: Vec<String>,
     private_ip_address: Option<String>,
+    #[serde(default)]
+    private_ip_addresses: Vec<interfaces::PrivateIp>,
+    network_interface_id: Option<String>,
+    delete_on_termination: Option<bool>,
     description: Option<String>,
 }
 
@@ -78,28 +100,18 @@ const TAGGED: &[&str] = &["instance", "volume", "network-interface"];
 /// # Errors
 /// EC2's codes; `InsufficientInstanceCapacity` where `MinCount` does not fit.
 pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let digest = token::digest(&request);
+    let templated = ctx
+        .core
+        .peek(|view| templates::apply(view, &ctx.scope, request));
+    let (request, template_tags) = templated?;
     let params: Params = ctx.params(action, request)?;
-    check_user_data(&params)?;
+    check_user_data(params.user_data.as_deref())?;
     let (min, max) = counts(&params)?;
-    let token = token::key(action, params.client_token.as_deref())?;
     let (reservation, ids) = ctx
         .write(|tx| {
-            if let Some(used) = token.as_ref().and_then(|key| tx.get::<Token>(key)) {
-                return token::repeat(tx, &used, &digest);
-            }
-            let plan = plan(ctx, tx, &params)?;
-            let (reservation, instances) = launch(ctx, tx, &plan, min, max)?;
-            if let Some(key) = &token {
-                tx.put(Token {
-                    key: key.clone(),
-                    digest: digest.clone(),
-                    reservation,
-                    instances: instances.clone(),
-                    at_s: now_s(),
-                })?;
-            }
-            Ok((reservation, instances))
+            let mut plan = plan(ctx, tx, &params)?;
+            plan.instance_tags.extend(template_tags.clone());
+            launch(ctx, tx, &plan, min, max)
         })
         .await?;
     ctx.read(|view| {
@@ -118,8 +130,12 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiEr
     .await
 }
 
-fn check_user_data(params: &Params) -> Result<(), ApiError> {
-    let Some(text) = &params.user_data else {
+/// User data is base64 of at most 16 KiB.
+///
+/// # Errors
+/// `InvalidUserData.Malformed`, `InvalidParameterValue`.
+pub fn check_user_data(text: Option<&str>) -> Result<(), ApiError> {
+    let Some(text) = text else {
         return Ok(());
     };
     let bytes = base64::engine::general_purpose::STANDARD
@@ -174,33 +190,22 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
                 format!("The image id '[{text}]' does not exist"),
             )
         })?;
-    if let Some(name) = &params.key_name {
-        return Err(ApiError::new(
-            "InvalidKeyPair.NotFound",
-            format!("The key pair '{name}' does not exist"),
-        ));
-    }
+    let key = params.key_name.as_deref().map(|name| keys::named(tx, name));
     let kind = types::find(params.instance_type.as_deref().unwrap_or(types::DEFAULT))?;
-    let interface = interface(params)?;
-    let subnet_text = interface
-        .and_then(|i| i.subnet_id.as_ref())
-        .or(params.subnet_id.as_ref());
-    let subnet = subnet(ctx, tx, params, subnet_text.map(String::as_str))?;
-    let vpc = tx
-        .get::<Vpc>(&subnet.vpc)
-        .ok_or_else(|| VpcId::not_found(subnet.vpc))?;
-    let address = interface.and_then(|i| i.private_ip_address.as_ref());
-    let private_ip = address.or(params.private_ip_address.as_ref()).map(|text| {
-        text.parse::<Ipv4Addr>()
-            .map_err(|_| ApiError::value(text, "PrivateIpAddress", "Invalid IPv4 address."))
-    });
+    let (zone, nics) = nics(ctx, tx, params, kind)?;
     let disks: Disks = disks::plan(image, ctx.region(), kind, &params.block_device_mappings)?;
     Ok(Plan {
-        groups: group_ids(tx, params, interface, &subnet)?,
-        zone: subnet.zone.clone(),
-        subnet: subnet.id,
-        vpc: vpc.id,
+        nics,
+        zone,
         kind,
+        key: key.transpose()?,
+        monitoring: params
+            .monitoring
+            .as_ref()
+            .and_then(|m| m.enabled)
+            .unwrap_or(false),
+        credits: credits(params, kind)?,
+        placement: placement(tx, params)?,
         boot: Boot {
             image: image.id(ctx.region()),
             kernel: image.kernel.clone(),
@@ -211,13 +216,9 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
         },
         root_device: image.root_device().to_owned(),
         disks,
-        private_ip: private_ip.transpose()?,
-        description: interface
-            .and_then(|i| i.description.clone())
-            .unwrap_or_default(),
         metadata: metadata::resolve(tx, params.metadata_options.as_ref(), image)?,
         user_data: params.user_data.clone().unwrap_or_default(),
-        client_token: params.client_token.clone().unwrap_or_default(),
+        client_token: ctx.client_token().to_owned(),
         disable_termination: params.disable_api_termination,
         disable_stop: params.disable_api_stop,
         terminate_on_shutdown: params.instance_initiated_shutdown_behavior.as_deref()
@@ -228,11 +229,74 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
     })
 }
 
-/// The one network interface that a request may describe.
-fn interface(params: &Params) -> Result<Option<&NetworkInterface>, ApiError> {
-    let Some(first) = params.network_interfaces.first() else {
+/// `CpuCredits`, which only burstable types have.
+fn credits(params: &Params, kind: types::InstanceType) -> Result<Option<String>, ApiError> {
+    let asked = params.credit_specification.as_ref();
+    let Some(text) = asked.and_then(|credits| credits.cpu_credits.clone()) else {
         return Ok(None);
     };
+    if !matches!(text.as_str(), "standard" | "unlimited") {
+        return Err(ApiError::value(
+            text,
+            "CpuCredits",
+            "Expected standard or unlimited.",
+        ));
+    }
+    if !kind.burstable() {
+        return Err(ApiError::combination(format!(
+            "The parameter creditSpecification is not supported for the instance type {}.",
+            kind.name
+        )));
+    }
+    Ok(Some(text))
+}
+
+fn placement(tx: &Tx<'_>, params: &Params) -> Result<Option<place::Wish>, ApiError> {
+    let Some(asked) = &params.placement else {
+        return Ok(None);
+    };
+    let group =
+        placement_groups::named(tx, asked.group_name.as_deref(), asked.group_id.as_deref())?;
+    let partition = asked.partition_number.map(|number| {
+        let most = group.as_ref().map_or(0, |group| group.partitions);
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (1..=most).contains(number))
+            .ok_or_else(|| {
+                ApiError::value(
+                    number,
+                    "PartitionNumber",
+                    "The group has no such partition.",
+                )
+            })
+    });
+    let partition = partition.transpose()?;
+    Ok(group.map(|group| (group, partition)))
+}
+
+/// The interfaces of each instance, and the zone that they are in.
+fn nics(
+    ctx: &Ctx,
+    tx: &Tx<'_>,
+    params: &Params,
+    kind: types::InstanceType,
+) -> Result<(String, Vec<Nic>), ApiError> {
+    if params.network_interfaces.is_empty() {
+        let subnet = subnet(ctx, tx, params, params.subnet_id.as_deref())?;
+        let asked = interfaces::asked_address(params.private_ip_address.as_ref(), &[], "")?;
+        let source = NicSource::New {
+            groups: group_ids(tx, params, &subnet)?,
+            subnet: Arc::clone(&subnet),
+            private_ip: asked,
+            description: String::new(),
+        };
+        let nic = Nic {
+            index: 0,
+            delete_on_termination: true,
+            source,
+        };
+        return Ok((subnet.zone.clone(), vec![nic]));
+    }
     let instance_level = !params.security_group_ids.is_empty()
         || !params.security_groups.is_empty()
         || params.subnet_id.is_some()
@@ -243,13 +307,106 @@ fn interface(params: &Params) -> Result<Option<&NetworkInterface>, ApiError> {
              groups may not be specified on the same request",
         ));
     }
-    if params.network_interfaces.len() > 1 || first.device_index != Some(0) {
-        return Err(match first.device_index {
-            None => ApiError::missing("NetworkInterface.1.DeviceIndex"),
-            Some(_) => ApiError::unsupported_parameter("NetworkInterface.2"),
-        });
+    if params.network_interfaces.len() > usize::try_from(kind.network.0).unwrap_or(usize::MAX) {
+        return Err(ApiError::new(
+            "AttachmentLimitExceeded",
+            format!(
+                "Interface count {} exceeds the limit for {}",
+                params.network_interfaces.len(),
+                kind.name
+            ),
+        ));
     }
-    Ok(Some(first))
+    let mut nics = Vec::with_capacity(params.network_interfaces.len());
+    let mut place: Option<(String, VpcId)> = None;
+    for (number, asked) in (1..).zip(&params.network_interfaces) {
+        let (nic, zone, vpc) = nic(ctx, tx, params, asked, number)?;
+        let first = place.get_or_insert((zone.clone(), vpc));
+        if *first != (zone, vpc) {
+            return Err(ApiError::combination(
+                "All network interfaces of an instance must be in one availability zone and VPC.",
+            ));
+        }
+        nics.push(nic);
+    }
+    nics.sort_by_key(|nic| nic.index);
+    if nics.windows(2).any(|pair| pair[0].index == pair[1].index) {
+        return Err(ApiError::new(
+            "InvalidParameterValue",
+            "Each network interface must have a device index of its own.",
+        ));
+    }
+    if nics.first().is_none_or(|nic| nic.index != 0) {
+        return Err(ApiError::new(
+            "InvalidParameterCombination",
+            "When specifying network interfaces, you must include a device at index 0.",
+        ));
+    }
+    let zone = place.map(|(zone, _)| zone);
+    Ok((zone.unwrap_or_default(), nics))
+}
+
+fn nic(
+    ctx: &Ctx,
+    tx: &Tx<'_>,
+    params: &Params,
+    asked: &NetworkInterface,
+    number: u32,
+) -> Result<(Nic, String, VpcId), ApiError> {
+    let parameter = |name: &str| format!("NetworkInterface.{number}.{name}");
+    let index = asked
+        .device_index
+        .ok_or_else(|| ApiError::missing(&parameter("DeviceIndex")))?;
+    let index = u32::try_from(index).map_err(|_| {
+        ApiError::value(index, &parameter("DeviceIndex"), "It must not be negative.")
+    })?;
+    let Some(text) = &asked.network_interface_id else {
+        let subnet = subnet(ctx, tx, params, asked.subnet_id.as_deref())?;
+        let address = interfaces::asked_address(
+            asked.private_ip_address.as_ref(),
+            &asked.private_ip_addresses,
+            &parameter("PrivateIpAddresses"),
+        )?;
+        let source = NicSource::New {
+            groups: groups::or_default(tx, &asked.groups, subnet.vpc, subnet.id)?,
+            subnet: Arc::clone(&subnet),
+            private_ip: address,
+            description: asked.description.clone().unwrap_or_default(),
+        };
+        let nic = Nic {
+            index,
+            delete_on_termination: asked.delete_on_termination.unwrap_or(true),
+            source,
+        };
+        return Ok((nic, subnet.zone.clone(), subnet.vpc));
+    };
+    let more = asked.subnet_id.is_some()
+        || !asked.groups.is_empty()
+        || asked.private_ip_address.is_some()
+        || !asked.private_ip_addresses.is_empty()
+        || asked.description.is_some();
+    if more {
+        return Err(ApiError::combination(
+            "A network interface that exists may not be given a subnet, groups, a description or \
+             an address.",
+        ));
+    }
+    if asked.delete_on_termination == Some(true) {
+        return Err(ApiError::combination(
+            "A network interface may not specify a network interface ID and delete on termination as true",
+        ));
+    }
+    let row = interfaces::one(tx, text)?;
+    if row.attachment.is_some() {
+        return Err(interfaces::in_use(row.id));
+    }
+    let (zone, vpc) = (row.zone.clone(), row.vpc);
+    let nic = Nic {
+        index,
+        delete_on_termination: false,
+        source: NicSource::Existing(row),
+    };
+    Ok((nic, zone, vpc))
 }
 
 fn subnet(
@@ -299,28 +456,15 @@ fn subnet(
         })
 }
 
-fn group_ids(
-    tx: &Tx<'_>,
-    params: &Params,
-    interface: Option<&NetworkInterface>,
-    subnet: &Subnet,
-) -> Result<Vec<GroupId>, ApiError> {
-    let named = interface.map_or(&params.security_group_ids, |interface| &interface.groups);
+fn group_ids(tx: &Tx<'_>, params: &Params, subnet: &Subnet) -> Result<Vec<GroupId>, ApiError> {
     if !params.security_groups.is_empty() && params.subnet_id.is_some() {
         return Err(ApiError::combination(
             "The parameter groupName cannot be used with the parameter subnet",
         ));
     }
-    let mut texts = named.clone();
+    let mut texts = params.security_group_ids.clone();
     for name in &params.security_groups {
         texts.push(groups::one(tx, None, Some(name))?.id.to_string());
     }
-    if texts.is_empty() {
-        let default = tx
-            .view
-            .all::<Group>(&tx.scope)
-            .find(|group| group.vpc == subnet.vpc && group.name == "default");
-        texts.extend(default.map(|group| group.id.to_string()));
-    }
-    groups::named(tx, &texts, subnet.vpc, subnet.id)
+    groups::or_default(tx, &texts, subnet.vpc, subnet.id)
 }

@@ -226,6 +226,10 @@ tagged! {
     "rtb-" => RouteTable, RouteTableId, "route-table";
     "acl-" => Acl, AclId, "network-acl";
     "dopt-" => DhcpOptions, DhcpOptionsId, "dhcp-options";
+    "key-" => KeyPair, KeyPairId, "key-pair";
+    "lt-" => LaunchTemplate, LaunchTemplateId, "launch-template";
+    "pl-" => PrefixList, PrefixListId, "prefix-list";
+    "pg-" => PlacementGroup, PlacementGroupId, "placement-group";
 }
 
 /// An instance whose tags its metadata shows changes with them.

@@ -3,6 +3,7 @@
 use super::Ctx;
 use super::list::Query;
 use super::params::Filter;
+use crate::config::zone_id;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
@@ -195,6 +196,20 @@ impl InstanceType {
         self.disks.1 * 1_000_000_000
     }
 
+    /// It has CPU credits in EC2.
+    pub fn burstable(&self) -> bool {
+        self.name.starts_with('t') && self.name != "t1.micro"
+    }
+
+    /// `CpuCredits` of an instance whose caller names none.
+    pub fn default_credits(&self) -> &'static str {
+        if self.name.starts_with("t2.") {
+            "standard"
+        } else {
+            "unlimited"
+        }
+    }
+
     fn present(&self) -> Value {
         let family = self.name.split('.').next().unwrap_or_default();
         let old = matches!(family, "t1" | "m1");
@@ -235,9 +250,9 @@ impl InstanceType {
                 "EnaSupport": "unsupported",
                 "EfaSupported": false,
             },
-            "PlacementGroupInfo": {"SupportedStrategies": []},
+            "PlacementGroupInfo": {"SupportedStrategies": ["cluster", "partition", "spread"]},
             "HibernationSupported": false,
-            "BurstablePerformanceSupported": family.starts_with('t'),
+            "BurstablePerformanceSupported": self.burstable(),
             "DedicatedHostsSupported": false,
             "AutoRecoverySupported": false,
             "SupportedBootModes": ["legacy-bios"],
@@ -342,6 +357,51 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         .iter()
         .filter(|kind| wanted(&kind.name))
         .map(|kind| (kind.name.to_owned(), kind.present()));
+    let answer = query.answer(items)?;
+    ctx.read(|_| Ok(answer)).await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Offerings {
+    location_type: Option<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// DescribeInstanceTypeOfferings: every type in every zone.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn offerings(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Offerings = ctx.params(action, request)?;
+    let zones = ctx.core.config.zones_of(ctx.region());
+    let (kind, locations): (&str, Vec<String>) = match params.location_type.as_deref() {
+        None | Some("region") => ("region", vec![ctx.region().to_owned()]),
+        Some("availability-zone") => ("availability-zone", zones),
+        Some("availability-zone-id") => (
+            "availability-zone-id",
+            zones.iter().map(|zone| zone_id(zone)).collect(),
+        ),
+        Some(_) => ("outpost", Vec::new()),
+    };
+    let query = Query {
+        action,
+        member: "InstanceTypeOfferings",
+        by_id: false,
+        filters: &params.filters,
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    let items = TYPES.iter().flat_map(|of| {
+        locations.iter().map(move |location| {
+            let item = json!({"InstanceType": of.name, "LocationType": kind, "Location": location});
+            (format!("{}/{location}", of.name), item)
+        })
+    });
     let answer = query.answer(items)?;
     ctx.read(|_| Ok(answer)).await
 }

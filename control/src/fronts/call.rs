@@ -66,7 +66,8 @@ impl Front {
             return Err(not_offered(model, action));
         };
         validate::request(model, operation.input, &request)?;
-        let ctx = Ctx::new(Arc::clone(&self.core), identity, request_id, host, &request);
+        let core = Arc::clone(&self.core);
+        let ctx = Ctx::new(core, identity, request_id, host, action, &request)?;
         let answer = ec2::dispatch(&ctx, action, request).await;
         match &answer {
             Ok(value) => {

@@ -1,7 +1,9 @@
 //! What is desired of a node, from rows.
 
 use crate::config::zone_id;
-use crate::ec2::defaults::{domain_name, private_dns};
+use crate::ec2::attributes::user_data;
+use crate::ec2::defaults::private_dns;
+use crate::ec2::dhcp_options::OWN_RESOLVER;
 use crate::ec2::types;
 use crate::rows::{self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, parse_key};
 use crate::store::Revision;
@@ -106,7 +108,7 @@ fn group_changed(view: &View, scope: &Scope, id: GroupId, told: &mut Told, delta
     match view.get::<rows::Group>(scope, &id) {
         Some(row) => {
             if told.insert(id, row.generation) != Some(row.generation) {
-                delta.security_groups.push(group(row));
+                delta.security_groups.push(group(view, scope, row));
             }
         }
         None => {
@@ -132,27 +134,44 @@ fn tell_groups(
         if let Some(row) = view.get::<rows::Group>(scope, id)
             && told.insert(*id, row.generation) != Some(row.generation)
         {
-            list.push(group(row));
+            list.push(group(view, scope, row));
         }
     }
 }
 
-fn group(row: &rows::Group) -> api::SecurityGroup {
-    let rules = row.rules.iter().map(|rule| api::Rule {
-        egress: rule.egress,
-        protocol: rule.protocol,
-        from_port: rule.from_port,
-        to_port: rule.to_port,
-        peer: Some(match &rule.peer {
-            rows::Peer::Cidr(cidr) => api::rule::Peer::Cidr(cidr.to_string()),
-            rows::Peer::Group(id) => api::rule::Peer::SecurityGroup(id.to_string()),
-        }),
+fn group(view: &View, scope: &Scope, row: &rows::Group) -> api::SecurityGroup {
+    let rules = row.rules.iter().flat_map(|rule| {
+        let peers = peers(view, scope, &rule.peer);
+        peers.into_iter().map(|peer| api::Rule {
+            egress: rule.egress,
+            protocol: rule.protocol,
+            from_port: rule.from_port,
+            to_port: rule.to_port,
+            peer: Some(peer),
+        })
     });
     api::SecurityGroup {
         id: row.id.to_string(),
         generation: row.generation,
         vni: row.vni,
         rules: rules.collect(),
+    }
+}
+
+/// Whom a rule is about: nodes know blocks and groups, and prefix lists by their
+/// blocks.
+fn peers(view: &View, scope: &Scope, peer: &rows::Peer) -> Vec<api::rule::Peer> {
+    match peer {
+        rows::Peer::Cidr(cidr) => vec![api::rule::Peer::Cidr(cidr.to_string())],
+        rows::Peer::Group(id) => vec![api::rule::Peer::SecurityGroup(id.to_string())],
+        rows::Peer::PrefixList(id) => {
+            let list = view.get::<rows::PrefixList>(scope, id);
+            let entries = list.and_then(|list| list.versions.last());
+            let blocks = entries.into_iter().flatten();
+            blocks
+                .map(|entry| api::rule::Peer::Cidr(entry.cidr.to_string()))
+                .collect()
+        }
     }
 }
 
@@ -234,6 +253,14 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
     let row = view.get::<rows::Interface>(scope, id)?;
     let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
     let subnet = view.get::<rows::Subnet>(scope, &row.subnet)?;
+    let options = vpc.dhcp_options.as_ref();
+    let options = options.and_then(|id| view.get::<rows::DhcpOptions>(scope, id));
+    let option = |name: &str| -> Vec<String> {
+        let found = options.and_then(|row| row.options.iter().find(|(key, _)| key == name));
+        found.map(|(_, values)| values.clone()).unwrap_or_default()
+    };
+    let mut servers = option("domain-name-servers");
+    servers.retain(|server| server != OWN_RESOLVER);
     Some(api::NetworkInterface {
         id: row.id.to_string(),
         vni: vpc.vni,
@@ -244,21 +271,26 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         security_groups: row.groups.iter().map(ToString::to_string).collect(),
         source_dest_check: row.source_dest_check,
         mtu: MTU,
-        domain_name: domain_name(&scope.region),
+        domain_name: option("domain-name").pop().unwrap_or_default(),
+        no_resolver: option("domain-name-servers").is_empty(),
+        domain_name_servers: servers,
+        ntp_servers: option("ntp-servers"),
+        netbios_name_servers: option("netbios-name-servers"),
+        netbios_node_type: option("netbios-node-type")
+            .pop()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0),
         ..Default::default()
     })
 }
 
 fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
-    let reservation = view.get::<rows::Reservation>(scope, &row.reservation);
     // Checked when it came.
-    let user_data = reservation
-        .and_then(|r| {
-            base64::engine::general_purpose::STANDARD
-                .decode(&r.user_data)
-                .ok()
-        })
+    let user_data = user_data(view, scope, row)
+        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok())
         .unwrap_or_default();
+    let placement = row.placement_group.as_ref();
+    let placement = placement.and_then(|id| view.get::<rows::PlacementGroup>(scope, id));
     let group_name = |id| {
         view.get::<rows::Group>(scope, id)
             .map(|group| group.name.clone())
@@ -278,8 +310,12 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
         security_group_names: row.groups.iter().filter_map(group_name).collect(),
         vpc_id: row.vpc.to_string(),
         subnet_id: row.subnet.to_string(),
-        key_name: String::new(),
-        public_key: String::new(),
+        key_name: row.key_name.clone(),
+        public_key: row.public_key.clone(),
+        placement_group_name: placement
+            .map(|group| group.name.clone())
+            .unwrap_or_default(),
+        partition_number: row.partition.unwrap_or(0),
         http_endpoint_enabled: row.metadata.enabled,
         http_tokens_required: row.metadata.tokens_required,
         http_put_response_hop_limit: row.metadata.hop_limit,

@@ -157,6 +157,16 @@ fn gone(
         let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
             continue;
         };
+        let kept = interface
+            .attachment
+            .as_ref()
+            .is_some_and(|attachment| !attachment.delete_on_termination);
+        if kept {
+            let mut interface = interface.as_ref().clone();
+            interface.attachment = None;
+            tx.put_in(scope, interface)?;
+            continue;
+        }
         if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
             let mut addresses = addresses.as_ref().clone();
             addresses.give_back(interface.private_ip);

@@ -159,6 +159,16 @@ ids! {
     AclAssociationId = "aclassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound", "association ID";
     /// A set of DHCP options.
     DhcpOptionsId = "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound", "dhcpOptions ID";
+    /// A further address block of a VPC.
+    CidrAssociationId = "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationId.Malformed", "InvalidVpcCidrBlockAssociationID.NotFound", "vpc CIDR block association ID";
+    /// A key pair.
+    KeyPairId = "key-", "InvalidKeyPair.NotFound", "InvalidKeyPair.NotFound", "key pair";
+    /// A launch template.
+    LaunchTemplateId = "lt-", "InvalidLaunchTemplateId.Malformed", "InvalidLaunchTemplateId.NotFound", "specified launch template, with template ID";
+    /// A prefix list.
+    PrefixListId = "pl-", "InvalidPrefixListId.Malformed", "InvalidPrefixListID.NotFound", "prefix list ID";
+    /// A placement group.
+    PlacementGroupId = "pg-", "InvalidPlacementGroupId.Malformed", "InvalidPlacementGroup.Unknown", "Placement Group";
 }
 
 #[cfg(test)]

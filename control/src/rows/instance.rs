@@ -183,6 +183,27 @@ pub struct Instance {
     pub root_device: String,
     /// Metadata options.
     pub metadata: MetadataOptions,
+    /// Its key pair's name, or nothing.
+    #[serde(default)]
+    pub key_name: String,
+    /// That key pair's public half, kept when the key pair is deleted.
+    #[serde(default)]
+    pub public_key: String,
+    /// User data of its own, base64, in place of its reservation's.
+    #[serde(default)]
+    pub user_data: Option<String>,
+    /// `Monitoring` is on.
+    #[serde(default)]
+    pub monitoring: bool,
+    /// `CpuCredits` that its caller asked for.
+    #[serde(default)]
+    pub credits: Option<String>,
+    /// Its placement group.
+    #[serde(default)]
+    pub placement_group: Option<super::PlacementGroupId>,
+    /// Its partition there, from 1.
+    #[serde(default)]
+    pub partition: Option<u32>,
     /// `DisableApiTermination`.
     pub disable_termination: bool,
     /// `DisableApiStop`.

@@ -5,11 +5,13 @@
 
 pub mod ids;
 pub mod instance;
+pub mod launching;
 pub mod network;
 pub mod system;
 
 pub use ids::*;
 pub use instance::*;
+pub use launching::*;
 pub use network::*;
 pub use system::*;
 
@@ -78,6 +80,11 @@ records! {
     RouteTable: "routes", RouteTableId, id;
     Acl: "acl", AclId, id;
     DhcpOptions: "dhcp", DhcpOptionsId, id;
+    PrefixList: "prefixes", PrefixListId, id;
+    KeyPair: "keypair", KeyPairId, id;
+    LaunchTemplate: "template", LaunchTemplateId, id;
+    TemplateVersion: "template-version", TemplateVersionId, id;
+    PlacementGroup: "placement", PlacementGroupId, id;
     Token: "token", String, key;
     Settings: "settings", String, name;
     Node: "node", String, name;

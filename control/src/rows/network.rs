@@ -1,8 +1,9 @@
 //! VPCs and what is in them.
 
 use super::{
-    AclAssociationId, AclId, AttachmentId, DhcpOptionsId, GatewayId, GroupId, InstanceId,
-    InterfaceId, RouteAssociationId, RouteTableId, RuleId, SubnetId, Tags, VpcId,
+    AclAssociationId, AclId, AttachmentId, CidrAssociationId, DhcpOptionsId, GatewayId, GroupId,
+    InstanceId, InterfaceId, PrefixListId, RouteAssociationId, RouteTableId, RuleId, SubnetId,
+    Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -19,10 +20,33 @@ pub struct Vpc {
     pub default: bool,
     /// Its virtual network, unique in the installation.
     pub vni: u32,
-    /// Its DHCP options.
-    pub dhcp_options: DhcpOptionsId,
+    /// Its DHCP options; nothing: none at all, which EC2 calls `default`.
+    pub dhcp_options: Option<DhcpOptionsId>,
+    /// Further blocks of addresses.
+    #[serde(default)]
+    pub more_cidrs: Vec<(CidrAssociationId, Ipv4Net)>,
+    /// `enableDnsSupport`.
+    #[serde(default = "yes")]
+    pub dns_support: bool,
+    /// `enableDnsHostnames`.
+    #[serde(default)]
+    pub dns_hostnames: bool,
+    /// `enableNetworkAddressUsageMetrics`.
+    #[serde(default)]
+    pub usage_metrics: bool,
     /// Its tags.
     pub tags: Tags,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Vpc {
+    /// All its blocks, the primary one first.
+    pub fn cidrs(&self) -> impl Iterator<Item = Ipv4Net> {
+        std::iter::once(self.cidr).chain(self.more_cidrs.iter().map(|(_, cidr)| *cidr))
+    }
 }
 
 /// A subnet.
@@ -164,6 +188,8 @@ pub enum Peer {
     Cidr(IpNet),
     /// Interfaces of a group.
     Group(GroupId),
+    /// Addresses of a prefix list.
+    PrefixList(PrefixListId),
 }
 
 /// A security group's rule.
@@ -269,8 +295,48 @@ pub struct DhcpOptions {
     pub id: DhcpOptionsId,
     /// Options by name.
     pub options: Vec<(String, Vec<String>)>,
+    /// Those that new VPCs get.
+    #[serde(default)]
+    pub default: bool,
     /// Its tags.
     pub tags: Tags,
+}
+
+/// A block of a prefix list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixEntry {
+    /// The block.
+    pub cidr: IpNet,
+    /// `Description`.
+    pub description: Option<String>,
+}
+
+/// A prefix list: blocks of addresses under one name, in versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixList {
+    /// Its id.
+    pub id: PrefixListId,
+    /// `PrefixListName`.
+    pub name: String,
+    /// `IPv6`, not `IPv4`.
+    pub v6: bool,
+    /// Most entries: what it counts as among a group's rules.
+    pub max_entries: u32,
+    /// Number of the newest version, from 1.
+    pub version: u64,
+    /// Entries of the newest versions, the newest last.
+    pub versions: Vec<Vec<PrefixEntry>>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+impl PrefixList {
+    /// The entries of a version, where they are still kept.
+    pub fn entries(&self, version: u64) -> Option<&[PrefixEntry]> {
+        let back = usize::try_from(self.version.checked_sub(version)?).ok()?;
+        let place = self.versions.len().checked_sub(back + 1)?;
+        self.versions.get(place).map(Vec::as_slice)
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Accounts, nodes, counters, tokens and settings.
 
-use super::{InstanceId, ReservationId};
+use super::InstanceId;
 use serde::{Deserialize, Serialize};
 
 /// An account.
@@ -72,9 +72,11 @@ pub struct Token {
     pub key: String,
     /// Hash of the other parameters.
     pub digest: String,
-    /// What the call made.
-    pub reservation: ReservationId,
-    /// What the call made.
+    /// What the call's transaction gave.
+    #[serde(default)]
+    pub answer: serde_json::Value,
+    /// Instances that the call made.
+    #[serde(default)]
     pub instances: Vec<InstanceId>,
     /// Unix seconds.
     pub at_s: i64,

@@ -1,5 +1,6 @@
 //! The API as callers see it: the real binary, real sockets, a fake node.
 
+mod actions;
 mod bad_requests;
 mod crowd;
 mod fidelity;

@@ -119,7 +119,23 @@ fn configure(options: &mut v4::DhcpOptions, record: &Record, interface: &Interfa
     options.insert(DhcpOption::SubnetMask(interface.subnet_cidr.netmask()));
     options.insert(DhcpOption::BroadcastAddr(interface.subnet_cidr.broadcast()));
     options.insert(DhcpOption::Router(vec![router]));
-    options.insert(DhcpOption::DomainNameServer(vec![resolver]));
+    let chosen = &interface.options;
+    if !chosen.domain_name_servers.is_empty() {
+        let servers = chosen.domain_name_servers.clone();
+        options.insert(DhcpOption::DomainNameServer(servers));
+    } else if !chosen.no_resolver {
+        options.insert(DhcpOption::DomainNameServer(vec![resolver]));
+    }
+    if !chosen.ntp_servers.is_empty() {
+        options.insert(DhcpOption::NtpServers(chosen.ntp_servers.clone()));
+    }
+    if !chosen.netbios_name_servers.is_empty() {
+        let servers = chosen.netbios_name_servers.clone();
+        options.insert(DhcpOption::NetBiosNameServers(servers));
+    }
+    if chosen.netbios_node_type != 0 {
+        options.insert(DhcpOption::NetBiosNodeType(chosen.netbios_node_type.into()));
+    }
     options.insert(DhcpOption::InterfaceMtu(interface.mtu));
     if !interface.domain_name.is_empty() {
         options.insert(DhcpOption::DomainName(interface.domain_name.clone()));

@@ -84,6 +84,12 @@ pub struct Instance {
     pub launch_time_s: i64,
     /// Virtual name to device, such as `ami` → `sda1`.
     pub block_device_mapping: BTreeMap<String, String>,
+    /// Its placement group, or empty.
+    #[serde(default)]
+    pub placement_group_name: String,
+    /// Its partition there, 0 for none.
+    #[serde(default)]
+    pub partition_number: u32,
 }
 
 /// One ENI, in [`api::NetworkInterface`]'s words.
@@ -103,8 +109,26 @@ pub struct Interface {
     pub security_groups: Vec<String>,
     /// DHCP option 26.
     pub mtu: u16,
-    /// `ec2.internal`, or `REGION.compute.internal`.
+    /// DHCP option 15, or empty.
     pub domain_name: String,
+    /// Further DHCP options of its VPC.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// DHCP options that a VPC's owner chose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Resolvers in place of the VPC's own.
+    pub domain_name_servers: Vec<Ipv4Addr>,
+    /// No resolver at all.
+    pub no_resolver: bool,
+    /// Option 42.
+    pub ntp_servers: Vec<Ipv4Addr>,
+    /// Option 44.
+    pub netbios_name_servers: Vec<Ipv4Addr>,
+    /// Option 46; 0: none.
+    pub netbios_node_type: u8,
 }
 
 /// Why a record cannot be made, written or read.
@@ -197,6 +221,8 @@ impl Record {
             tags: metadata.tags.into_iter().collect(),
             launch_time_s: metadata.launch_time_s,
             block_device_mapping: metadata.block_device_mapping.into_iter().collect(),
+            placement_group_name: metadata.placement_group_name,
+            partition_number: metadata.partition_number,
         };
         Ok(Self {
             version: RECORD_VERSION,
@@ -312,6 +338,30 @@ impl Interface {
                 .filter(|mtu| *mtu >= 576)
                 .ok_or_else(|| bad("mtu", &desired.mtu.to_string()))?,
             domain_name: desired.domain_name.clone(),
+            options: Options::from_desired(desired)?,
+        })
+    }
+}
+
+impl Options {
+    fn from_desired(desired: &api::NetworkInterface) -> Result<Self, RecordError> {
+        let bad = |field, value: &str| RecordError::Field {
+            id: desired.id.clone(),
+            field,
+            value: value.to_owned(),
+        };
+        let addresses = |field, texts: &[String]| {
+            let parse = |text: &String| text.parse().map_err(|_| bad(field, text));
+            texts.iter().map(parse).collect::<Result<Vec<_>, _>>()
+        };
+        let kind = desired.netbios_node_type;
+        Ok(Self {
+            domain_name_servers: addresses("domain_name_servers", &desired.domain_name_servers)?,
+            no_resolver: desired.no_resolver,
+            ntp_servers: addresses("ntp_servers", &desired.ntp_servers)?,
+            netbios_name_servers: addresses("netbios_name_servers", &desired.netbios_name_servers)?,
+            netbios_node_type: u8::try_from(kind)
+                .map_err(|_| bad("netbios_node_type", &kind.to_string()))?,
         })
     }
 }

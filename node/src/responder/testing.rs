@@ -1,6 +1,6 @@
 //! A record for tests.
 
-use super::record::{Instance, Interface, RECORD_VERSION, Record};
+use super::record::{Instance, Interface, Options, RECORD_VERSION, Record};
 
 /// An instance with one ENI, 172.31.16.5 in a default VPC of us-east-1.
 pub fn record() -> Record {
@@ -35,6 +35,8 @@ pub fn record() -> Record {
                 ("root".into(), "/dev/sda1".into()),
             ]
             .into(),
+            placement_group_name: String::new(),
+            partition_number: 0,
         },
         interfaces: vec![Interface {
             id: "eni-0123456789abcdef0".into(),
@@ -45,6 +47,7 @@ pub fn record() -> Record {
             security_groups: vec!["sg-1".into(), "sg-2".into()],
             mtu: 1500,
             domain_name: "ec2.internal".into(),
+            options: Options::default(),
         }],
         interface: 0,
     }

@@ -134,6 +134,13 @@ impl Tree {
         put("placement/availability-zone", &it.availability_zone);
         put("placement/availability-zone-id", &it.availability_zone_id);
         put("placement/region", &it.region);
+        if !it.placement_group_name.is_empty() {
+            put("placement/group-name", &it.placement_group_name);
+        }
+        if it.partition_number > 0 {
+            let number = it.partition_number.to_string();
+            put("placement/partition-number", &number);
+        }
         put("reservation-id", &it.reservation_id);
         put("security-groups", &it.security_group_names.join("\n"));
         put("services/domain", "amazonaws.com");

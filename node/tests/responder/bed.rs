@@ -1,6 +1,6 @@
 //! Two namespaces, a veth pair and a state folder, all removed at the end.
 
-use ocs_node::responder::record::{Instance, Interface, RECORD_VERSION, Record};
+use ocs_node::responder::record::{Instance, Interface, Options, RECORD_VERSION, Record};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
@@ -306,6 +306,8 @@ fn record(instance: &str) -> Record {
             tags: [].into(),
             launch_time_s: 0,
             block_device_mapping: [].into(),
+            placement_group_name: String::new(),
+            partition_number: 0,
         },
         interfaces: vec![Interface {
             id: format!("eni-of-{instance}"),
@@ -316,6 +318,7 @@ fn record(instance: &str) -> Record {
             security_groups: Vec::new(),
             mtu: 1500,
             domain_name: text("ec2.internal"),
+            options: Options::default(),
         }],
         interface: 0,
     }

@@ -166,3 +166,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_vpc_s_own_options_are_in_the_lease() {
+    let mut record = record();
+    let server = |n| Ipv4Addr::new(10, 9, 8, n);
+    record.interfaces[0].options = crate::responder::record::Options {
+        domain_name_servers: vec![server(1), server(2)],
+        no_resolver: false,
+        ntp_servers: vec![server(3)],
+        netbios_name_servers: vec![server(4)],
+        netbios_node_type: 2,
+    };
+    let lease = |record: &Record| {
+        let mut bytes = Vec::new();
+        let discover = request(MessageType::Discover, &[]);
+        discover.encode(&mut Encoder::new(&mut bytes)).unwrap();
+        let reply = answer(&bytes, record).unwrap();
+        Message::decode(&mut Decoder::new(&reply)).unwrap()
+    };
+    let told = lease(&record);
+    for (code, wanted) in [
+        (
+            OptionCode::DomainNameServer,
+            DhcpOption::DomainNameServer(vec![server(1), server(2)]),
+        ),
+        (
+            OptionCode::NtpServers,
+            DhcpOption::NtpServers(vec![server(3)]),
+        ),
+        (
+            OptionCode::NetBiosNameServers,
+            DhcpOption::NetBiosNameServers(vec![server(4)]),
+        ),
+    ] {
+        assert_eq!(option(&told, code), Some(wanted));
+    }
+    assert!(option(&told, OptionCode::NetBiosNodeType).is_some());
+    record.interfaces[0].options = crate::responder::record::Options {
+        no_resolver: true,
+        ..Default::default()
+    };
+    assert_eq!(option(&lease(&record), OptionCode::DomainNameServer), None);
+}

@@ -1,0 +1,412 @@
+//! Network interfaces: made, attached to stopped instances, changed, deleted.
+
+use super::network::{Kind, describe};
+use super::params::{Is, TagSpecification};
+use super::{Ctx, groups, launch, present, subnets, tags, types};
+use crate::core::{Tx, now_s};
+use crate::rows::*;
+use crate::wire::{ApiError, Value};
+use serde::Deserialize;
+use serde_json::json;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// DescribeNetworkInterfaces.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let kind = Kind::<Interface> {
+        member: "NetworkInterfaces",
+        paths: &[
+            ("addresses.primary", "PrivateIpAddresses.Primary"),
+            (
+                "addresses.private-ip-address",
+                "PrivateIpAddresses.PrivateIpAddress",
+            ),
+            ("attachment.instance-owner-id", "Attachment.InstanceOwnerId"),
+            ("group-id", "Groups.GroupId"),
+            ("group-name", "Groups.GroupName"),
+        ],
+        parse: InterfaceId::parse,
+        not_found: |text| InterfaceId::not_found(text),
+    };
+    describe(ctx, action, request, kind, present::interface).await
+}
+
+/// An interface of the caller's.
+///
+/// # Errors
+/// EC2's codes.
+pub fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<Interface>, ApiError> {
+    tx.get::<Interface>(&InterfaceId::parse(text)?)
+        .ok_or_else(|| InterfaceId::not_found(text))
+}
+
+/// `PrivateIpAddresses.N`, of which only the primary one is offered.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PrivateIp {
+    primary: Option<bool>,
+    private_ip_address: Option<String>,
+}
+
+/// The one address that a request asks for, in either of EC2's ways.
+///
+/// # Errors
+/// `UnsupportedOperation` for secondary addresses, and EC2's other codes.
+pub fn asked_address(
+    single: Option<&String>,
+    several: &[PrivateIp],
+    parameter: &str,
+) -> Result<Option<Ipv4Addr>, ApiError> {
+    let text = match (single, several) {
+        (single, []) => single,
+        (None, [only]) if only.primary != Some(false) => only.private_ip_address.as_ref(),
+        (Some(_), _) => {
+            return Err(ApiError::combination(
+                "The parameters privateIpAddress and privateIpAddresses cannot be used together.",
+            ));
+        }
+        (None, [_]) => {
+            return Err(ApiError::new(
+                "InvalidParameterValue",
+                "There is no primary address.",
+            ));
+        }
+        (None, _) => return Err(ApiError::unsupported_parameter(&format!("{parameter}.2"))),
+    };
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|_| ApiError::value(text, "PrivateIpAddress", "Invalid IPv4 address."))
+    };
+    text.map(parse).transpose()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Create {
+    subnet_id: String,
+    description: Option<String>,
+    private_ip_address: Option<String>,
+    #[serde(default)]
+    private_ip_addresses: Vec<PrivateIp>,
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(default)]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+/// CreateNetworkInterface.
+///
+/// # Errors
+/// `InvalidIPAddress.InUse`, `InsufficientFreeAddressesInSubnet`, ….
+pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Create = ctx.params(action, request)?;
+    let asked = asked_address(
+        params.private_ip_address.as_ref(),
+        &params.private_ip_addresses,
+        "PrivateIpAddresses",
+    )?;
+    let kind = "network-interface";
+    let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
+    let token = ctx.client_token();
+    ctx.write(|tx| {
+        let subnet = subnets::one(tx, &params.subnet_id)?;
+        let groups = groups::or_default(tx, &params.groups, subnet.vpc, subnet.id)?;
+        let mut addresses = launch::addresses_of(tx, subnet.id)?;
+        let row = Interface {
+            description: params.description.clone().unwrap_or_default(),
+            tags: tags.clone(),
+            ..launch::interface(&subnet, &mut addresses, asked, groups)?
+        };
+        let mut answer = json!({"NetworkInterface": present::interface(tx.view, &tx.scope, &row)});
+        answer["NetworkInterface"]["Status"] = "pending".into();
+        if !token.is_empty() {
+            answer["ClientToken"] = token.into();
+        }
+        tx.put(addresses)?;
+        tx.put(row)?;
+        Ok(answer)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Named {
+    network_interface_id: String,
+}
+
+/// The error for an interface that an instance has.
+pub fn in_use(id: InterfaceId) -> ApiError {
+    ApiError::new(
+        "InvalidNetworkInterface.InUse",
+        format!("Interface '{id}' is currently in use."),
+    )
+}
+
+/// DeleteNetworkInterface.
+///
+/// # Errors
+/// `InvalidNetworkInterface.InUse`, and EC2's other codes.
+pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Named = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let row = one(tx, &params.network_interface_id)?;
+        if row.attachment.is_some() {
+            return Err(in_use(row.id));
+        }
+        let mut addresses = launch::addresses_of(tx, row.subnet)?;
+        addresses.give_back(row.private_ip);
+        tx.put(addresses)?;
+        tx.delete::<Interface>(&row.id);
+        Ok(json!({}))
+    })
+    .await
+}
+
+/// An instance whose interfaces may change: no card is plugged while it runs.
+fn still(tx: &Tx<'_>, id: InstanceId) -> Result<Instance, ApiError> {
+    let row = tx
+        .get::<Instance>(&id)
+        .ok_or_else(|| InstanceId::not_found(id))?;
+    match row.state {
+        State::Stopped => Ok(row.as_ref().clone()),
+        State::Running => Err(ApiError::new(
+            "UnsupportedOperation",
+            format!(
+                "The instance '{id}' is running; this cloud attaches and detaches network interfaces of stopped instances."
+            ),
+        )),
+        _ => Err(ApiError::new(
+            "IncorrectInstanceState",
+            format!("The instance '{id}' is not in the 'stopped' state."),
+        )),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attach {
+    network_interface_id: String,
+    instance_id: String,
+    device_index: i64,
+}
+
+/// AttachNetworkInterface.
+///
+/// # Errors
+/// `AttachmentLimitExceeded`, `InvalidNetworkInterface.InUse`, ….
+pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Attach = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
+        let mut instance = still(tx, InstanceId::parse(&params.instance_id)?)?;
+        if row.attachment.is_some() {
+            return Err(in_use(row.id));
+        }
+        if (&row.zone, row.vpc) != (&instance.zone, instance.vpc) {
+            return Err(ApiError::new(
+                "InvalidParameterCombination",
+                "You may not attach a network interface to an instance if they are not in the same availability zone and VPC",
+            ));
+        }
+        let (most, _) = types::find(&instance.instance_type)?.network;
+        if instance.interfaces.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
+            return Err(ApiError::new(
+                "AttachmentLimitExceeded",
+                format!("Interface count {} exceeds the limit for {}", most + 1, instance.instance_type),
+            ));
+        }
+        let index = u32::try_from(params.device_index).map_err(|_| {
+            ApiError::value(params.device_index, "deviceIndex", "It must not be negative.")
+        })?;
+        let index_of = |id: &InterfaceId| {
+            tx.get::<Interface>(id)?.attachment.as_ref().map(|attachment| attachment.device_index)
+        };
+        let indices: Vec<Option<u32>> = instance.interfaces.iter().map(index_of).collect();
+        if indices.contains(&Some(index)) {
+            return Err(ApiError::new(
+                "InvalidParameterValue",
+                format!("Instance '{}' already has an interface attached at device index '{index}'.", instance.id),
+            ));
+        }
+        let place = indices.iter().filter(|known| **known < Some(index)).count();
+        let attachment = InterfaceAttachment {
+            id: AttachmentId::random(),
+            instance: instance.id,
+            device_index: index,
+            delete_on_termination: false,
+            at_s: now_s(),
+        };
+        let answer = json!({"AttachmentId": attachment.id.to_string(), "NetworkCardIndex": 0});
+        instance.interfaces.insert(place, row.id);
+        instance.generation += 1;
+        row.attachment = Some(attachment);
+        tx.put(row)?;
+        tx.put(instance)?;
+        Ok(answer)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Detach {
+    attachment_id: String,
+}
+
+/// DetachNetworkInterface.
+///
+/// # Errors
+/// `OperationNotPermitted` for the primary one, and EC2's other codes.
+pub async fn detach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Detach = ctx.params(action, request)?;
+    let id = AttachmentId::parse(&params.attachment_id)?;
+    ctx.write(|tx| {
+        let rows = tx.rows::<Interface>();
+        let found = rows.iter().find_map(|row| {
+            let attachment = row.attachment.as_ref().filter(|a| a.id == id)?;
+            Some((row, attachment))
+        });
+        let (row, attachment) = found.ok_or_else(|| AttachmentId::not_found(id))?;
+        if attachment.device_index == 0 {
+            return Err(ApiError::new(
+                "OperationNotPermitted",
+                "The network interface at device index 0 and networkCard index 0 cannot be detached.",
+            ));
+        }
+        let mut instance = still(tx, attachment.instance)?;
+        instance.interfaces.retain(|interface| *interface != row.id);
+        instance.generation += 1;
+        tx.put(instance)?;
+        tx.put(Interface { attachment: None, ..row.as_ref().clone() })?;
+        Ok(json!({}))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AttachmentChange {
+    attachment_id: Option<String>,
+    delete_on_termination: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Modify {
+    network_interface_id: String,
+    description: Option<Is<String>>,
+    #[serde(default)]
+    groups: Vec<String>,
+    attachment: Option<AttachmentChange>,
+}
+
+/// ModifyNetworkInterfaceAttribute: one attribute a call.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Modify = ctx.params(action, request)?;
+    let given = [
+        params.description.is_some(),
+        !params.groups.is_empty(),
+        params.attachment.is_some(),
+    ];
+    match given.iter().filter(|given| **given).count() {
+        0 => return Err(ApiError::missing("attribute")),
+        1 => {}
+        _ => {
+            return Err(ApiError::combination(
+                "Fields for multiple attribute types specified.",
+            ));
+        }
+    }
+    ctx.write(|tx| {
+        let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
+        if let Some(description) = &params.description {
+            row.description.clone_from(&description.value);
+        }
+        if let Some(change) = &params.attachment {
+            let wanted = change
+                .attachment_id
+                .as_deref()
+                .ok_or_else(|| ApiError::missing("Attachment.AttachmentId"))?;
+            let wanted = AttachmentId::parse(wanted)?;
+            let on = change
+                .delete_on_termination
+                .ok_or_else(|| ApiError::missing("Attachment.DeleteOnTermination"))?;
+            let attachment = row.attachment.as_mut().filter(|a| a.id == wanted);
+            attachment
+                .ok_or_else(|| AttachmentId::not_found(wanted))?
+                .delete_on_termination = on;
+        }
+        if !params.groups.is_empty() {
+            row.groups = groups::named(tx, &params.groups, row.vpc, row.subnet)?;
+            regroup(tx, &row)?;
+        }
+        tx.put(row)?;
+        Ok(json!({}))
+    })
+    .await
+}
+
+/// Has an interface's instance follow its new groups.
+fn regroup(tx: &mut Tx<'_>, row: &Interface) -> Result<(), ApiError> {
+    let Some(attachment) = &row.attachment else {
+        return Ok(());
+    };
+    let Some(instance) = tx.get::<Instance>(&attachment.instance) else {
+        return Ok(());
+    };
+    let mut instance = instance.as_ref().clone();
+    instance.generation += 1;
+    if attachment.device_index == 0 {
+        instance.groups.clone_from(&row.groups);
+    }
+    tx.put(instance)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attribute {
+    network_interface_id: String,
+    attribute: Option<String>,
+}
+
+/// DescribeNetworkInterfaceAttribute.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Attribute = ctx.params(action, request)?;
+    let attribute = params
+        .attribute
+        .as_deref()
+        .ok_or_else(|| ApiError::missing("Attribute"))?;
+    ctx.read(|view| {
+        let id = InterfaceId::parse(&params.network_interface_id)?;
+        let row = view
+            .get::<Interface>(&ctx.scope, &id)
+            .ok_or_else(|| InterfaceId::not_found(id))?;
+        let mut answer = json!({"NetworkInterfaceId": id.to_string()});
+        let shown = present::interface(view, &ctx.scope, row);
+        match attribute {
+            "description" => answer["Description"] = json!({"Value": row.description}),
+            "groupSet" => answer["Groups"] = shown["Groups"].clone(),
+            "sourceDestCheck" => {
+                answer["SourceDestCheck"] = json!({"Value": row.source_dest_check})
+            }
+            "attachment" => {
+                if row.attachment.is_some() {
+                    answer["Attachment"] = shown["Attachment"].clone();
+                }
+            }
+            _ => answer["AssociatePublicIpAddress"] = false.into(),
+        }
+        Ok(answer)
+    })
+    .await
+}

@@ -1,0 +1,123 @@
+//! MonitorInstances and UnmonitorInstances, and what EC2 tells of CPU credits.
+
+use super::instances::named;
+use super::list::Query;
+use super::params::Filter;
+use super::{Ctx, types};
+use crate::rows::*;
+use crate::wire::{ApiError, Value};
+use serde::Deserialize;
+use serde_json::json;
+
+/// Most instances of one call: more would exceed what one transaction may hold.
+const MAX_INSTANCES: usize = 1_000;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Named {
+    instance_ids: Vec<String>,
+}
+
+/// MonitorInstances and UnmonitorInstances.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn set(ctx: &Ctx, action: &str, request: Value, on: bool) -> Result<Value, ApiError> {
+    let params: Named = ctx.params(action, request)?;
+    if params.instance_ids.is_empty() {
+        return Err(ApiError::missing("InstanceId"));
+    }
+    if params.instance_ids.len() > MAX_INSTANCES {
+        return Err(ApiError::value(
+            params.instance_ids.len(),
+            "InstanceId",
+            &format!("At most {MAX_INSTANCES} instances may be named."),
+        ));
+    }
+    ctx.write(|tx| {
+        let rows = named(tx.view, &tx.scope, &params.instance_ids)?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in rows {
+            if row.state.is_ending() {
+                return Err(ApiError::new(
+                    "IncorrectInstanceState",
+                    format!(
+                        "The instance '{}' is not in a state in which it can be monitored.",
+                        row.id
+                    ),
+                ));
+            }
+            let state = match (on, row.monitoring) {
+                (true, true) => "enabled",
+                (true, false) => "pending",
+                (false, true) => "disabling",
+                (false, false) => "disabled",
+            };
+            items.push(json!({
+                "InstanceId": row.id.to_string(), "Monitoring": {"State": state},
+            }));
+            if row.monitoring != on {
+                let mut row = row.as_ref().clone();
+                row.monitoring = on;
+                tx.put(row)?;
+            }
+        }
+        Ok(json!({"InstanceMonitorings": items}))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Describe {
+    #[serde(default)]
+    instance_ids: Vec<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// DescribeInstanceCreditSpecifications: as EC2 has it, named instances must be
+/// burstable, and without names those are listed that are `unlimited`.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn credits(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let by_id = !params.instance_ids.is_empty();
+    let query = Query {
+        action,
+        member: "InstanceCreditSpecifications",
+        by_id,
+        filters: &params.filters,
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        let mut items = Vec::new();
+        for row in named(view, &ctx.scope, &params.instance_ids)? {
+            let kind = types::find(&row.instance_type)?;
+            if by_id && !kind.burstable() {
+                return Err(ApiError::new(
+                    "IncorrectInstanceState",
+                    format!(
+                        "The instance ID(s) '{}' is not a burstable performance instance.",
+                        row.id
+                    ),
+                ));
+            }
+            let credits = row.credits.as_deref().unwrap_or(kind.default_credits());
+            if kind.burstable()
+                && row.state != State::Terminated
+                && (by_id || credits == "unlimited")
+            {
+                let id = row.id.to_string();
+                items.push((id.clone(), json!({"InstanceId": id, "CpuCredits": credits})));
+            }
+        }
+        query.answer(items)
+    })
+    .await
+}

@@ -1,0 +1,497 @@
+//! What further actions make of a launch, as the node is told of it.
+
+use crate::support::{text, until};
+use crate::world::{World, ami, world};
+use ocs_node_api::{Instance, rule};
+
+/// The first text of an element.
+fn first(body: &str, element: &str) -> String {
+    text(body, element).into_iter().next().unwrap_or_default()
+}
+
+/// What the node knows of an instance, once it does.
+fn told(world: &World, id: &str, settled: impl Fn(&Instance) -> bool) -> Instance {
+    until("told", || {
+        let seen = world.node.seen.lock().unwrap();
+        seen.instances.get(id).filter(|told| settled(told)).cloned()
+    })
+}
+
+#[test]
+fn a_key_pair_reaches_the_guest_and_outlives_its_row() {
+    let world = world(10);
+    let control = &world.control;
+    let made = control.ok("CreateKeyPair", &[("KeyName", "k"), ("KeyType", "ed25519")]);
+    assert!(made.contains("BEGIN OPENSSH PRIVATE KEY"), "{made}");
+    let shown = control.ok("DescribeKeyPairs", &[("IncludePublicKey", "true")]);
+    let public = first(&shown, "publicKey");
+    assert_eq!(
+        first(&shown, "keyFingerprint"),
+        first(&made, "keyFingerprint")
+    );
+    control.refused(
+        "CreateKeyPair",
+        &[("KeyName", "k")],
+        "InvalidKeyPair.Duplicate",
+    );
+    let id = world.run("1", &[("KeyName", "k")]).remove(0);
+    control.ok("DeleteKeyPair", &[("KeyName", "k")]);
+    control.ok("DeleteKeyPair", &[("KeyName", "k")]);
+    let told = told(&world, &id, |_| true).metadata.unwrap();
+    assert_eq!(
+        (told.key_name.as_str(), told.public_key),
+        ("k", public.clone())
+    );
+    let row = control.ok("DescribeInstances", &[("InstanceId.1", &id)]);
+    assert_eq!(first(&row, "keyName"), "k");
+    let line = public.rsplit_once(' ').unwrap().0;
+    let material = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, line);
+    let import = [
+        ("KeyName", "again"),
+        ("PublicKeyMaterial", material.as_str()),
+    ];
+    let imported = control.ok("ImportKeyPair", &import);
+    assert_eq!(
+        first(&imported, "keyFingerprint"),
+        first(&made, "keyFingerprint")
+    );
+    let rsa = control.ok("CreateKeyPair", &[("KeyName", "r")]);
+    assert!(rsa.contains("BEGIN RSA PRIVATE KEY"));
+    assert_eq!(first(&rsa, "keyFingerprint").len(), 59);
+}
+
+#[test]
+fn a_vpc_of_ones_own_has_its_own_network_and_options() {
+    let world = world(10);
+    let control = &world.control;
+    let mut vnis = Vec::new();
+    for _ in 0..2 {
+        let vpc = control.ok("CreateVpc", &[("CidrBlock", "10.7.0.0/16")]);
+        let vpc = first(&vpc, "vpcId");
+        let subnet = [("VpcId", vpc.as_str()), ("CidrBlock", "10.7.3.0/24")];
+        let subnet = first(&control.ok("CreateSubnet", &subnet), "subnetId");
+        let conflict = [("VpcId", vpc.as_str()), ("CidrBlock", "10.7.3.128/25")];
+        control.refused("CreateSubnet", &conflict, "InvalidSubnet.Conflict");
+        let options = [
+            ("DhcpConfiguration.1.Key", "domain-name-servers"),
+            ("DhcpConfiguration.1.Value.1", "10.7.0.9"),
+            ("DhcpConfiguration.2.Key", "domain-name"),
+            ("DhcpConfiguration.2.Value.1", "corp.example"),
+        ];
+        let options = first(&control.ok("CreateDhcpOptions", &options), "dhcpOptionsId");
+        let id = world.run("1", &[("SubnetId", &subnet)]).remove(0);
+        let nic = told(&world, &id, |_| true).network_interfaces.remove(0);
+        assert_eq!(
+            (
+                nic.private_ip.as_str(),
+                nic.vpc_cidr.as_str(),
+                nic.domain_name.as_str()
+            ),
+            ("10.7.3.4", "10.7.0.0/16", "ec2.internal")
+        );
+        vnis.push(nic.vni);
+        let associate = [("VpcId", vpc.as_str()), ("DhcpOptionsId", options.as_str())];
+        control.ok("AssociateDhcpOptions", &associate);
+        let nic = told(&world, &id, |told| {
+            told.network_interfaces[0].domain_name == "corp.example"
+        });
+        assert_eq!(nic.network_interfaces[0].domain_name_servers, ["10.7.0.9"]);
+        control.refused(
+            "DeleteDhcpOptions",
+            &[("DhcpOptionsId", &options)],
+            "DependencyViolation",
+        );
+        control.refused("DeleteVpc", &[("VpcId", &vpc)], "DependencyViolation");
+        control.refused(
+            "DeleteSubnet",
+            &[("SubnetId", &subnet)],
+            "DependencyViolation",
+        );
+        control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+        world.await_state(&id, "terminated");
+        control.ok("DeleteSubnet", &[("SubnetId", &subnet)]);
+        control.ok("DeleteVpc", &[("VpcId", &vpc)]);
+        control.refused(
+            "DescribeVpcs",
+            &[("VpcId.1", &vpc)],
+            "InvalidVpcID.NotFound",
+        );
+        control.ok("DeleteDhcpOptions", &[("DhcpOptionsId", &options)]);
+    }
+    assert_ne!(
+        vnis[0], vnis[1],
+        "two VPCs of the same block are two networks"
+    );
+    let left = control.ok("DescribeRouteTables", &[]);
+    assert_eq!(text(&left, "routeTableAssociationId").len(), 1, "{left}");
+    let default = first(&control.ok("DescribeVpcs", &[]), "vpcId");
+    control.refused("CreateDefaultVpc", &[], "DefaultVpcAlreadyExists");
+    control.refused("DeleteVpc", &[("VpcId", &default)], "DependencyViolation");
+}
+
+#[test]
+fn an_interface_of_ones_own_outlives_the_instance() {
+    let world = world(10);
+    let control = &world.control;
+    let subnets = control.ok("DescribeSubnets", &[]);
+    let subnet = first(&subnets, "subnetId");
+    let own = control.ok(
+        "CreateNetworkInterface",
+        &[
+            ("SubnetId", &subnet),
+            ("Description", "mine"),
+            ("ClientToken", "t"),
+        ],
+    );
+    let again = control.ok(
+        "CreateNetworkInterface",
+        &[
+            ("SubnetId", &subnet),
+            ("Description", "mine"),
+            ("ClientToken", "t"),
+        ],
+    );
+    let (eni, ip) = (
+        first(&own, "networkInterfaceId"),
+        first(&own, "privateIpAddress"),
+    );
+    assert_eq!(first(&again, "networkInterfaceId"), eni);
+    let launch = [
+        ("InstanceType", "t3.micro"),
+        ("NetworkInterface.1.DeviceIndex", "0"),
+        ("NetworkInterface.1.NetworkInterfaceId", eni.as_str()),
+        ("NetworkInterface.2.DeviceIndex", "1"),
+        ("NetworkInterface.2.SubnetId", subnet.as_str()),
+    ];
+    let id = world.run("1", &launch).remove(0);
+    let nics = told(&world, &id, |_| true).network_interfaces;
+    assert_eq!(
+        (nics[0].id.as_str(), nics[0].private_ip.as_str()),
+        (eni.as_str(), ip.as_str())
+    );
+    assert_eq!(nics.len(), 2);
+    control.refused(
+        "DeleteNetworkInterface",
+        &[("NetworkInterfaceId", &eni)],
+        "InvalidNetworkInterface.InUse",
+    );
+    control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "terminated");
+    let left = control.ok("DescribeNetworkInterfaces", &[]);
+    assert_eq!(text(&left, "networkInterfaceId"), [eni.as_str()]);
+    assert_eq!(first(&left, "status"), "available");
+
+    let id = world
+        .run("1", &[("SubnetId", &subnet), ("InstanceType", "t3.micro")])
+        .remove(0);
+    world.await_state(&id, "running");
+    let attach = [
+        ("InstanceId", id.as_str()),
+        ("NetworkInterfaceId", eni.as_str()),
+        ("DeviceIndex", "1"),
+    ];
+    control.refused("AttachNetworkInterface", &attach, "UnsupportedOperation");
+    control.ok("StopInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "stopped");
+    let attachment = first(
+        &control.ok("AttachNetworkInterface", &attach),
+        "attachmentId",
+    );
+    told(&world, &id, |told| told.network_interfaces.len() == 2);
+    control.ok("DetachNetworkInterface", &[("AttachmentId", &attachment)]);
+    told(&world, &id, |told| told.network_interfaces.len() == 1);
+    control.ok("DeleteNetworkInterface", &[("NetworkInterfaceId", &eni)]);
+}
+
+#[test]
+fn launch_templates_lie_below_requests() {
+    let world = world(100);
+    let control = &world.control;
+    let image = ami(control);
+    let made = control.ok(
+        "CreateLaunchTemplate",
+        &[
+            ("LaunchTemplateName", "web"),
+            ("LaunchTemplateData.ImageId", &image),
+            ("LaunchTemplateData.InstanceType", "t3.micro"),
+            ("LaunchTemplateData.UserData", "aGVsbG8="),
+            (
+                "LaunchTemplateData.TagSpecification.1.ResourceType",
+                "instance",
+            ),
+            ("LaunchTemplateData.TagSpecification.1.Tag.1.Key", "role"),
+            ("LaunchTemplateData.TagSpecification.1.Tag.1.Value", "web"),
+        ],
+    );
+    let id = first(&made, "launchTemplateId");
+    control.ok(
+        "CreateLaunchTemplateVersion",
+        &[
+            ("LaunchTemplateId", &id),
+            ("SourceVersion", "1"),
+            ("LaunchTemplateData.InstanceType", "t3.small"),
+        ],
+    );
+    let run = |more: &[(&str, &str)]| {
+        let mut params = vec![("MinCount", "1"), ("MaxCount", "1")];
+        params.extend(more);
+        first(&control.ok("RunInstances", &params), "instanceId")
+    };
+    let plain = run(&[("LaunchTemplate.LaunchTemplateName", "web")]);
+    let told_plain = told(&world, &plain, |_| true);
+    assert_eq!(told_plain.memory_mib, 1_024);
+    assert_eq!(told_plain.metadata.unwrap().user_data, b"hello");
+    let newest = [
+        ("LaunchTemplate.LaunchTemplateId", id.as_str()),
+        ("LaunchTemplate.Version", "$Latest"),
+    ];
+    assert_eq!(told(&world, &run(&newest), |_| true).memory_mib, 2_048);
+    let mut over = newest.to_vec();
+    over.push(("InstanceType", "t3.nano"));
+    assert_eq!(told(&world, &run(&over), |_| true).memory_mib, 512);
+    let tags = control.ok("DescribeInstances", &[("InstanceId.1", &plain)]);
+    assert!(
+        tags.contains("aws:ec2launchtemplate:id") && tags.contains("<key>role</key>"),
+        "{tags}"
+    );
+    control.ok(
+        "ModifyLaunchTemplate",
+        &[("LaunchTemplateId", &id), ("SetDefaultVersion", "2")],
+    );
+    let versions = control.ok(
+        "DescribeLaunchTemplateVersions",
+        &[("LaunchTemplateId", &id)],
+    );
+    assert_eq!(text(&versions, "versionNumber"), ["2", "1"]);
+    assert_eq!(text(&versions, "defaultVersion"), ["true", "false"]);
+    let gone = [
+        ("LaunchTemplateId", id.as_str()),
+        ("LaunchTemplateVersion.1", "2"),
+        ("LaunchTemplateVersion.2", "1"),
+    ];
+    let gone = control.ok("DeleteLaunchTemplateVersions", &gone);
+    assert!(
+        gone.contains("<successfullyDeletedLaunchTemplateVersionSet><item>"),
+        "{gone}"
+    );
+    assert!(
+        gone.contains("<unsuccessfullyDeletedLaunchTemplateVersionSet><item>"),
+        "{gone}"
+    );
+    let data = control.ok("GetLaunchTemplateData", &[("InstanceId", &plain)]);
+    assert_eq!(
+        (first(&data, "imageId"), first(&data, "userData")),
+        (image, "aGVsbG8=".to_owned())
+    );
+    control.ok("DeleteLaunchTemplate", &[("LaunchTemplateName", "web")]);
+    control.refused(
+        "RunInstances",
+        &[
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("LaunchTemplate.LaunchTemplateId", &id),
+        ],
+        "InvalidLaunchTemplateId.NotFound",
+    );
+}
+
+#[test]
+fn prefix_lists_are_their_blocks_to_nodes() {
+    let world = world(10);
+    let control = &world.control;
+    let list = control.ok(
+        "CreateManagedPrefixList",
+        &[
+            ("PrefixListName", "offices"),
+            ("MaxEntries", "40"),
+            ("AddressFamily", "IPv4"),
+            ("Entry.1.Cidr", "10.1.0.0/16"),
+        ],
+    );
+    let list = first(&list, "prefixListId");
+    let group = [("GroupName", "g"), ("GroupDescription", "d")];
+    let group = first(&control.ok("CreateSecurityGroup", &group), "groupId");
+    let allow = [
+        ("GroupId", group.as_str()),
+        ("IpPermissions.1.IpProtocol", "-1"),
+        (
+            "IpPermissions.1.PrefixListIds.1.PrefixListId",
+            list.as_str(),
+        ),
+    ];
+    let made = control.ok("AuthorizeSecurityGroupIngress", &allow);
+    let rule = first(&made, "securityGroupRuleId");
+    let id = world.run("1", &[("SecurityGroupId.1", &group)]).remove(0);
+    told(&world, &id, |_| true);
+    let blocks = || {
+        let seen = world.node.seen.lock().unwrap();
+        let rules = seen.groups[&group].rules.iter().filter(|rule| !rule.egress);
+        let mut blocks: Vec<String> = rules
+            .filter_map(|rule| match &rule.peer {
+                Some(rule::Peer::Cidr(cidr)) => Some(cidr.clone()),
+                _ => None,
+            })
+            .collect();
+        blocks.sort();
+        blocks
+    };
+    assert_eq!(blocks(), ["10.1.0.0/16"]);
+    let change = [
+        ("PrefixListId", list.as_str()),
+        ("CurrentVersion", "1"),
+        ("AddEntry.1.Cidr", "10.2.0.0/16"),
+    ];
+    control.ok("ModifyManagedPrefixList", &change);
+    until("told of the new version", || {
+        (blocks() == ["10.1.0.0/16", "10.2.0.0/16"]).then_some(())
+    });
+    control.refused(
+        "ModifyManagedPrefixList",
+        &change,
+        "PrefixListVersionMismatch",
+    );
+    control.refused(
+        "DeleteManagedPrefixList",
+        &[("PrefixListId", &list)],
+        "DependencyViolation",
+    );
+    let more = [("PrefixListId", list.as_str()), ("MaxEntries", "61")];
+    control.refused(
+        "ModifyManagedPrefixList",
+        &more,
+        "RulesPerSecurityGroupLimitExceeded",
+    );
+    let old = [("PrefixListId", list.as_str()), ("TargetVersion", "1")];
+    assert_eq!(
+        text(&control.ok("GetManagedPrefixListEntries", &old), "cidr").len(),
+        1
+    );
+    let modify = [
+        ("GroupId", group.as_str()),
+        ("SecurityGroupRule.1.SecurityGroupRuleId", rule.as_str()),
+        ("SecurityGroupRule.1.SecurityGroupRule.IpProtocol", "tcp"),
+        ("SecurityGroupRule.1.SecurityGroupRule.FromPort", "80"),
+        ("SecurityGroupRule.1.SecurityGroupRule.ToPort", "80"),
+        (
+            "SecurityGroupRule.1.SecurityGroupRule.CidrIpv4",
+            "10.9.0.0/16",
+        ),
+    ];
+    control.ok("ModifySecurityGroupRules", &modify);
+    until("told of the changed rule", || {
+        (blocks() == ["10.9.0.0/16"]).then_some(())
+    });
+    let shown = control.ok(
+        "DescribeSecurityGroupRules",
+        &[("SecurityGroupRuleId.1", &rule)],
+    );
+    assert_eq!(first(&shown, "cidrIpv4"), "10.9.0.0/16");
+    let words = [
+        ("GroupId", group.as_str()),
+        (
+            "SecurityGroupRuleDescription.1.SecurityGroupRuleId",
+            rule.as_str(),
+        ),
+        ("SecurityGroupRuleDescription.1.Description", "ours"),
+    ];
+    control.ok("UpdateSecurityGroupRuleDescriptionsIngress", &words);
+    let shown = control.ok(
+        "DescribeSecurityGroupRules",
+        &[("SecurityGroupRuleId.1", &rule)],
+    );
+    assert_eq!(first(&shown, "description"), "ours");
+    control.ok("DeleteManagedPrefixList", &[("PrefixListId", &list)]);
+}
+
+#[test]
+fn placement_groups_decide_on_hosts() {
+    let world = world(100);
+    let control = &world.control;
+    for strategy in ["spread", "cluster", "partition"] {
+        control.ok(
+            "CreatePlacementGroup",
+            &[("GroupName", strategy), ("Strategy", strategy)],
+        );
+    }
+    let image = ami(control);
+    let run = |group, more: &[(&str, &str)]| {
+        let mut params = vec![
+            ("ImageId", image.as_str()),
+            ("MinCount", "1"),
+            ("MaxCount", "2"),
+        ];
+        params.push(("Placement.GroupName", group));
+        params.extend(more);
+        control.call("RunInstances", &params)
+    };
+    // There is one host: of a spread group it takes one instance.
+    let (_, one) = run("spread", &[]);
+    assert_eq!(text(&one, "amiLaunchIndex").len(), 1, "{one}");
+    let (status, body) = run("spread", &[]);
+    assert_eq!(
+        (status, first(&body, "Code").as_str()),
+        (500, "InsufficientInstanceCapacity")
+    );
+    assert_eq!(text(&run("cluster", &[]).1, "amiLaunchIndex").len(), 2);
+    let (_, third) = run("partition", &[("Placement.PartitionNumber", "2")]);
+    assert_eq!(text(&third, "partitionNumber"), ["2", "2"]);
+    let id = first(&third, "instanceId");
+    let metadata = told(&world, &id, |_| true).metadata.unwrap();
+    assert_eq!(
+        (
+            metadata.placement_group_name.as_str(),
+            metadata.partition_number
+        ),
+        ("partition", 2)
+    );
+    assert_eq!(
+        run("partition", &[("Placement.PartitionNumber", "1")]).0,
+        500
+    );
+    control.refused(
+        "DeletePlacementGroup",
+        &[("GroupName", "spread")],
+        "InvalidPlacementGroup.InUse",
+    );
+}
+
+#[test]
+fn attributes_of_a_stopped_instance_change_its_next_start() {
+    let world = world(10);
+    let control = &world.control;
+    let id = world
+        .run("1", &[("InstanceType", "t3.nano"), ("UserData", "b25l")])
+        .remove(0);
+    world.await_state(&id, "running");
+    let of = ("InstanceId", id.as_str());
+    let data = [of, ("UserData.Value", "dHdv")];
+    control.refused("ModifyInstanceAttribute", &data, "IncorrectInstanceState");
+    control.ok("StopInstances", &[("InstanceId.1", &id)]);
+    world.await_state(&id, "stopped");
+    control.ok("ModifyInstanceAttribute", &data);
+    control.ok(
+        "ModifyInstanceAttribute",
+        &[of, ("InstanceType.Value", "t3.small")],
+    );
+    control.ok("StartInstances", &[("InstanceId.1", &id)]);
+    let told = told(&world, &id, |told| told.starts == 2);
+    assert_eq!((told.vcpus, told.memory_mib), (2, 2_048));
+    assert_eq!(told.metadata.unwrap().user_data, b"two");
+    let shown = control.ok(
+        "DescribeInstanceAttribute",
+        &[of, ("Attribute", "userData")],
+    );
+    assert!(shown.contains("dHdv"), "{shown}");
+    let on = control.ok("MonitorInstances", &[("InstanceId.1", &id)]);
+    assert!(on.contains("<state>pending</state>"), "{on}");
+    let row = control.ok("DescribeInstances", &[("InstanceId.1", &id)]);
+    assert!(
+        row.contains("<monitoring><state>enabled</state></monitoring>"),
+        "{row}"
+    );
+    let credits = control.ok(
+        "DescribeInstanceCreditSpecifications",
+        &[("InstanceId.1", &id)],
+    );
+    assert_eq!(first(&credits, "cpuCredits"), "unlimited");
+}
