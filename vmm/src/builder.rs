@@ -4,9 +4,9 @@
 //!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
-use crate::boot::{self, Payload, acpi};
+use crate::boot::{self, Entry, Payload, acpi, generation};
 use crate::bus::{Bus, BusMetrics};
-use crate::cpu::{self, Gate, Vcpu};
+use crate::cpu::{self, Gate};
 use crate::devices::{Devices, When};
 use crate::error::{Result, host, kvm};
 use crate::events::Epoll;
@@ -14,31 +14,30 @@ use crate::irq::{Irqs, share};
 use crate::legacy::power::Power;
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::SerialPort;
-use crate::machine::Machine;
+use crate::machine::{Machine, Vm};
 use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::hotplug::Hotplug;
 use crate::pci::root::PciRoot;
+use crate::snapshot::restore::{self, Loading};
 use crate::virtio::net::tap::Tap;
 use crate::{inherit, layout};
-use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use ocs_vmm_spec::console::RingWriter;
-use ocs_vmm_spec::{Source, Spec};
+use ocs_vmm_spec::{Boot, Restore, Source, Spec};
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A machine whose threads do not run yet.
 pub struct Built {
     /// The whole.
     pub machine: Machine,
-    /// vCPUs in order.
-    pub vcpus: Vec<Arc<Vcpu>>,
+    /// What it goes on from, to be loaded once its disks' threads run.
+    pub loading: Option<Loading>,
     /// The control socket.
     pub control: Option<UnixListener>,
     /// Signalled when devices come or go.
@@ -50,8 +49,9 @@ pub struct Built {
 /// Builds what `spec` says of its open `files`, to be served by the event loop behind `epoll`;
 /// `started_ns` is when the process began.
 pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> {
-    let vm = Vm::new(files.kvm, spec.memory_mib)?;
-    let irqs = Arc::new(Irqs::new(Arc::clone(&vm.fd)));
+    let (ram, loading) = memory_of(spec, files.restore)?;
+    let (kvm_fd, fd) = create_vm(files.kvm, &ram)?;
+    let irqs = Arc::new(Irqs::new(Arc::clone(&fd)));
     let news = crate::irq::new_event()?;
     let ended = crate::irq::new_event()?;
     let outcome = Arc::new(Outcome::new(share(&ended)?));
@@ -66,9 +66,9 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         metrics: BusMetrics::default(),
     });
     let devices = Devices::new(
-        Arc::clone(&vm.fd),
-        irqs,
-        vm.ram.clone(),
+        Arc::clone(&fd),
+        Arc::clone(&irqs),
+        ram.clone(),
         Arc::clone(&bus),
         Arc::clone(epoll),
         Arc::clone(&outcome),
@@ -80,45 +80,93 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     for (block, listener) in spec.block.iter().zip(files.block_listeners) {
         devices.add_block(block, listener, When::Start)?;
     }
-    let vcpus = load(spec, files.kernel, files.initrd, &vm)?;
-
+    let entry = match (&spec.boot, files.kernel) {
+        (Some(boot), Some(kernel)) => Some(load(spec, boot, kernel, files.initrd, &ram)?),
+        _ => None,
+    };
+    let vcpus = (0..spec.vcpus)
+        .map(|index| cpu::create(&kvm_fd, &fd, index, spec, entry).map(Arc::new))
+        .collect::<Result<_>>()?;
+    let vm = Vm {
+        fd,
+        ram,
+        irqs,
+        vcpus,
+    };
     let gate = Arc::new(Gate::default());
-    let machine = Machine::new(&spec.id, vm.ram, bus, devices, gate, outcome, started_ns);
+    let machine = Machine::new(&spec.id, vm, bus, devices, gate, outcome, started_ns);
     Ok(Built {
         machine,
-        vcpus,
+        loading,
         control: files.control,
         news,
         ended,
     })
 }
 
-/// Fills memory and makes the vCPUs.
-fn load(spec: &Spec, kernel: File, initrd: Option<File>, vm: &Vm) -> Result<Vec<Arc<Vcpu>>> {
+/// New memory, or a snapshot's, with the state that belongs to it.
+fn memory_of(spec: &Spec, files: Option<RestoreFiles>) -> Result<(GuestRam, Option<Loading>)> {
+    let Some(files) = files else {
+        return Ok((memory::create(spec.memory_mib)?, None));
+    };
+    let loading = Loading::read(files.state)?;
+    loading.check(spec)?;
+    let ram = restore::map(files.memory, &loading.machine, files.verify)?;
+    Ok((ram, Some(loading)))
+}
+
+/// Fills new memory.
+fn load(
+    spec: &Spec,
+    boot: &Boot,
+    kernel: File,
+    initrd: Option<File>,
+    ram: &GuestRam,
+) -> Result<Entry> {
     let entry = boot::load(
-        &vm.ram,
+        ram,
         Payload {
             kernel,
             initrd,
-            cmdline: &spec.boot.cmdline,
+            cmdline: &boot.cmdline,
         },
     )?;
-    acpi::write_tables(&vm.ram, spec.vcpus)?;
-    boot::write_gdt(&vm.ram, entry)?;
-    (0..spec.vcpus)
-        .map(|index| cpu::create(&vm.kvm, &vm.fd, index, spec.vcpus, entry).map(Arc::new))
-        .collect()
+    acpi::write_tables(ram, spec.vcpus)?;
+    generation::renew(ram)?;
+    boot::write_gdt(ram, entry)?;
+    Ok(entry)
 }
 
 /// Everything the spec names, open.
 pub struct Files {
     kvm: Kvm,
-    kernel: File,
+    kernel: Option<File>,
     initrd: Option<File>,
+    restore: Option<RestoreFiles>,
     ring: RingWriter,
     taps: Vec<File>,
     block_listeners: Vec<UnixListener>,
     control: Option<UnixListener>,
+}
+
+struct RestoreFiles {
+    state: File,
+    memory: Vec<File>,
+    verify: bool,
+}
+
+impl RestoreFiles {
+    fn open(restore: &Restore) -> Result<Self> {
+        let mut memory = Vec::new();
+        for (i, source) in restore.memory.iter().enumerate() {
+            memory.push(inherit::read(&format!("restore.memory[{i}]"), source)?);
+        }
+        Ok(Self {
+            state: inherit::read("restore.state", &restore.state)?,
+            memory,
+            verify: restore.verify,
+        })
+    }
 }
 
 impl Files {
@@ -143,11 +191,18 @@ impl Files {
         }
         Ok(Self {
             kvm,
-            kernel: inherit::read("boot.kernel", &spec.boot.kernel)?,
-            initrd: match &spec.boot.initrd {
-                Some(source) => Some(inherit::read("boot.initrd", source)?),
-                None => None,
-            },
+            kernel: spec
+                .boot
+                .as_ref()
+                .map(|boot| inherit::read("boot.kernel", &boot.kernel))
+                .transpose()?,
+            initrd: spec
+                .boot
+                .as_ref()
+                .and_then(|boot| boot.initrd.as_ref())
+                .map(|source| inherit::read("boot.initrd", source))
+                .transpose()?,
+            restore: spec.restore.as_ref().map(RestoreFiles::open).transpose()?,
             ring,
             taps,
             block_listeners,
@@ -160,53 +215,30 @@ impl Files {
 }
 
 /// The VM with its memory and interrupt controllers.
-struct Vm {
-    kvm: Arc<Kvm>,
-    fd: Arc<VmFd>,
-    ram: GuestRam,
-}
-
-impl Vm {
-    fn new(kvm_fd: Kvm, memory_mib: u64) -> Result<Self> {
-        const API_VERSION: i32 = 12;
-        if kvm_fd.get_api_version() != API_VERSION {
-            return Err(kvm("speak API version 12")(kvm_ioctls::Error::last()));
-        }
-        for (cap, what) in [
-            (Cap::Irqchip, "have an interrupt controller"),
-            (Cap::Irqfd, "have irqfd"),
-            (Cap::Ioeventfd, "have ioeventfd"),
-            (Cap::IoeventfdNoLength, "have ioeventfd of any length"),
-            (Cap::ImmediateExit, "have immediate exit"),
-        ] {
-            if !kvm_fd.check_extension(cap) {
-                return Err(kvm(what)(kvm_ioctls::Error::new(libc::ENOTSUP)));
-            }
-        }
-        let fd = kvm_fd.create_vm().map_err(kvm("create a VM"))?;
-        fd.set_identity_map_address(layout::IDENTITY_MAP)
-            .map_err(kvm("place the identity map"))?;
-        fd.set_tss_address(layout::TSS)
-            .map_err(kvm("place the TSS"))?;
-        fd.create_irq_chip()
-            .map_err(kvm("create interrupt controllers"))?;
-        let ram = memory::create(memory_mib)?;
-        for (slot, region) in (0u32..).zip(ram.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the region is a live mapping of exactly this size, which `ram` keeps for
-            // as long as the VM exists; slots are distinct and do not overlap.
-            unsafe { fd.set_user_memory_region(region) }.map_err(kvm("map guest memory"))?;
-        }
-        Ok(Self {
-            kvm: Arc::new(kvm_fd),
-            fd: Arc::new(fd),
-            ram,
-        })
+fn create_vm(kvm_fd: Kvm, ram: &GuestRam) -> Result<(Arc<Kvm>, Arc<VmFd>)> {
+    const API_VERSION: i32 = 12;
+    if kvm_fd.get_api_version() != API_VERSION {
+        return Err(kvm("speak API version 12")(kvm_ioctls::Error::last()));
     }
+    for (cap, what) in [
+        (Cap::Irqchip, "have an interrupt controller"),
+        (Cap::Irqfd, "have irqfd"),
+        (Cap::Ioeventfd, "have ioeventfd"),
+        (Cap::IoeventfdNoLength, "have ioeventfd of any length"),
+        (Cap::ImmediateExit, "have immediate exit"),
+    ] {
+        if !kvm_fd.check_extension(cap) {
+            return Err(kvm(what)(kvm_ioctls::Error::new(libc::ENOTSUP)));
+        }
+    }
+    let fd = kvm_fd.create_vm().map_err(kvm("create a VM"))?;
+    fd.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(kvm("place the identity map"))?;
+    fd.set_tss_address(layout::TSS)
+        .map_err(kvm("place the TSS"))?;
+    fd.create_irq_chip()
+        .map_err(kvm("create interrupt controllers"))?;
+    cpu::without_pmu(&fd)?;
+    memory::dirty::set_slots(&fd, ram, 0).map_err(host("give KVM the guest's memory"))?;
+    Ok((Arc::new(kvm_fd), Arc::new(fd)))
 }

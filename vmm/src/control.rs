@@ -5,21 +5,28 @@
 use crate::error::{Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
 use crate::inherit::{self, Passed};
+use crate::irq::{borrow, new_event};
 use crate::machine::Machine;
+use crate::snapshot::worker::{Job, Jobs};
 use ocs_vmm_spec::control::{MAX_DESCRIPTORS, MAX_LINE_BYTES, Reply, Request};
 use rustix::event::epoll::EventFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::process::geteuid;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use vmm_sys_util::eventfd::EventFd;
 
 /// More clients at a time are turned away.
 const MAX_CLIENTS: usize = 8;
 const SOURCE_LISTENER: u32 = 0;
+const SOURCE_ANSWERED: u32 = 1;
+const FIRST_CLIENT: u32 = 2;
 
 /// The listener and its clients.
 pub struct ControlServer {
@@ -31,9 +38,18 @@ pub struct ControlServer {
     own: u32,
     clients: BTreeMap<u32, Client>,
     next_client: u32,
+    jobs: Jobs,
+    /// Replies of jobs, by client; `answered` is signalled for each.
+    replies: (Sender<Answer>, Receiver<Answer>),
+    answered: Arc<EventFd>,
 }
 
+/// A job's reply, and the client that it is for.
+type Answer = (u32, Reply);
+
 struct Client {
+    /// Waits for a job's reply: what it asks meanwhile is answered after that.
+    busy: bool,
     stream: UnixStream,
     line: Vec<u8>,
     /// Came with the line.
@@ -44,10 +60,15 @@ impl ControlServer {
     /// Serves `listener` on behalf of `handler`.
     pub fn new(
         machine: Arc<Machine>,
+        jobs: Jobs,
         epoll: Arc<Epoll>,
         handler: HandlerId,
         listener: UnixListener,
     ) -> Result<Self> {
+        let answered = Arc::new(new_event()?);
+        epoll
+            .add(handler, SOURCE_ANSWERED, borrow(&answered), EventFlags::IN)
+            .map_err(host("watch for replies"))?;
         epoll
             .add(handler, SOURCE_LISTENER, &listener, EventFlags::IN)
             .map_err(host("watch the control socket"))?;
@@ -58,7 +79,10 @@ impl ControlServer {
             listener,
             own: geteuid().as_raw(),
             clients: BTreeMap::new(),
-            next_client: SOURCE_LISTENER + 1,
+            next_client: FIRST_CLIENT,
+            jobs,
+            replies: channel(),
+            answered,
         })
     }
 
@@ -70,10 +94,11 @@ impl ControlServer {
         }
         stream.set_nonblocking(true)?;
         let source = self.next_client;
-        self.next_client = self.next_client.checked_add(1).unwrap_or(1);
+        self.next_client = self.next_client.checked_add(1).unwrap_or(FIRST_CLIENT);
         self.epoll
             .add(self.handler, source, &stream, EventFlags::IN)?;
         let client = Client {
+            busy: false,
             stream,
             line: Vec::new(),
             passed: Vec::new(),
@@ -93,25 +118,92 @@ impl ControlServer {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) => return Err(error),
         }
-        while let Some(end) = client.line.iter().position(|byte| *byte == b'\n') {
+        self.answer(source)
+    }
+
+    /// Answers whole lines until one needs a job; false when the client is done.
+    fn answer(&mut self, source: u32) -> io::Result<bool> {
+        let Some(client) = self.clients.get_mut(&source) else {
+            return Ok(false);
+        };
+        while !client.busy
+            && let Some(end) = client.line.iter().position(|byte| *byte == b'\n')
+        {
             let line: Vec<u8> = client.line.drain(..=end).collect();
-            let passed = Passed::from(std::mem::take(&mut client.passed));
+            let mut passed = Passed::from(std::mem::take(&mut client.passed));
             let reply = match serde_json::from_slice::<Request>(&line) {
-                Ok(request) => self.machine.handle(&request, passed),
+                Ok(request) => match job(&request, &mut passed) {
+                    Ok(Some(job)) => {
+                        client.busy = true;
+                        let (replies, answered) =
+                            (self.replies.0.clone(), Arc::clone(&self.answered));
+                        let done = move |reply| {
+                            // Nobody is left to answer at the machine's end.
+                            let _ = replies.send((source, reply));
+                            let _ = answered.write(1);
+                        };
+                        self.jobs.ask(job, Box::new(done));
+                        continue;
+                    }
+                    Ok(None) => self.machine.handle(&request, passed),
+                    Err(error) => Reply::Error {
+                        message: error.to_string(),
+                    },
+                },
                 Err(error) => Reply::Error {
                     message: format!("not a request that this VMM knows: {error}"),
                 },
             };
-            let mut bytes = serde_json::to_vec(&reply)?;
-            bytes.push(b'\n');
-            // A client that does not read its answers loses the connection.
-            client.stream.write_all(&bytes)?;
+            client.reply(&reply)?;
         }
         Ok(client.line.len() <= MAX_LINE_BYTES)
     }
+
+    /// Hands replies of jobs to those who asked, and goes on with what they asked meanwhile.
+    fn deliver(&mut self) {
+        // Reading only clears the event.
+        let _ = self.answered.read();
+        while let Ok((source, reply)) = self.replies.1.try_recv() {
+            let Some(client) = self.clients.get_mut(&source) else {
+                continue;
+            };
+            client.busy = false;
+            let kept = client.reply(&reply).is_ok() && self.answer(source).unwrap_or(false);
+            if !kept {
+                self.clients.remove(&source);
+            }
+        }
+    }
+}
+
+/// What is not answered at once.
+fn job(request: &Request, passed: &mut Passed) -> Result<Option<Job>> {
+    Ok(Some(match request {
+        Request::Pause => Job::Pause,
+        Request::Resume => Job::Resume,
+        Request::Snapshot {
+            state,
+            memory,
+            differential,
+            track,
+        } => Job::Snapshot {
+            state: File::from(passed.take("state", state)?),
+            memory: File::from(passed.take("memory", memory)?),
+            differential: *differential,
+            track: *track,
+        },
+        _ => return Ok(None),
+    }))
 }
 
 impl Client {
+    /// A client that does not read its answers loses the connection.
+    fn reply(&mut self, reply: &Reply) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(reply)?;
+        bytes.push(b'\n');
+        self.stream.write_all(&bytes)
+    }
+
     /// Takes in what has come: bytes of a line, descriptors that go with it.
     fn receive(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 4096];
@@ -138,7 +230,9 @@ impl Client {
 
 impl Handler for ControlServer {
     fn ready(&mut self, source: u32, _flags: EventFlags) -> bool {
-        if source == SOURCE_LISTENER {
+        if source == SOURCE_ANSWERED {
+            self.deliver();
+        } else if source == SOURCE_LISTENER {
             if let Err(error) = self.accept() {
                 tracing::warn!(%error, "a control client was lost");
             }

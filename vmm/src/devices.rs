@@ -270,6 +270,13 @@ impl Devices {
             .collect()
     }
 
+    /// The id of the device in this slot.
+    pub fn id_at(&self, slot: u8) -> Option<String> {
+        let inner = self.lock();
+        let device = inner.devices.iter().find(|d| d.slot.number() == slot)?;
+        Some(device.id.clone())
+    }
+
     /// Devices by id.
     pub fn status(&self) -> BTreeMap<String, DeviceStatus> {
         self.lock()

@@ -62,6 +62,12 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::SnapshotError),
+    /// The spec asks for a CPU that this host cannot show.
+    #[error("cpu: this host lacks {0}")]
+    Cpu(String),
     /// The host's own facilities: threads, events, signals.
     #[error("cannot {what}: {source}")]
     Host {

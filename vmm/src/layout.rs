@@ -7,6 +7,7 @@
 //! 0x0000_9000  page tables (bzImage)   0xfee0_0000  local APICs
 //! 0x0002_0000  command line            0xfffb_c000  identity map, TSS (Intel)
 //! 0x000e_0000  ACPI tables           0x1_0000_0000  RAM above 3 GiB
+//! 0x000f_f000  generation id
 //! 0x0010_0000  kernel … initrd … end of low RAM
 //! ```
 
@@ -30,6 +31,8 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// RSDP, then the other ACPI tables.
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// The generation id (VMGenID), on the last page of that room.
+pub const GENERATION_ID: u64 = 0xf_f000;
 /// End of the room for ACPI tables, start of "high" memory.
 pub const HIGH_RAM: u64 = 0x10_0000;
 

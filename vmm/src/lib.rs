@@ -42,6 +42,7 @@ pub mod outcome;
 pub mod pci;
 pub mod persist;
 pub mod run;
+pub mod snapshot;
 pub mod virtio;
 
 pub use error::{Error, Result};

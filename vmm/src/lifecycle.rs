@@ -28,7 +28,9 @@
 //! Interrupts that were on their way when the vCPUs stopped may be lost in KVM: `load` raises
 //! those of active queues once more, since a spurious interrupt is harmless and a lost one is not.
 
+use crate::memory::dirty::BackendLog;
 use crate::persist::State;
+use std::sync::Arc;
 
 /// A part of the machine that survives in a snapshot. See the module's documentation for who
 /// may call when.
@@ -46,6 +48,12 @@ pub trait Lifecycle: Send + Sync {
 
     /// Goes on.
     fn resume(&self) {}
+
+    /// While paused: from `resume` on, other processes note in `log` what they write into
+    /// guest memory for this part, or no longer. What this process writes is noted anyway.
+    fn log_dirty(&self, _log: Option<&Arc<BackendLog>>) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A state that is not the one that was saved: for tests that hold `load` to `save`.

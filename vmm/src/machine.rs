@@ -5,21 +5,43 @@
 //!  Waiting ───────────────────────▶ Running ◀────────▶ Paused
 //!     └──────────────┴───── stop, power-off, reset, error ──┴──▶ Stopping
 //! ```
+//! To pause is to stop vCPUs first and then every part ([`crate::lifecycle`]); to resume goes the
+//! other way. Both may wait for a disk's backend, so the state thread does them
+//! ([`crate::snapshot::worker`]).
 
+use crate::boot::generation;
 use crate::bus::Bus;
-use crate::cpu::{Gate, GateState, VcpuThread};
+use crate::cpu::{Gate, GateState, Vcpu, VcpuThread};
 use crate::devices::{Devices, When};
-use crate::error::Result;
+use crate::error::{Result, host, kvm};
 use crate::inherit::{self, Passed};
-use crate::legacy::power::EVENT_BUTTON;
-use crate::memory::GuestRam;
+use crate::irq::Irqs;
+use crate::kvm_state::{Clock, IrqChips};
+use crate::legacy::power::{EVENT_BUTTON, EVENT_GENERATION};
+use crate::lifecycle::Lifecycle;
+use crate::memory::dirty::BackendLog;
+use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::restore::Loading;
+use kvm_ioctls::VmFd;
 use ocs_vmm_spec::control::{DeviceKind, PROTOCOL_VERSION, Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+/// What KVM holds of the machine.
+pub struct Vm {
+    /// The VM itself.
+    pub fd: Arc<VmFd>,
+    /// Mapped as long as the vCPUs may run.
+    pub ram: GuestRam,
+    /// Its interrupts.
+    pub irqs: Arc<Irqs>,
+    /// In order.
+    pub vcpus: Vec<Arc<Vcpu>>,
+}
 
 /// Everything that acts on the machine as a whole.
 pub struct Machine {
@@ -35,8 +57,7 @@ pub struct Machine {
     pub outcome: Arc<Outcome>,
     /// When the process began.
     pub started_ns: u64,
-    /// Mapped as long as the vCPUs may run.
-    ram: GuestRam,
+    vm: Vm,
     vcpus: Mutex<Vec<VcpuThread>>,
     paused: AtomicBool,
 }
@@ -45,7 +66,7 @@ impl Machine {
     /// A machine that waits for its disks.
     pub fn new(
         id: &str,
-        ram: GuestRam,
+        vm: Vm,
         bus: Arc<Bus>,
         devices: Devices,
         gate: Arc<Gate>,
@@ -59,10 +80,129 @@ impl Machine {
             gate,
             outcome,
             started_ns,
-            ram,
+            vm,
             vcpus: Mutex::default(),
             paused: AtomicBool::new(false),
         }
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.vm.ram
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Arc<VmFd> {
+        &self.vm.fd
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpu_count(&self) -> u8 {
+        u8::try_from(self.vm.vcpus.len()).unwrap_or(u8::MAX)
+    }
+
+    /// vCPUs in order.
+    pub fn vcpus(&self) -> &[Arc<Vcpu>] {
+        &self.vm.vcpus
+    }
+
+    /// Calls `f` with every part by its section's name, in the order in which they are stopped,
+    /// saved and loaded: interrupt controllers before what interrupts, the clock last, so that
+    /// it stands still for no longer than it must.
+    pub fn with_parts<R>(&self, f: impl FnOnce(&[(String, &dyn Lifecycle)]) -> R) -> R {
+        let chips = IrqChips(Arc::clone(&self.vm.fd));
+        let clock = Clock(Arc::clone(&self.vm.fd));
+        let functions = self.bus.pci.functions();
+        let mut parts: Vec<(String, &dyn Lifecycle)> = vec![("irqchip".to_owned(), &chips)];
+        for (index, vcpu) in self.vm.vcpus.iter().enumerate() {
+            parts.push((format!("cpu.{index}"), vcpu.as_ref()));
+        }
+        let fixed: [(&str, &dyn Lifecycle); 5] = [
+            ("serial", &self.bus.serial),
+            ("rtc", &self.bus.rtc),
+            ("power", &self.bus.power),
+            ("hotplug", &self.bus.hotplug),
+            ("pci", &self.bus.pci),
+        ];
+        parts.extend(fixed.map(|(name, part)| (name.to_owned(), part)));
+        for (slot, function) in &functions {
+            parts.push((format!("pci.{slot}"), function.as_ref()));
+        }
+        parts.push(("clock".to_owned(), &clock));
+        f(&parts)
+    }
+
+    /// Is it held by [`Self::pause`]?
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Stops vCPUs, then everything else; idempotent. On an error the machine goes on.
+    pub fn pause(&self) -> std::result::Result<(), SnapshotError> {
+        self.paused.store(true, Ordering::SeqCst);
+        self.gate.set(GateState::Held);
+        self.kick();
+        let count = self.lock_vcpus().len();
+        self.gate.wait_until_held(count);
+        let stopped = self.with_parts(|parts| {
+            parts.iter().try_for_each(|(name, part)| {
+                part.pause().map_err(|problem| SnapshotError::Part {
+                    part: self.part_name(name),
+                    problem,
+                })
+            })
+        });
+        if stopped.is_err() {
+            self.resume();
+        }
+        stopped
+    }
+
+    /// Lets everything go on, vCPUs last; idempotent.
+    pub fn resume(&self) {
+        self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
+        self.paused.store(false, Ordering::SeqCst);
+        self.run_if_ready();
+    }
+
+    /// Makes a machine that was built but never ran into the one that `loading` holds, with
+    /// an identity of its own.
+    pub fn load(&self, loading: Loading) -> Result<()> {
+        self.vm.irqs.defer();
+        loading.load(self)?;
+        self.vm
+            .irqs
+            .settle()
+            .map_err(kvm("route the interrupts of a snapshot"))?;
+        generation::renew(&self.vm.ram)?;
+        self.bus
+            .power
+            .raise(EVENT_GENERATION)
+            .map_err(host("tell the guest that it is a clone"))?;
+        self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
+        Ok(())
+    }
+
+    /// While paused: other processes log what they write from now on, or no longer.
+    pub fn log_devices(
+        &self,
+        log: Option<&Arc<BackendLog>>,
+    ) -> std::result::Result<(), SnapshotError> {
+        self.with_parts(|parts| {
+            parts.iter().try_for_each(|(name, part)| {
+                part.log_dirty(log).map_err(|problem| SnapshotError::Part {
+                    part: self.part_name(name),
+                    problem,
+                })
+            })
+        })
+    }
+
+    /// A part by the name that its owner gave it.
+    fn part_name(&self, section: &str) -> String {
+        let slot = section.strip_prefix("pci.").and_then(|s| s.parse().ok());
+        let id = slot.and_then(|slot: u8| self.devices.id_at(slot));
+        id.unwrap_or_else(|| section.to_owned())
     }
 
     /// Adds a thread that the gate governs.
@@ -77,19 +217,10 @@ impl Machine {
             Request::Metrics => Reply::Metrics {
                 counters: self.metrics(),
             },
-            Request::Pause => {
-                self.paused.store(true, Ordering::SeqCst);
-                self.gate.set(GateState::Held);
-                self.kick();
-                let count = self.lock_vcpus().len();
-                self.gate.wait_until_held(count);
-                Reply::Ok
-            }
-            Request::Resume => {
-                self.paused.store(false, Ordering::SeqCst);
-                self.run_if_ready();
-                Reply::Ok
-            }
+            // The state thread's: `crate::control` does not bring them here.
+            Request::Pause | Request::Resume | Request::Snapshot { .. } => Reply::Error {
+                message: "is not answered at once".to_owned(),
+            },
             Request::PowerButton => match self.bus.power.raise(EVENT_BUTTON) {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error {
@@ -174,10 +305,7 @@ impl Machine {
 
     fn metrics(&self) -> BTreeMap<String, u64> {
         let mut out = BTreeMap::new();
-        out.insert(
-            "memory.bytes".to_owned(),
-            self.ram.iter().map(GuestMemoryRegion::len).sum(),
-        );
+        out.insert("memory.bytes".to_owned(), memory::bytes(&self.vm.ram));
         self.devices.report(&mut out);
         let (bus, serial) = (&self.bus.metrics, self.bus.serial.metrics());
         for (name, counter) in [

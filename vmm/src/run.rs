@@ -1,7 +1,8 @@
 //! From a spec to an exit record: the life of the process.
 //!
 //! ```text
-//!  main thread: open ─▶ jail ─▶ build ─▶ spawn disks, vCPUs ─▶ event loop ─▶ stop all ─▶ record
+//!  main thread: open ─▶ jail ─▶ build ─▶ spawn disks ─▶ (load snapshot) ─▶ vCPUs ─▶ event loop
+//!               ─▶ stop all ─▶ record
 //! ```
 
 use crate::builder::{Built, Files, build};
@@ -12,6 +13,7 @@ use crate::events::{Epoll, EventLoop, Handler, HandlerId};
 use crate::irq::borrow;
 use crate::jail;
 use crate::machine::Machine;
+use crate::snapshot::worker::Jobs;
 use crate::virtio::block::Nursery;
 use ocs_vmm_spec::Spec;
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
@@ -58,17 +60,22 @@ fn run_built(built: Built, events: &mut EventLoop, signals: OwnedFd) -> Result<E
     epoll.push(id, Box::new(lifecycle));
     let id = epoll.new_id();
     if let Some(listener) = built.control {
-        let server = ControlServer::new(Arc::clone(&machine), Arc::clone(&epoll), id, listener)?;
+        let jobs = Jobs::start(Arc::clone(&machine), jail::confine_state)?;
+        let server =
+            ControlServer::new(Arc::clone(&machine), jobs, Arc::clone(&epoll), id, listener)?;
         epoll.push(id, Box::new(server));
     }
 
     let ran = (|| {
         let nursery = Nursery::spawn(jail::confine_nursery, jail::confine_disk)?;
         machine.devices.start(nursery)?;
-        for (index, vcpu) in (0u8..).zip(built.vcpus) {
+        if let Some(loading) = built.loading {
+            machine.load(loading)?;
+        }
+        for (index, vcpu) in (0u8..).zip(machine.vcpus()) {
             machine.add_vcpu(cpu::spawn(
                 index,
-                vcpu,
+                Arc::clone(vcpu),
                 Arc::clone(&machine.bus),
                 Arc::clone(&machine.gate),
                 Arc::clone(&machine.outcome),

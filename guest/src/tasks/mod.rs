@@ -70,17 +70,17 @@ pub async fn main(start: Start, acpi: Acpi) {
         }
     }
     let net = board.net.borrow().clone();
-    let orders = match &net {
-        None => cmdline_orders(&start),
-        Some(net) => {
-            let Some(lease) = Lease::acquire(net) else {
-                say!("dhcp: error=no-socket");
-                return;
-            };
-            lease.address().await;
-            imds::orders(net).await
+    let mut orders = cmdline_orders(&start);
+    if let Some(net) = &net {
+        let Some(lease) = Lease::acquire(net) else {
+            say!("dhcp: error=no-socket");
+            return;
+        };
+        lease.address().await;
+        if orders.is_empty() {
+            orders = imds::orders(net).await;
         }
-    };
+    }
     run(orders, board, acpi);
     say!("ready");
 }

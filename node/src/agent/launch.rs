@@ -119,7 +119,9 @@ impl Machine {
             vcpus: u8::try_from(desired.vcpus)
                 .map_err(|_| EffectError::Permanent(format!("{} vCPUs", desired.vcpus)))?,
             memory_mib: desired.memory_mib,
-            boot: self.boot(desired, &mut inherited)?,
+            boot: Some(self.boot(desired, &mut inherited)?),
+            restore: None,
+            cpu: spec::Cpu::Host,
             serial: spec::Serial {
                 ring: inherited.add(self.open_console(&desired.id)?),
                 capacity_bytes: CONSOLE_BYTES,

@@ -11,7 +11,7 @@
 //! `driven`, if the caller cares) → `remove_…` → `status` until the device is no longer
 //! listed. Asking again is harmless and reminds a guest that did not listen.
 
-use crate::{Block, Net};
+use crate::{Block, Net, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -40,6 +40,20 @@ pub enum Request {
     Stop,
     /// Answers [`Reply::Metrics`].
     Metrics,
+    /// Saves the machine into two passed files, which are emptied first. It stands still
+    /// meanwhile, and goes on if it ran. Answers [`Reply::Snapshot`].
+    Snapshot {
+        /// Where the state goes.
+        state: Source,
+        /// Where the memory goes: a sparse file that can be mapped.
+        memory: Source,
+        /// Only the pages that changed since the last snapshot, which asked for `track`.
+        #[serde(default)]
+        differential: bool,
+        /// Log what changes from now on, so that a differential one can follow.
+        #[serde(default)]
+        track: bool,
+    },
     /// Adds a disk, whose `listener` is a passed descriptor. The guest finds it once the
     /// backend has connected.
     AddBlock {
@@ -145,6 +159,15 @@ pub enum Reply {
         started_ns: u64,
         /// `CLOCK_MONOTONIC` when the first vCPU was first told to run, in ns.
         first_run_ns: u64,
+    },
+    /// To [`Request::Snapshot`].
+    Snapshot {
+        /// Names the memory file for ever.
+        id: String,
+        /// Bytes of guest memory in it.
+        written_bytes: u64,
+        /// How long the guest stood still, in µs.
+        paused_us: u64,
     },
     /// To [`Request::Metrics`]: counters by dotted name, such as `net.eni-1.rx_frames`.
     Metrics {

@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+/// A whole memory file and what may lie on it; each costs mappings.
+pub const MAX_MEMORY_FILES: usize = 16;
 /// The version of [`Spec`] that this crate reads and writes.
 pub const SPEC_VERSION: u32 = 1;
 
@@ -45,8 +47,15 @@ pub struct Spec {
     pub vcpus: u8,
     /// Guest memory in MiB, 16 or more. One sealed memfd, backed lazily.
     pub memory_mib: u64,
-    /// What the guest starts from.
-    pub boot: Boot,
+    /// What the guest starts from, unless it is restored.
+    #[serde(default)]
+    pub boot: Option<Boot>,
+    /// What the guest goes on from, instead of `boot`.
+    #[serde(default)]
+    pub restore: Option<Restore>,
+    /// Which CPU the guest sees.
+    #[serde(default)]
+    pub cpu: Cpu,
     /// The first serial port.
     pub serial: Serial,
     /// Network interfaces, in PCI order.
@@ -79,6 +88,36 @@ pub enum Jail {
     Full,
     /// The same without the namespaces: for a person on a host that allows neither.
     WithoutNamespaces,
+}
+
+/// A machine's earlier life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The state that [`control::Request::Snapshot`] wrote.
+    pub state: Source,
+    /// The memory: a whole file, then differential ones in order. They are mapped, not read:
+    /// nobody may change them while a machine runs from them. Any number of machines may.
+    pub memory: Vec<Source>,
+    /// Read all memory and compare it with its checksums first.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+/// Which CPU the guest sees. One that is the same on all hosts of a fleet lets a snapshot
+/// continue on any of them; a host that lacks something is refused by its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cpu {
+    /// The host's, as KVM can virtualise it.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// x86-64-v2 of the psABI, with AES and PCLMULQDQ.
+    #[serde(rename = "x86-64-v2")]
+    X8664V2,
+    /// x86-64-v3 of the psABI, with AES, PCLMULQDQ, RDRAND, RDSEED, ADX, SMEP, SMAP, FSGSBASE.
+    #[serde(rename = "x86-64-v3")]
+    X8664V3,
 }
 
 /// Kernel, optional initrd, command line.
@@ -181,11 +220,28 @@ impl Spec {
             "memory_mib",
             format!("{} is not in 16..=16777216", self.memory_mib),
         )?;
-        must(
-            self.boot.cmdline.len() <= 2047,
-            "boot.cmdline",
-            "is longer than 2047 bytes",
-        )?;
+        match (&self.boot, &self.restore) {
+            (None, None) => must(false, "boot", "is missing, and so is restore")?,
+            (Some(_), Some(_)) => must(false, "restore", "cannot be with boot")?,
+            (Some(boot), None) => must(
+                boot.cmdline.len() <= 2047,
+                "boot.cmdline",
+                "is longer than 2047 bytes",
+            )?,
+            (None, Some(_)) if !self.block.is_empty() => must(
+                false,
+                "block",
+                "cannot be with restore: a backend does not see a restored machine's memory",
+            )?,
+            (None, Some(restore)) => must(
+                (1..=MAX_MEMORY_FILES).contains(&restore.memory.len()),
+                "restore.memory",
+                format!(
+                    "{} files, not 1 to {MAX_MEMORY_FILES}",
+                    restore.memory.len()
+                ),
+            )?,
+        }
         must(
             (4096..=1 << 20).contains(&self.serial.capacity_bytes),
             "serial.capacity_bytes",
@@ -222,12 +278,18 @@ impl Spec {
 
     /// Every [`Source`] with its field's path.
     pub fn sources(&self) -> Vec<(String, &Source)> {
-        let mut all = vec![
-            ("boot.kernel".to_owned(), &self.boot.kernel),
-            ("serial.ring".to_owned(), &self.serial.ring),
-        ];
+        let mut all = vec![("serial.ring".to_owned(), &self.serial.ring)];
+        if let Some(boot) = &self.boot {
+            all.push(("boot.kernel".to_owned(), &boot.kernel));
+            all.extend(boot.initrd.iter().map(|s| ("boot.initrd".to_owned(), s)));
+        }
+        if let Some(restore) = &self.restore {
+            all.push(("restore.state".to_owned(), &restore.state));
+            for (i, file) in restore.memory.iter().enumerate() {
+                all.push((format!("restore.memory[{i}]"), file));
+            }
+        }
         let optional = [
-            ("boot.initrd", &self.boot.initrd),
             ("control", &self.control),
             ("exit_record", &self.exit_record),
             ("kvm", &self.kvm),
@@ -306,7 +368,7 @@ mod tests {
     fn good() -> serde_json::Value {
         serde_json::json!({
             "version": 1, "id": "i-1", "vcpus": 1, "memory_mib": 64,
-            "boot": {"kernel": {"path": "probe.elf"}},
+            "boot": {"kernel": {"path": "probe.elf"}}, "restore": null, "cpu": "host",
             "serial": {"ring": {"fd": 7}, "capacity_bytes": 65536},
             "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500}],
             "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0}],
@@ -327,6 +389,13 @@ mod tests {
             ("/version", serde_json::json!(2), "version"),
             ("/vcpus", serde_json::json!(65), "vcpus"),
             ("/memory_mib", serde_json::json!(1), "memory_mib"),
+            ("/boot", serde_json::json!(null), "boot: is missing"),
+            (
+                "/restore",
+                serde_json::json!({"state": {"fd": 9}, "memory": [{"fd": 10}]}),
+                "restore: cannot be with boot",
+            ),
+            ("/cpu", serde_json::json!("x86-64-v9"), "x86-64-v9"),
             (
                 "/net/0/mac",
                 serde_json::json!("03:00:00:00:00:01"),
@@ -353,6 +422,15 @@ mod tests {
                 .to_string();
             assert!(error.contains(named), "{pointer}: {error}");
         }
+        let mut json = good();
+        json["boot"] = serde_json::json!(null);
+        json["block"] = serde_json::json!([]);
+        json["restore"] = serde_json::json!({"state": {"fd": 9}, "memory": []});
+        let error = Spec::parse(json.to_string().as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().contains("restore.memory: 0 files"),
+            "{error}"
+        );
         let mut json = good();
         json["surprise"] = serde_json::json!(1);
         assert!(

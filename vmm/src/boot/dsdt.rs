@@ -14,6 +14,8 @@ use acpi_tables::aml::{
 
 /// `Notify` value for "the button was pressed" (§5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
+/// `Notify` value of a new generation id.
+const GENERATION_CHANGED: u8 = 0x80;
 /// `Notify` value "device check" (§5.6.6).
 const DEVICE_CHECK: u8 = 1;
 /// `Notify` value "eject request".
@@ -26,6 +28,7 @@ pub(super) fn body(vcpus: u8) -> Vec<u8> {
     slots(&mut out);
     legacy(&mut out);
     events(&mut out);
+    generation(&mut out);
     processors(&mut out, vcpus);
     // \_S5: the sleep type that means "off".
     Name::new("_S5_".into(), &Package::new(vec![&power::S5_SLEEP_TYPE])).to_aml_bytes(&mut out);
@@ -183,8 +186,24 @@ fn legacy(out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
+/// The generation id (Virtual Machine Generation ID, as stock kernels' `vmgenid` driver reads
+/// it): `ADDR` says where the 16 bytes are.
+fn generation(out: &mut Vec<u8>) {
+    let at = low32(layout::GENERATION_ID);
+    Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"OCSV0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&at, &ZERO])),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
 /// A generic event device (§5.6.9) that reads and clears the event port and tells
-/// the power button and the slots, if their bits were set.
+/// the power button, the generation id and the slots, if their bits were set.
 fn events(out: &mut Vec<u8>) {
     Device::new(
         "_SB_.PWRB".into(),
@@ -232,6 +251,11 @@ fn events(out: &mut Vec<u8>) {
                     &If::new(
                         &Local(1),
                         vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                    ),
+                    &And::new(&Local(1), &Local(0), &power::EVENT_GENERATION),
+                    &If::new(
+                        &Local(1),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
                     ),
                     &And::new(&Local(1), &Local(0), &power::EVENT_PCI),
                     &If::new(

@@ -8,6 +8,7 @@
 
 pub mod acpi;
 mod dsdt;
+pub mod generation;
 mod linux;
 mod pvh;
 

@@ -18,6 +18,7 @@ pub use state::gdt;
 use crate::boot::Entry;
 use crate::error::{Result, kvm};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use ocs_vmm_spec::Spec;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A vCPU, shared between its thread and whoever saves or loads it. The thread holds the lock
@@ -34,24 +35,41 @@ impl Vcpu {
     }
 }
 
-/// Makes vCPU `index` of `count`, ready to run from `entry` (the boot CPU) or to
-/// wait for INIT and SIPI (the others).
+/// Turns performance counters off where KVM can: they leak, and none is promised in CPUID.
+pub fn without_pmu(vm: &VmFd) -> Result<()> {
+    use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
+    let known = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if known.cast_unsigned() & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let off = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&off)
+        .map_err(kvm("turn performance counters off"))
+}
+
+/// Makes vCPU `index` of `spec`, ready to run from `entry` (the boot CPU) or to wait for INIT
+/// and SIPI (the others), or without `entry` for a snapshot to be loaded.
 pub fn create(
     kvm_fd: &Arc<Kvm>,
     vm: &Arc<VmFd>,
     index: u8,
-    count: u8,
-    entry: Entry,
+    spec: &Spec,
+    entry: Option<Entry>,
 ) -> Result<Vcpu> {
     let vcpu = vm
         .create_vcpu(u64::from(index))
         .map_err(kvm("create a vCPU"))?;
-    let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
-    let cpuid = cpuid::build(kvm_fd, index, count, tsc_khz)?;
-    vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
-    state::set_msrs(&vcpu)?;
-    if index == 0 {
-        state::set_entry(&vcpu, entry)?;
+    if let Some(entry) = entry {
+        let cpuid = cpuid::build(kvm_fd, &vcpu, index, spec)?;
+        vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
+        state::set_msrs(&vcpu)?;
+        if index == 0 {
+            state::set_entry(&vcpu, entry)?;
+        }
     }
     Ok(Vcpu {
         fd: Mutex::new(vcpu),

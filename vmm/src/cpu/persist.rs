@@ -73,6 +73,7 @@ impl Lifecycle for Vcpu {
     fn load(&self, state: &State) -> Result<(), String> {
         let state: VcpuState = state.decode(STATE_VERSION)?;
         let vcpu = self.lock();
+        super::cpuid::check(&self.kvm, &vcpu, &state.cpuid)?;
         let cpuid = CpuId::from_entries(&state.cpuid)
             .map_err(|_| format!("has {} CPUID leaves", state.cpuid.len()))?;
         vcpu.set_cpuid2(&cpuid).map_err(failed("CPUID"))?;
@@ -212,7 +213,12 @@ mod tests {
         let kvm = Arc::new(Kvm::new().unwrap());
         let vm = Arc::new(kvm.create_vm().unwrap());
         vm.create_irq_chip().unwrap();
-        super::super::create(&kvm, &vm, 0, 2, Entry::Pvh { ip: 0x10_0000 }).unwrap()
+        let json = serde_json::json!({
+            "version": 1, "id": "t", "vcpus": 2, "memory_mib": 64,
+            "boot": {"kernel": {"fd": 3}}, "serial": {"ring": {"fd": 4}, "capacity_bytes": 4096},
+        });
+        let spec = ocs_vmm_spec::Spec::parse(json.to_string().as_bytes()).unwrap();
+        super::super::create(&kvm, &vm, 0, &spec, Some(Entry::Pvh { ip: 0x10_0000 })).unwrap()
     }
 
     /// The TSC moves on between two readings; all else is still.

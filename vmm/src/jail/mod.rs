@@ -15,9 +15,9 @@ mod namespace;
 mod seccomp;
 
 pub use namespace::leave_host;
-pub use seccomp::{confine_disk, confine_events, confine_nursery, confine_vcpu};
+pub use seccomp::{confine_disk, confine_events, confine_nursery, confine_state, confine_vcpu};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 
 /// The console ring and the exit record are the only files that are written.
@@ -27,15 +27,33 @@ const MAX_FILES: u64 = 512;
 
 /// For the whole process, before threads exist and after memory does.
 pub fn limit_files() -> io::Result<()> {
-    for (resource, limit) in [
-        (Resource::Fsize, MAX_FILE_BYTES),
-        (Resource::Nofile, MAX_FILES),
+    // The state thread, which alone may raise it, writes memory files.
+    let most = getrlimit(Resource::Fsize).maximum;
+    for (resource, limit, most) in [
+        (Resource::Fsize, MAX_FILE_BYTES, most),
+        (Resource::Nofile, MAX_FILES, Some(MAX_FILES)),
     ] {
         let limit = Rlimit {
             current: Some(limit),
-            maximum: Some(limit),
+            maximum: most,
         };
         setrlimit(resource, limit)?;
     }
     Ok(())
+}
+
+/// Runs `f` while files of `bytes` may be written, with room for a table behind them.
+pub fn with_files_of<R>(bytes: u64, f: impl FnOnce() -> R) -> io::Result<R> {
+    let limit = |current: u64| {
+        let limit = Rlimit {
+            current: Some(current),
+            maximum: getrlimit(Resource::Fsize).maximum,
+        };
+        setrlimit(Resource::Fsize, limit)
+    };
+    // An entry of 16 bytes a page, at most.
+    limit(bytes + bytes / 128 + MAX_FILE_BYTES)?;
+    let result = f();
+    limit(MAX_FILE_BYTES)?;
+    Ok(result)
 }

@@ -5,6 +5,7 @@
 //! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; eventfds |
 //! | disk | accept, send and receive on Unix sockets; the inflight region |
 //! | nursery | what disks may, and starting their threads |
+//! | state | `ioctl` that reads KVM's state and dirty logs; the files of a snapshot; kicks |
 //! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs, hanging up on backends; for hot-plug eventfds, `ioctl` for taps and KVM's irqfd and ioeventfd |
 //!
 //! No thread may open a file, make a socket, start a program or map code.
@@ -27,6 +28,29 @@ const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 const TUNGETIFF: u64 = 0x8004_54d2;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+
+/// What saving a machine asks of KVM, and its dirty logs.
+const KVM_READS: [u64; 19] = [
+    0xae03,      // CHECK_EXTENSION
+    0xaea3,      // GET_TSC_KHZ
+    0xaead,      // KVMCLOCK_CTRL
+    0xc004_ae02, // GET_MSR_INDEX_LIST
+    0xc008_ae91, // GET_CPUID2
+    0xc008_ae88, // GET_MSRS
+    0xc208_ae62, // GET_IRQCHIP
+    0x8030_ae7c, // GET_CLOCK
+    0x8004_ae98, // GET_MP_STATE
+    KVM_GET_REGS,
+    0x8138_ae83, // GET_SREGS
+    0x8188_aea6, // GET_XCRS
+    0x9000_aea4, // GET_XSAVE
+    0x9000_aecf, // GET_XSAVE2
+    0x8080_aea1, // GET_DEBUGREGS
+    0x8400_ae8e, // GET_LAPIC
+    0x8040_ae9f, // GET_VCPU_EVENTS
+    0x4010_ae42, // GET_DIRTY_LOG
+    0x4020_ae46, // SET_USER_MEMORY_REGION
+];
 
 /// What the runtime itself needs in any thread.
 const COMMON: &[i64] = &[
@@ -163,6 +187,39 @@ pub fn confine_events() -> io::Result<()> {
     apply(rules)
 }
 
+/// For the thread that stops, saves and moves the machine.
+pub fn confine_state() -> io::Result<()> {
+    let mut rules = common()?;
+    allow(
+        &mut rules,
+        &[
+            libc::SYS_pwrite64,
+            libc::SYS_lseek,
+            libc::SYS_ftruncate,
+            libc::SYS_fdatasync,
+            libc::SYS_fstat,
+            libc::SYS_memfd_create,
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+            libc::SYS_statx,
+            libc::SYS_tgkill,
+        ],
+    );
+    let limit = u64::from(libc::RLIMIT_FSIZE);
+    let own_files = condition(1, SeccompCmpOp::Eq, limit)?;
+    rules.insert(libc::SYS_prlimit64, vec![rule(own_files)?]);
+    rules.insert(
+        libc::SYS_setrlimit,
+        vec![rule(condition(0, SeccompCmpOp::Eq, limit)?)?],
+    );
+    rules.insert(libc::SYS_ioctl, one_of(1, &KVM_READS)?);
+    duplicate(&mut rules)?;
+    // The log that backends write is sealed memory.
+    let seal = one_of(1, &[u64::from(libc::F_ADD_SEALS.unsigned_abs())])?;
+    rules.entry(libc::SYS_fcntl).or_default().extend(seal);
+    apply(rules)
+}
+
 fn common() -> io::Result<Rules> {
     let mut rules = Rules::new();
     allow(&mut rules, COMMON);
@@ -239,6 +296,7 @@ mod tests {
             match confine {
                 "vcpu" => confine_vcpu().unwrap(),
                 "disk" => confine_disk().unwrap(),
+                "state" => confine_state().unwrap(),
                 "nursery" => confine_nursery().unwrap(),
                 _ => confine_events().unwrap(),
             }
@@ -253,7 +311,7 @@ mod tests {
             // SAFETY: ends the process without the test harness's own clean-up.
             unsafe { libc::_exit(0) };
         }
-        for confine in ["vcpu", "disk", "nursery", "events"] {
+        for confine in ["vcpu", "disk", "state", "nursery", "events"] {
             for act in ["nothing", "open", "socket", "code", "ioctl"] {
                 let status = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "jail::seccomp::tests::forbidden_calls_kill"])

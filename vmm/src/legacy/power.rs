@@ -7,7 +7,7 @@
 //! | 0x600 | write | `SLEEP_CONTROL_REG`: `SLP_TYP` in bits 2–4, `SLP_EN` bit 5; type 5 is off |
 //! | 0x601 | read | `SLEEP_STATUS_REG`, always 0 |
 //! | 0x602 | write 1 | `RESET_REG` |
-//! | 0x603 | read | events since the last read, cleared by it; bit 0: power button, bit 1: PCI hot-plug |
+//! | 0x603 | read | events since the last read, cleared by it; bit 0: power button, bit 1: PCI hot-plug, bit 2: generation id |
 //!
 //! An event sets its bit and raises GSI 5 (edge). The DSDT's generic event device
 //! turns the first into `Notify(PWRB, 0x80)`, which a stock kernel's `button` driver
@@ -35,6 +35,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const S5_SLEEP_TYPE: u8 = 5;
 /// [`EVENT_PORT`]: the power button was pressed.
 pub const EVENT_BUTTON: u8 = 1;
+/// [`EVENT_PORT`]: the generation id is new ([`crate::boot::generation`]).
+pub const EVENT_GENERATION: u8 = 4;
 /// [`EVENT_PORT`]: the registers of [`crate::pci::hotplug`] have news.
 pub const EVENT_PCI: u8 = 2;
 

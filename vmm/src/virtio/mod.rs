@@ -24,6 +24,7 @@ pub mod pci;
 pub mod queue;
 
 use crate::memory::GuestRam;
+use crate::memory::dirty::BackendLog;
 use queue::VirtQueue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,10 @@ pub trait VirtioDevice: Send {
     fn resume(&mut self);
     /// What the transport does not know, while paused.
     fn save(&mut self) -> Result<Saved, String>;
+    /// While paused: see [`crate::lifecycle::Lifecycle::log_dirty`].
+    fn log_dirty(&mut self, _log: Option<&Arc<BackendLog>>) -> Result<(), String> {
+        Ok(())
+    }
     /// Takes over `own` of a [`Saved`], while paused and before any `activate`. If the driver
     /// was active, `activate` follows, with its queues where they stood.
     fn load(&mut self, own: &[u8]) -> Result<Loaded, String>;

@@ -9,11 +9,12 @@
 //! * a readable buffer behind a writable one, or an indirect table inside another.
 
 use super::Position;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, log_of};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -167,9 +168,31 @@ impl VirtQueue {
 
     /// Gives a chain back with `written` bytes.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.log(head);
         self.queue
             .add_used(&self.ram, head, written)
             .map_err(QueueError::Used)
+    }
+
+    /// Marks what the chain gave the device to write, while a dirty log is on: a kernel call
+    /// may have filled it, which marks nothing. A driver that changed the chain meanwhile has
+    /// changed what its own snapshot holds.
+    fn log(&self, head: u16) {
+        if !self.ram.iter().any(|region| log_of(region).is_on()) {
+            return;
+        }
+        let mut buffers = Buffers::default();
+        let table = GuestAddress(self.queue.desc_table());
+        // A chain that does not end well is marked as far as it goes.
+        let _ = walk(&self.ram, table, self.queue.size(), head, &mut buffers);
+        for buffer in &buffers.writable {
+            let at = buffer.iov_base as usize;
+            for region in self.ram.iter() {
+                if let Some(offset) = at.checked_sub(region.as_ptr() as usize) {
+                    log_of(region).mark_dirty(offset, buffer.iov_len);
+                }
+            }
+        }
     }
 
     /// Interrupts the driver if it asked for that.

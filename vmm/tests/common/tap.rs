@@ -1,6 +1,7 @@
 //! A tap in a network namespace of its own, and frames on its host side.
 
 use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,6 +12,49 @@ pub struct HostSide(OwnedFd);
 /// Makes a tap (12-byte header, up) as the node would; runs on a thread of its own,
 /// whose namespace nobody else enters.
 pub fn make() -> (File, HostSide) {
+    let (tap, host, ()) = make_with(|_| ());
+    (tap, host)
+}
+
+/// Likewise, with the host's own TCP at 172.31.0.1, where the guest of `dhcp` looks for it: an
+/// echo server on port 7777 that serves until the test ends.
+pub fn make_with_echo() -> (File, HostSide) {
+    let (tap, host, ()) = make_with(|request| {
+        // SAFETY: a socket that is checked and then owned; the ioctl gets an ifreq with an
+        // address, which has the layout of a sockaddr_in.
+        unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            assert!(fd >= 0);
+            let fd = OwnedFd::from_raw_fd(fd);
+            for (command, address) in [
+                (libc::SIOCSIFADDR, [172, 31, 0, 1]),
+                (libc::SIOCSIFNETMASK, [255, 255, 240, 0]),
+            ] {
+                let mut at: libc::sockaddr_in = std::mem::zeroed();
+                at.sin_family = libc::AF_INET.try_into().unwrap();
+                at.sin_addr.s_addr = u32::from_ne_bytes(address);
+                request.ifr_ifru.ifru_addr =
+                    std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(at);
+                assert_eq!(libc::ioctl(fd.as_raw_fd(), command, &raw mut *request), 0);
+            }
+        }
+        let listener = TcpListener::bind("172.31.0.1:7777").unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut other = stream.try_clone().unwrap();
+                    let _ = std::io::copy(&mut stream, &mut other);
+                });
+            }
+        });
+    });
+    (tap, host)
+}
+
+fn make_with<R: Send + 'static>(
+    more: impl FnOnce(&mut libc::ifreq) -> R + Send + 'static,
+) -> (File, HostSide, R) {
     std::thread::spawn(|| {
         // SAFETY: unshares the network namespace of this thread, which ends below.
         let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -81,7 +125,8 @@ pub fn make() -> (File, HostSide) {
             );
             fd
         };
-        (tap, HostSide(host))
+        let more = more(&mut request);
+        (tap, HostSide(host), more)
     })
     .join()
     .unwrap()

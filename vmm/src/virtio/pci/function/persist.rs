@@ -2,11 +2,13 @@
 
 use super::{Inner, UNMAPPED, VirtioPci};
 use crate::lifecycle::Lifecycle;
+use crate::memory::dirty::BackendLog;
 use crate::pci::msix::MsixState;
 use crate::persist::State;
 use crate::virtio::pci::common::CommonState;
 use crate::virtio::{Activation, Loaded, Position, Saved};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const STATE_VERSION: u16 = 1;
@@ -70,6 +72,10 @@ impl Lifecycle for VirtioPci {
 
     fn resume(&self) {
         self.lock().device.resume();
+    }
+
+    fn log_dirty(&self, log: Option<&Arc<BackendLog>>) -> Result<(), String> {
+        self.lock().device.log_dirty(log)
     }
 }
 
