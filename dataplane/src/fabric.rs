@@ -103,8 +103,8 @@ impl Counters {
 pub struct Inventory {
     /// Taps by interface index.
     pub taps: BTreeMap<u32, String>,
-    /// Interfaces whose program is pinned.
-    pub links: BTreeSet<u32>,
+    /// Interfaces whose program is pinned, and the program's number in the kernel.
+    pub links: BTreeMap<u32, u32>,
     /// Entries of each map.
     pub map_entries: BTreeMap<String, usize>,
     /// Ports of the policy in force.
@@ -336,7 +336,12 @@ impl Fabric {
         let state = self.state();
         Ok(Inventory {
             taps: netns::within(self.taps_netns.as_fd(), rtnl::taps)?,
-            links: self.pins.port_links()?,
+            links: self
+                .pins
+                .port_links()?
+                .into_iter()
+                .map(|ifindex| Ok((ifindex, programs::generation(&self.pins, ifindex)?)))
+                .collect::<Result<_, FabricError>>()?,
             map_entries: state.contents.entries.sizes(),
             ports: state.slots.ports().cloned().collect(),
         })

@@ -113,11 +113,11 @@ fn vanished_taps_are_collected_and_their_ports_harm_nobody() {
             .inventory()
             .expect("inventory")
             .links
-            .contains(&gone)
+            .contains_key(&gone)
     );
     assert_eq!(pair.lab.collect_garbage().expect("collection"), 1);
     let left = pair.lab.inventory().expect("inventory");
-    assert_eq!(left.links, BTreeSet::from([pair.guests[0].ifindex]));
+    assert!(left.links.keys().eq([&pair.guests[0].ifindex]));
     assert_eq!(left.taps.values().collect::<Vec<_>>(), [&"tap1".to_owned()]);
 }
 

@@ -176,6 +176,14 @@ fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, Fab
     }
 }
 
+/// The number of the program on a tap: another with each load.
+pub(super) fn generation(pins: &Pins, ifindex: u32) -> Result<u32, FabricError> {
+    let pin = pins.port_link(ifindex);
+    let link = PinnedLink::from_pin(&pin).map_err(link_failed(&pin))?;
+    let info = FdLink::from(link).info().map_err(link_failed(&pin))?;
+    Ok(info.program_id())
+}
+
 /// Takes the program off a tap.
 pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
     let pin = pins.port_link(ifindex);

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod memory;
 pub mod policy;
 pub mod responder;
+pub mod stack;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -98,6 +99,11 @@ impl Guest {
             file: fd.into(),
             ifindex,
         }
+    }
+
+    /// The guest's end itself.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// Sends a frame.

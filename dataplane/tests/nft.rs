@@ -1,0 +1,271 @@
+//! Three judges of one rule set: the programs, the naive evaluator, and nftables, which
+//! knows nothing of either.
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use ocs_dataplane::model::{Direction, GroupId, Peer, Policy, Port, Rule, Traffic, Vni};
+use ocs_dataplane::reference::{Answer, ask};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use support::arbitrary::{Asked, PORTS, policies, questions};
+use support::stack::{ip, open_tap};
+use support::{Guest, Lab};
+
+/// `XDP_REDIRECT` of linux/bpf.h.
+const XDP_REDIRECT: u32 = 4;
+
+fn config() -> ProptestConfig {
+    let long = std::env::var_os("OCS_LONG").is_some();
+    ProptestConfig {
+        cases: if long { 10_000 } else { 48 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// nftables in a namespace of its own: what comes in on `in5` or `in6`, the two networks,
+/// and is allowed, goes out of `out`.
+struct Nft {
+    orders: Sender<Order>,
+    answers: Receiver<bool>,
+}
+
+enum Order {
+    Rules(String),
+    Judge(u32, Vec<u8>),
+}
+
+impl Nft {
+    fn new() -> Self {
+        let (orders, inbox) = channel();
+        let (outbox, answers) = channel();
+        std::thread::spawn(move || {
+            // SAFETY: this thread alone leaves its namespace.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+                .expect("a namespace");
+            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("a sysctl");
+            let mut taps: BTreeMap<&str, File> = ["in5", "in6", "out"]
+                .map(|name| (name, open_tap(name)))
+                .into();
+            for name in taps.keys() {
+                ip(&format!("link set {name} up"));
+            }
+            for order in inbox {
+                let answer = match order {
+                    Order::Rules(rules) => load(&rules),
+                    Order::Judge(vni, frame) => {
+                        let name = if vni == 5 { "in5" } else { "in6" };
+                        let tap = taps.get_mut(name).expect("a tap");
+                        tap.write_all(&frame).expect("the tap takes a frame");
+                        arrived(taps.get_mut("out").expect("a tap"))
+                    }
+                };
+                if outbox.send(answer).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { orders, answers }
+    }
+
+    fn order(&self, order: Order) -> bool {
+        self.orders.send(order).expect("nftables' thread lives");
+        self.answers.recv().expect("nftables' thread lives")
+    }
+}
+
+/// Whether a frame waits; there is at most one.
+fn arrived(tap: &mut File) -> bool {
+    match tap.read(&mut [0; 2048]) {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+        Err(error) => panic!("reading from a tap: {error}"),
+    }
+}
+
+fn load(rules: &str) -> bool {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("nft (Debian: nftables)");
+    let mut input = nft.stdin.take().expect("a pipe");
+    input.write_all(rules.as_bytes()).expect("nft reads");
+    drop(input);
+    let status = nft.wait().expect("nft ends");
+    assert!(status.success(), "nft refuses:\n{rules}");
+    true
+}
+
+/// The policy as someone who knows nftables would write it.
+fn written(policy: &Policy) -> String {
+    let mut text = "flush ruleset\n".to_owned();
+    for vni in [5, 6] {
+        let ports: Vec<&Port> = policy
+            .ports
+            .values()
+            .filter(|port| port.vni == Vni(vni))
+            .collect();
+        let (mut egress, mut ingress) = (String::new(), String::new());
+        for port in &ports {
+            let own = address(port);
+            let _ = writeln!(egress, "  ip saddr {own} ip daddr {own} drop");
+            for rule in port
+                .groups
+                .iter()
+                .flat_map(|group| &policy.groups[group].rules)
+            {
+                let Some(peers) = peers(&ports, &rule.peer) else {
+                    continue;
+                };
+                for traffic in traffic(rule) {
+                    let _ = match rule.direction {
+                        Direction::Egress => writeln!(
+                            egress,
+                            "  ip saddr {own} ip daddr {peers} {traffic} goto ingress"
+                        ),
+                        Direction::Ingress => writeln!(
+                            ingress,
+                            "  ip daddr {own} ip saddr {peers} {traffic} fwd to \"out\""
+                        ),
+                    };
+                }
+            }
+        }
+        let _ = write!(
+            text,
+            "table netdev vpc{vni} {{\n chain ingress {{\n{ingress}  drop\n }}\n \
+             chain egress {{\n  type filter hook ingress device \"in{vni}\" priority 0; policy drop;\n\
+             {egress} }}\n}}\n"
+        );
+    }
+    text
+}
+
+fn address(port: &Port) -> Ipv4Addr {
+    match port.addresses.first() {
+        Some(IpAddr::V4(address)) => *address,
+        other => panic!("not an IPv4 address: {other:?}"),
+    }
+}
+
+/// A set of addresses; nothing if it is empty.
+fn peers(ports: &[&Port], peer: &Peer) -> Option<String> {
+    match peer {
+        Peer::Cidr(prefix) => Some(prefix.to_string()),
+        Peer::Group(group) => members(ports, group),
+    }
+}
+
+fn members(ports: &[&Port], group: &GroupId) -> Option<String> {
+    let members = ports.iter().filter(|port| port.groups.contains(group));
+    let members: BTreeSet<String> = members.map(|port| address(port).to_string()).collect();
+    let list = members.into_iter().collect::<Vec<_>>().join(", ");
+    (!list.is_empty()).then(|| format!("{{ {list} }}"))
+}
+
+/// Matches of a rule's traffic.
+fn traffic(rule: &Rule) -> Vec<String> {
+    match rule.traffic {
+        Traffic::All => vec![String::new()],
+        Traffic::Protocol(number) => vec![format!("ip protocol {number}")],
+        Traffic::Ports { protocol, from, to } => {
+            let name = if protocol == 6 { "tcp" } else { "udp" };
+            vec![format!("{name} dport {from}-{to}")]
+        }
+        Traffic::Icmp { kind, code, .. } => {
+            let mut text = "ip protocol 1".to_owned();
+            for (field, value) in [("type", kind), ("code", code)] {
+                if let Some(value) = value {
+                    let _ = write!(text, " icmp {field} {value}");
+                }
+            }
+            vec![text]
+        }
+    }
+}
+
+struct Judges {
+    lab: Lab,
+    guests: Vec<Guest>,
+    nft: Nft,
+    nonce: u16,
+    judged: u64,
+    passed: u64,
+}
+
+impl Judges {
+    fn all(&mut self, policy: &Policy, asked: &[Asked]) -> Result<(), TestCaseError> {
+        // Empty flow tables, then the rules.
+        self.lab.apply(&Policy::default()).expect("no policy");
+        self.lab
+            .apply(policy)
+            .map_err(|error| TestCaseError::fail(support::chain(&error)))?;
+        self.nft.order(Order::Rules(written(policy)));
+        let mut tracked = BTreeSet::new();
+        for one in asked {
+            self.nonce = self.nonce.wrapping_add(1).max(1);
+            let (from, ifindex, source, to, frame) = one.frame(policy, self.nonce);
+            let vni = policy.ports[&from].vni.0;
+            // nftables is asked without conntrack, so a flow without ports is asked once.
+            let flow = (vni, source.min(to), source.max(to), one.question.protocol);
+            if !matches!(one.question.protocol, 1 | 6 | 17) && !tracked.insert(flow) {
+                continue;
+            }
+            let answer = ask(policy, &from, source, to, one.question).expect("own address");
+            let plainly = matches!(answer, Answer::Passes(_));
+            let run = self.lab.run_port(ifindex, &frame, 1, None).expect("a run");
+            let by_nft = self.nft.order(Order::Judge(vni, frame));
+            self.judged += 1;
+            self.passed += u64::from(plainly);
+            prop_assert_eq!(
+                (run.action == XDP_REDIRECT, by_nft),
+                (plainly, plainly),
+                "programs and nftables against {:?} of {:?}\n{}",
+                answer,
+                one,
+                written(policy)
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn fuzz_programs_reference_and_nftables_agree() {
+    let lab = Lab::new();
+    let guests: Vec<Guest> = (0..PORTS)
+        .map(|index| Guest::new(&lab, &format!("tap{index}")))
+        .collect();
+    let ifindexes: [u32; PORTS] = std::array::from_fn(|index| guests[index].ifindex);
+    let judges = RefCell::new(Judges {
+        lab,
+        guests,
+        nft: Nft::new(),
+        nonce: 0,
+        judged: 0,
+        passed: 0,
+    });
+    let asked = proptest::collection::vec(questions(), 16);
+    TestRunner::new(config())
+        .run(&(policies(ifindexes), asked), |(policy, asked)| {
+            judges.borrow_mut().all(&policy, &asked)
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    let judges = judges.into_inner();
+    println!(
+        "{} packets judged alike, {} passed",
+        judges.judged, judges.passed
+    );
+    assert_eq!(judges.guests.len(), PORTS);
+    assert!(judges.passed > 0 && judges.passed < judges.judged);
+}
