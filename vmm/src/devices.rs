@@ -18,7 +18,7 @@ use crate::error::{Error, Result, host};
 use crate::events::{Epoll, HandlerId};
 use crate::irq::{Irqs, share};
 use crate::legacy::power::EVENT_PCI;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
 use crate::virtio::block::{BlockStatus, BlockWorker, Nursery, WorkerThread};
@@ -137,7 +137,9 @@ impl Devices {
         let mut inner = self.lock();
         let slot = inner.free_slot(&block.id)?;
         let news = share(&self.news)?;
-        let (device, worker) = BlockWorker::new(&block.id, listener, block.backend_uid, news)?;
+        let bounced = !memory::is_shared(&self.ram);
+        let (device, worker) =
+            BlockWorker::new(&block.id, listener, block.backend_uid, bounced, news)?;
         let status = device.status();
         let function = self.function(&block.id, Box::new(device), slot, when)?;
         inner.devices.push(Device {

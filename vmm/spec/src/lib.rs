@@ -228,11 +228,6 @@ impl Spec {
                 "boot.cmdline",
                 "is longer than 2047 bytes",
             )?,
-            (None, Some(_)) if !self.block.is_empty() => must(
-                false,
-                "block",
-                "cannot be with restore: a backend does not see a restored machine's memory",
-            )?,
             (None, Some(restore)) => must(
                 (1..=MAX_MEMORY_FILES).contains(&restore.memory.len()),
                 "restore.memory",

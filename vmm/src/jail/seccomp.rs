@@ -161,6 +161,7 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_eventfd2,
             libc::SYS_shutdown,
             libc::SYS_lseek,
+            libc::SYS_memfd_create,
             libc::SYS_ftruncate,
         ],
     );
@@ -214,9 +215,6 @@ pub fn confine_state() -> io::Result<()> {
     );
     rules.insert(libc::SYS_ioctl, one_of(1, &KVM_READS)?);
     duplicate(&mut rules)?;
-    // The log that backends write is sealed memory.
-    let seal = one_of(1, &[u64::from(libc::F_ADD_SEALS.unsigned_abs())])?;
-    rules.entry(libc::SYS_fcntl).or_default().extend(seal);
     apply(rules)
 }
 
@@ -243,6 +241,8 @@ fn duplicate(rules: &mut Rules) -> io::Result<()> {
         libc::F_GETFL,
         libc::F_SETFL,
         libc::F_GETFD,
+        // Memory shared with a backend is sealed: dirty logs, bounce regions.
+        libc::F_ADD_SEALS,
     ]
     .map(|command| u64::from(command.unsigned_abs()));
     rules.insert(libc::SYS_fcntl, one_of(1, &commands)?);

@@ -77,6 +77,14 @@ impl Storaged {
     }
 }
 
+impl Storaged {
+    /// Serves a volume to nobody.
+    pub fn detach(&self, volume: &str) {
+        let volume = VolumeName(volume.to_owned());
+        self.ask(&Request::Detach { volume });
+    }
+}
+
 impl Drop for Storaged {
     fn drop(&mut self) {
         let _ = self.child.kill();

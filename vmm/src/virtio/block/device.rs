@@ -1,6 +1,7 @@
 //! The driver's side of a disk.
 
 use super::{Active, BlockStatus, QUEUE_SIZE, Rest, Shared, persist};
+use crate::memory::dirty::BackendLog;
 use crate::virtio::{Activation, Loaded, Position, Saved, VirtioDevice, read_bytes};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,13 +12,15 @@ pub struct BlockDevice {
     shared: Arc<Shared>,
     /// Paused; where its ring stands if there is one.
     rests: Option<Option<Position>>,
+    bounced: bool,
 }
 
 impl BlockDevice {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, bounced: bool) -> Self {
         Self {
             shared,
             rests: None,
+            bounced,
         }
     }
 
@@ -119,6 +122,19 @@ impl VirtioDevice for BlockDevice {
             queues: position.map(|position| vec![Some(position)]),
             own: persist::encode(&self.shared.offer()),
         })
+    }
+
+    fn log_dirty(&mut self, log: Option<&Arc<BackendLog>>) -> Result<(), String> {
+        // What bounces is stored by this process.
+        if self.bounced {
+            return Ok(());
+        }
+        let has_backend = self.shared.connected.load(Ordering::SeqCst);
+        if log.is_some() && has_backend && !self.shared.can_log.load(Ordering::SeqCst) {
+            return Err("has a backend that cannot tell what it writes".to_owned());
+        }
+        self.shared.wishes().log = Some(log.map(Arc::clone));
+        self.wake()
     }
 
     fn load(&mut self, own: &[u8]) -> Result<Loaded, String> {

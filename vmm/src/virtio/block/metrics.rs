@@ -15,6 +15,10 @@ pub struct BlockMetrics {
     pub refused_peers: AtomicU64,
     /// Backends that could not be agreed with.
     pub failed_handshakes: AtomicU64,
+    /// Requests that went through the bounce region.
+    pub bounced_requests: AtomicU64,
+    /// Bytes copied for them.
+    pub bounced_bytes: AtomicU64,
     /// Rings that a connected backend would not start or stop.
     pub failed_rings: AtomicU64,
 }
@@ -33,6 +37,8 @@ impl Metrics for BlockMetrics {
             ("refused_peers", &self.refused_peers),
             ("failed_handshakes", &self.failed_handshakes),
             ("failed_rings", &self.failed_rings),
+            ("bounced_requests", &self.bounced_requests),
+            ("bounced_bytes", &self.bounced_bytes),
         ] {
             out.insert(format!("{prefix}.{name}"), counter.load(Ordering::Relaxed));
         }

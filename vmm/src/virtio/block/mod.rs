@@ -7,16 +7,19 @@
 //!  session.rs  one connection: handshake, ring set-up      inflight.rs  what outlives it
 //!  nursery.rs  starts those threads, before and after the guest runs
 //!  persist.rs  snapshots
+//!  bounce.rs   requests of a guest whose memory is private   plan.rs  which ring a backend gets
 //! ```
 //! The backend connects to our listener, again after each of its restarts. In between
 //! requests wait in the ring; the backend finds those it had begun in the inflight
 //! region, which this process keeps.
 
+mod bounce;
 mod device;
 mod inflight;
 mod metrics;
 mod nursery;
 mod persist;
+mod plan;
 mod session;
 mod worker;
 
@@ -27,6 +30,7 @@ pub use worker::{BlockWorker, WorkerThread};
 
 use super::queue::VirtQueue;
 use super::{Fault, Position};
+use crate::memory::dirty::BackendLog;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
@@ -55,6 +59,8 @@ struct Wishes {
     reset: bool,
     /// The ring shall rest, or go on.
     rest: Option<Rest>,
+    /// Backends note what they write here, from the ring's next start on, or nowhere.
+    log: Option<Option<Arc<BackendLog>>>,
     /// The machine ends.
     stop: bool,
 }
@@ -100,6 +106,8 @@ struct Shared {
     is_reset: AtomicBool,
     connected: AtomicBool,
     ever_connected: AtomicBool,
+    /// The backend can note what it writes.
+    can_log: AtomicBool,
     /// `offer` is known: from a backend, or from a snapshot.
     offered: AtomicBool,
     /// The connection, to hang up on a backend that does not answer.

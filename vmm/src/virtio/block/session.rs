@@ -1,24 +1,25 @@
 //! One connection to a backend.
 
 use super::inflight::Inflight;
-use super::{Active, CONFIG_BYTES, Offer};
-use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Position};
-use std::os::fd::{AsFd, BorrowedFd};
+use super::plan::Plan;
+use super::{CONFIG_BYTES, Offer};
+use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Block features passed through (§5.2.3): SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH,
 /// TOPOLOGY, CONFIG_WCE, DISCARD, WRITE_ZEROES.
 const BLOCK_FEATURES: u64 =
     1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
+/// `VHOST_F_LOG_ALL`: the backend notes what it writes; not for the guest.
+const F_LOG_ALL: u64 = 1 << 26;
 const GUEST_FEATURES: u64 = BLOCK_FEATURES | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
 
 /// Why a backend is given up.
@@ -50,6 +51,7 @@ pub struct Session {
     stream: Arc<UnixStream>,
     /// What this backend offers a guest.
     pub offer: Offer,
+    can_log: bool,
 }
 
 impl Session {
@@ -74,7 +76,7 @@ impl Session {
         if features & F_VERSION_1 == 0 {
             return Err(SessionError::Lacks("does not speak virtio 1".to_owned()));
         }
-        negotiate(&mut frontend)?;
+        let can_log = negotiate(&mut frontend)? && features & F_LOG_ALL != 0;
 
         let (_, payload) = frontend
             .get_config(
@@ -120,6 +122,7 @@ impl Session {
             frontend,
             stream,
             offer,
+            can_log,
         })
     }
 
@@ -128,104 +131,77 @@ impl Session {
         self.stream.as_fd()
     }
 
-    /// Starts the ring. `resumed` rings go on where the used index stands. `no_call` stands in
-    /// for an interrupt that the driver does not want; the backend signals `broken` when the
-    /// driver breaks the queue's rules.
-    pub fn start(
-        &mut self,
-        active: &Active,
-        resumed: bool,
-        no_call: &EventFd,
-        broken: &EventFd,
-    ) -> Result<(), SessionError> {
-        let queue = active.queue.ring();
+    /// Starts the ring of `plan`; the backend signals `broken` when the driver breaks the
+    /// queue's rules.
+    pub fn start(&mut self, plan: &Plan<'_>, broken: &EventFd) -> Result<(), SessionError> {
         let frontend = &mut self.frontend;
-        frontend
-            .set_features(active.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
-            .map_err(ask("set features"))?;
-        let mut regions = Vec::new();
-        for region in active.ram.iter() {
-            regions.push(
-                VhostUserMemoryRegionInfo::from_guest_region(region)
-                    .map_err(ask("describe guest memory"))?,
-            );
+        let mut features = plan.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        if let Some(log) = plan.log {
+            let region = VhostUserDirtyLogRegion {
+                mmap_size: log.bytes() as u64,
+                mmap_offset: 0,
+                mmap_handle: log.file().as_raw_fd(),
+            };
+            frontend
+                .set_log_base(0, Some(region))
+                .map_err(ask("hand over the dirty log"))?;
+            features |= F_LOG_ALL;
         }
         frontend
-            .set_mem_table(&regions)
+            .set_features(features)
+            .map_err(ask("set features"))?;
+        frontend
+            .set_mem_table(&plan.regions)
             .map_err(ask("share guest memory"))?;
         frontend
-            .set_vring_num(0, queue.size())
+            .set_vring_num(0, plan.addresses.queue_size)
             .map_err(ask("set the queue size"))?;
-        let base = if resumed { used_index(active)? } else { 0 };
         frontend
-            .set_vring_base(0, base)
+            .set_vring_base(0, plan.base)
             .map_err(ask("set the ring's base"))?;
-        let host = |guest: u64| {
-            active
-                .ram
-                .get_host_address(GuestAddress(guest))
-                .map(|at| at as u64)
-                .map_err(|e| SessionError::Lacks(format!("cannot reach the ring: {e}")))
-        };
-        let addresses = VringConfigData {
-            queue_max_size: queue.max_size(),
-            queue_size: queue.size(),
-            flags: 0,
-            desc_table_addr: host(queue.desc_table())?,
-            used_ring_addr: host(queue.used_ring())?,
-            avail_ring_addr: host(queue.avail_ring())?,
-            log_addr: None,
-        };
         frontend
-            .set_vring_addr(0, &addresses)
+            .set_vring_addr(0, &plan.addresses)
             .map_err(ask("set the ring's addresses"))?;
         frontend
-            .set_vring_call(0, active.queue.call().unwrap_or(no_call))
+            .set_vring_call(0, plan.call)
             .map_err(ask("hand over the interrupt"))?;
         frontend
             .set_vring_err(0, broken)
             .map_err(ask("hand over the error event"))?;
         frontend
-            .set_vring_kick(0, active.queue.kick())
+            .set_vring_kick(0, plan.kick)
             .map_err(ask("hand over the kick"))?;
         frontend
             .set_vring_enable(0, true)
             .map_err(ask("enable the ring"))?;
         // A kick or an interrupt may have died with an earlier backend; one too many is harmless,
         // and a full counter already means "signalled".
-        let _ = active.queue.kick().write(1);
-        if resumed && let Some(call) = active.queue.call() {
-            let _ = call.write(1);
+        let _ = plan.kick.write(1);
+        if plan.resumed {
+            let _ = plan.call.write(1);
         }
         Ok(())
     }
 
-    /// Stops the ring; when this returns, nothing is in flight: where it stands.
-    pub fn stop(&mut self, active: &Active) -> Result<Position, SessionError> {
+    /// Can this backend note what it writes?
+    pub fn can_log(&self) -> bool {
+        self.can_log
+    }
+
+    /// Stops the ring; when this returns, nothing is in flight: the next available index.
+    pub fn stop(&mut self) -> Result<u16, SessionError> {
         let base = self
             .frontend
             .get_vring_base(0)
             .map_err(ask("stop the ring"))?;
-        Ok(Position {
-            next_avail: u16::try_from(base).map_err(|_| {
-                SessionError::Lacks(format!("stopped its ring at {base}, which is no index"))
-            })?,
-            next_used: used_index(active)?,
+        u16::try_from(base).map_err(|_| {
+            SessionError::Lacks(format!("stopped its ring at {base}, which is no index"))
         })
     }
 }
 
-/// The used index in guest memory. Between the two everything popped is in flight.
-fn used_index(active: &Active) -> Result<u16, SessionError> {
-    let index = active
-        .queue
-        .ring()
-        .used_idx(&active.ram, std::sync::atomic::Ordering::Acquire)
-        .map_err(|e| SessionError::Lacks(format!("cannot be told where the ring stands: {e}")))?;
-    Ok(index.0)
-}
-
-fn negotiate(frontend: &mut Frontend) -> Result<(), SessionError> {
+/// True if the backend can log what it writes.
+fn negotiate(frontend: &mut Frontend) -> Result<bool, SessionError> {
     let needed = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
     let offered = frontend
         .get_protocol_features()
@@ -236,12 +212,13 @@ fn negotiate(frontend: &mut Frontend) -> Result<(), SessionError> {
             needed - offered
         )));
     }
-    let chosen = offered & (needed | VhostUserProtocolFeatures::REPLY_ACK);
+    let optional = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::LOG_SHMFD;
+    let chosen = offered & (needed | optional);
     frontend
         .set_protocol_features(chosen)
         .map_err(ask("set protocol features"))?;
     if chosen.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    Ok(())
+    Ok(chosen.contains(VhostUserProtocolFeatures::LOG_SHMFD))
 }

@@ -1,11 +1,14 @@
 //! The thread of one disk: waits for the backend, the driver and the machine's end.
 
+use super::bounce::Bounce;
 use super::inflight::Inflight;
+use super::plan::Plan;
 use super::session::{Session, SessionError};
 use super::{Active, BlockDevice, BlockMetrics, Rest, Shared};
 use crate::error::{Result, host};
 use crate::inherit;
 use crate::irq::{borrow, new_event};
+use crate::memory::dirty::BackendLog;
 use crate::outcome::{LastWord, Outcome};
 use crate::virtio::Position;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -35,6 +38,9 @@ pub struct BlockWorker {
     active: Option<Active>,
     /// Paused: no ring runs, whoever connects or activates.
     resting: bool,
+    /// For a guest whose memory no backend sees.
+    bounce: Option<Bounce>,
+    log: Option<Arc<BackendLog>>,
 }
 
 /// A running worker.
@@ -79,11 +85,12 @@ impl WorkerThread {
 
 impl BlockWorker {
     /// The two halves of a disk; `news` is signalled when a backend first connects, and when
-    /// the thread has ended.
+    /// the thread has ended. A disk is `bounced` where its backend cannot see guest memory.
     pub fn new(
         id: &str,
         listener: UnixListener,
         backend_uid: u32,
+        bounced: bool,
         news: EventFd,
     ) -> Result<(BlockDevice, Self)> {
         let shared = Arc::new(Shared {
@@ -93,10 +100,11 @@ impl BlockWorker {
             is_reset: AtomicBool::new(true),
             connected: AtomicBool::new(false),
             ever_connected: AtomicBool::new(false),
+            can_log: AtomicBool::new(false),
             offered: AtomicBool::new(false),
             line: Mutex::default(),
         });
-        let device = BlockDevice::new(Arc::clone(&shared));
+        let device = BlockDevice::new(Arc::clone(&shared), bounced);
         let worker = Self {
             id: id.to_owned(),
             listener,
@@ -110,6 +118,11 @@ impl BlockWorker {
             session: None,
             active: None,
             resting: false,
+            bounce: match bounced {
+                true => Some(Bounce::new().map_err(host("make a bounce region"))?),
+                false => None,
+            },
+            log: None,
         };
         Ok((device, worker))
     }
@@ -160,7 +173,7 @@ impl BlockWorker {
     /// Serves the disk; true if it was asked to stop.
     fn run(&mut self) -> bool {
         loop {
-            let [wake, listener, broken, backend] = match self.wait() {
+            let [wake, listener, broken, backend, kicked] = match self.wait() {
                 Ok(ready) => ready,
                 Err(error) => {
                     tracing::error!(device = self.id, %error, "a disk cannot wait for events");
@@ -180,11 +193,15 @@ impl BlockWorker {
             if listener {
                 self.accept();
             }
+            if kicked {
+                self.pump(true);
+            }
         }
     }
 
-    /// Sleeps until one of: the wake event, the listener, the ring's error event, the backend.
-    fn wait(&self) -> std::io::Result<[bool; 4]> {
+    /// Sleeps until one of: the wake event, the listener, the ring's error event, the backend,
+    /// either side of the bounce region.
+    fn wait(&self) -> std::io::Result<[bool; 5]> {
         let wake = borrow(&self.shared.wake);
         let mut fds = vec![
             PollFd::new(&wake, PollFlags::IN),
@@ -192,15 +209,80 @@ impl BlockWorker {
             PollFd::from_borrowed_fd(borrow(&self.broken), PollFlags::IN),
         ];
         let backend = self.session.as_ref().map(Session::fd);
+        let has_backend = backend.is_some();
         if let Some(backend) = &backend {
             fds.push(PollFd::new(backend, PollFlags::IN));
+        }
+        let bounce = fds.len();
+        if let (Some(bounce), Some(active), true, false) =
+            (&self.bounce, &self.active, has_backend, self.resting)
+        {
+            for event in [bounce.call(), active.queue.kick()] {
+                fds.push(PollFd::from_borrowed_fd(borrow(event), PollFlags::IN));
+            }
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        Ok([ready(0), ready(1), ready(2), ready(3)])
+        let kicked = ready(bounce) || ready(bounce + 1);
+        Ok([
+            ready(0),
+            ready(1),
+            ready(2),
+            has_backend && ready(3),
+            kicked,
+        ])
+    }
+
+    /// Moves bounced requests; with `more`, begins what the guest offers.
+    fn pump(&mut self, more: bool) {
+        let (Some(bounce), Some(active)) = (&mut self.bounce, &mut self.active) else {
+            return;
+        };
+        // Reading only clears the events.
+        let _ = bounce.call().read();
+        if more {
+            let _ = active.queue.kick().read();
+        }
+        match bounce.pump(&mut active.queue, more) {
+            Ok(pumped) => {
+                self.metrics
+                    .bounced_requests
+                    .fetch_add(pumped.requests, Ordering::Relaxed);
+                self.metrics
+                    .bounced_bytes
+                    .fetch_add(pumped.bytes, Ordering::Relaxed);
+            }
+            Err(error) => {
+                active.fault.raise(&error.to_string());
+                self.stop_ring();
+            }
+        }
+    }
+
+    /// Waits until no bounced request is under way.
+    fn drain(&mut self) -> std::result::Result<(), String> {
+        while let (Some(bounce), Some(session)) = (&self.bounce, &self.session)
+            && !bounce.is_idle()
+        {
+            let backend = session.fd();
+            let mut fds = [
+                PollFd::from_borrowed_fd(borrow(bounce.call()), PollFlags::IN),
+                PollFd::new(&backend, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+            if !fds[1].revents().is_empty() {
+                self.disconnect("the backend went away");
+                return Err("its backend is away, and may have requests in flight".to_owned());
+            }
+            self.pump(false);
+        }
+        Ok(())
     }
 
     /// Does what the vCPUs asked for; false at the machine's end.
@@ -213,6 +295,9 @@ impl BlockWorker {
         }
         if wishes.stop {
             return false;
+        }
+        if let Some(log) = wishes.log {
+            self.log = log;
         }
         if let Some(active) = wishes.activate {
             // A driver that loads from a snapshot goes on; a new one begins at 0 either way.
@@ -237,15 +322,26 @@ impl BlockWorker {
 
     /// Stops the ring, keeping the driver: where it stands, `None` without a driver.
     fn rest(&mut self) -> std::result::Result<Option<Position>, String> {
-        let Some(active) = &self.active else {
+        if self.active.is_none() || self.resting {
             self.resting = true;
             return Ok(None);
-        };
+        }
+        self.drain()?;
         let session = self
             .session
             .as_mut()
             .ok_or("its backend is away, and may have requests in flight")?;
-        match session.stop(active) {
+        let stopped = session.stop();
+        let position = match (stopped, &self.active, &self.bounce) {
+            (Ok(_), Some(active), Some(_)) => Ok(active.queue.position()),
+            (Ok(next_avail), Some(active), None) => active.used_index().map(|next_used| Position {
+                next_avail,
+                next_used,
+            }),
+            (Ok(_), None, _) => return Ok(None),
+            (Err(error), _, _) => Err(error),
+        };
+        match position {
             Ok(position) => {
                 self.resting = true;
                 Ok(Some(position))
@@ -301,6 +397,8 @@ impl BlockWorker {
             *self.shared.offer() = session.offer;
             self.shared.offered.store(true, Ordering::SeqCst);
         }
+        let can_log = session.can_log();
+        self.shared.can_log.store(can_log, Ordering::SeqCst);
         self.session = Some(session);
         BlockMetrics::count(&self.metrics.connects);
         self.shared.connected.store(true, Ordering::SeqCst);
@@ -319,18 +417,24 @@ impl BlockWorker {
         else {
             return;
         };
-        if let Err(error) = session.start(active, resumed, &self.no_call, &self.broken) {
+        let plan = match &self.bounce {
+            Some(bounce) => Ok(Plan::bounced(active, bounce)),
+            None => Plan::direct(active, resumed, &self.no_call, self.log.as_deref()),
+        };
+        if let Err(error) = plan.and_then(|plan| session.start(&plan, &self.broken)) {
             self.note_failed_ring("start", &error);
             self.disconnect("the backend failed");
+        } else if self.bounce.is_some() {
+            self.pump(true);
         }
     }
 
     /// Takes the ring from the backend: at a reset, or the machine's end.
     fn stop_ring(&mut self) {
-        if let Some(active) = self.active.take() {
+        if self.active.take().is_some() {
             if let Some(session) = &mut self.session
                 && !self.resting
-                && let Err(error) = session.stop(&active)
+                && let Err(error) = session.stop()
             {
                 self.note_failed_ring("stop", &error);
                 self.disconnect("the backend failed");
@@ -339,6 +443,9 @@ impl BlockWorker {
                 && let Err(error) = inflight.clear()
             {
                 tracing::error!(device = self.id, %error, "the inflight region cannot be cleared");
+            }
+            if let Some(bounce) = &mut self.bounce {
+                bounce.reset();
             }
         }
         self.shared.is_reset.store(true, Ordering::SeqCst);
