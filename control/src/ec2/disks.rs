@@ -2,15 +2,12 @@
 
 use super::launch::{Disks, NewVolume};
 use super::types::InstanceType;
+use super::volume_types::{self, Asked};
 use crate::catalogue::{Image, RootType};
 use crate::rows::StoreDisk;
 use crate::wire::ApiError;
 use serde::Deserialize;
 
-/// Volume types that are taken; none is limited in performance yet.
-const VOLUME_TYPES: &[&str] = &["gp2", "gp3", "standard"];
-/// Largest volume.
-const MAX_GIB: i64 = 16_384;
 /// Most block devices of an instance.
 const MAX_DEVICES: usize = 24;
 
@@ -30,6 +27,8 @@ struct Ebs {
     delete_on_termination: Option<bool>,
     volume_size: Option<i64>,
     volume_type: Option<String>,
+    iops: Option<i64>,
+    throughput: Option<i64>,
     snapshot_id: Option<String>,
 }
 
@@ -48,7 +47,7 @@ pub fn plan(
         RootType::Ebs => disks.volumes.push(NewVolume {
             device: image.root_device().to_owned(),
             size_gib: image.root_size_gib,
-            volume_type: "gp2".to_owned(),
+            given: volume_types::give(&Asked::default(), i64::from(image.root_size_gib))?,
             delete_on_termination: true,
             image: image.root_image.clone(),
             snapshot: Some(image.snapshot(region)),
@@ -157,22 +156,6 @@ fn volume(
     root: bool,
     disks: &mut Disks,
 ) -> Result<(), ApiError> {
-    let volume_type = ebs.volume_type.clone().unwrap_or_else(|| "gp2".to_owned());
-    if !VOLUME_TYPES.contains(&volume_type.as_str()) {
-        return Err(ApiError::new(
-            "UnsupportedOperation",
-            format!("The volume type {volume_type} is not supported by this cloud."),
-        ));
-    }
-    let size = ebs.volume_size;
-    if let Some(size) = size.filter(|size| !(1..=MAX_GIB).contains(size)) {
-        return Err(ApiError::value(
-            size,
-            "VolumeSize",
-            "It must be from 1 to 16384 GiB.",
-        ));
-    }
-    let size = size.and_then(|size| u32::try_from(size).ok());
     let snapshot = image.snapshot(region);
     let named = ebs
         .snapshot_id
@@ -182,12 +165,29 @@ fn volume(
     if let Some(named) = named.filter(|named| !root || *named != snapshot) {
         return Err(crate::rows::SnapshotId::not_found(named));
     }
+    let asked = Asked {
+        volume_type: ebs
+            .volume_type
+            .clone()
+            .unwrap_or_else(|| Asked::default().volume_type),
+        iops: ebs.iops,
+        throughput_mib_s: ebs.throughput,
+    };
+    let snapshot_gib = root.then_some(image.root_size_gib);
+    let size = match (ebs.volume_size, snapshot_gib) {
+        (Some(size), _) => size,
+        (None, Some(size)) => i64::from(size),
+        (None, None) => {
+            return Err(ApiError::missing("BlockDeviceMapping.1.Ebs.VolumeSize"));
+        }
+    };
+    let given = volume_types::give(&asked, size)?;
+    let size_gib = u32::try_from(size).unwrap_or(u32::MAX);
     if !root {
         disks.volumes.push(NewVolume {
             device: device.to_owned(),
-            size_gib: size
-                .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.Ebs.VolumeSize"))?,
-            volume_type,
+            size_gib,
+            given,
             delete_on_termination: ebs.delete_on_termination.unwrap_or(false),
             image: String::new(),
             snapshot: None,
@@ -203,16 +203,13 @@ fn volume(
             "'{device}' is the root device and on an instance store."
         )));
     };
-    if let Some(size) = size {
-        if size < image.root_size_gib {
-            return Err(bad(&format!(
-                "Volume of size {size}GB is smaller than snapshot '{snapshot}', expect size>= {}GB",
-                image.root_size_gib
-            )));
-        }
-        first.size_gib = size;
+    if size_gib < image.root_size_gib {
+        return Err(bad(&format!(
+            "Volume of size {size}GB is smaller than snapshot '{snapshot}', expect size>= {}GB",
+            image.root_size_gib
+        )));
     }
-    first.volume_type = volume_type;
+    (first.size_gib, first.given) = (size_gib, given);
     first.delete_on_termination = ebs.delete_on_termination.unwrap_or(true);
     Ok(())
 }

@@ -114,8 +114,8 @@ pub struct NewVolume {
     pub device: String,
     /// Size.
     pub size_gib: u32,
-    /// `gp2`, ….
-    pub volume_type: String,
+    /// Its type and performance.
+    pub given: super::volume_types::Given,
     /// It ends with the instance.
     pub delete_on_termination: bool,
     /// First content, or nothing.
@@ -388,12 +388,9 @@ fn volume_row(new: &NewVolume, plan: &Plan, node: &str, instance: InstanceId, at
         zone: plan.zone.clone(),
         node: node.to_owned(),
         size_gib: new.size_gib,
-        volume_type: new.volume_type.clone(),
-        iops: (new.volume_type != "standard").then(|| match new.volume_type.as_str() {
-            "gp3" => 3_000,
-            // gp2: 3 a GiB, 100 at least.
-            _ => (new.size_gib * 3).clamp(100, 16_000),
-        }),
+        volume_type: new.given.volume_type.clone(),
+        iops: new.given.iops,
+        throughput_mib_s: new.given.throughput_mib_s,
         image: new.image.clone(),
         snapshot: new.snapshot,
         state: VolumeState::Creating,

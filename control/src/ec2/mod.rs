@@ -43,6 +43,7 @@ pub mod tags;
 pub mod templates;
 pub mod token;
 pub mod types;
+pub mod volume_types;
 pub mod vpcs;
 
 use crate::core::{Core, Tx};

@@ -235,6 +235,9 @@ pub fn volume(row: &Volume) -> Value {
     if let Some(iops) = row.iops {
         item["Iops"] = iops.into();
     }
+    if let Some(throughput) = row.throughput_mib_s {
+        item["Throughput"] = throughput.into();
+    }
     if let Some(attachment) = &row.attachment {
         item["Attachments"] = json!([{
             "VolumeId": row.id.to_string(),

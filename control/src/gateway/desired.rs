@@ -4,7 +4,7 @@ use crate::config::zone_id;
 use crate::ec2::attributes::user_data;
 use crate::ec2::defaults::private_dns;
 use crate::ec2::dhcp_options::OWN_RESOLVER;
-use crate::ec2::types;
+use crate::ec2::{types, volume_types};
 use crate::rows::{self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, parse_key};
 use crate::store::Revision;
 use crate::view::View;
@@ -186,6 +186,12 @@ fn volume(row: &rows::Volume) -> api::Volume {
         desired: desired.into(),
         size_bytes: u64::from(row.size_gib) << 30,
         image: row.image.clone(),
+        limits: Some(volume_types::limits(
+            &row.volume_type,
+            row.size_gib,
+            row.iops,
+            row.throughput_mib_s,
+        )),
     }
 }
 

@@ -279,6 +279,9 @@ pub struct Volume {
     pub volume_type: String,
     /// `Iops` where the type has it.
     pub iops: Option<u32>,
+    /// `Throughput`, MiB/s, where the type has it.
+    #[serde(default)]
+    pub throughput_mib_s: Option<u32>,
     /// First content: a file of the node's image folder, or nothing.
     pub image: String,
     /// The snapshot that stands for that content.

@@ -2,7 +2,8 @@
 
 use super::error::EffectError;
 use ocs_storaged_api::{
-    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeName, VolumeStatus,
+    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeLimits, VolumeName,
+    VolumeStatus,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +23,8 @@ pub struct Definition {
     pub kind: VolumeKind,
     /// First content, or none.
     pub image: Option<String>,
+    /// What it is held to; none: nothing is said of it.
+    pub limits: Option<VolumeLimits>,
 }
 
 /// What is asked of storaged; all of it may be repeated.
@@ -99,6 +102,13 @@ impl Blocks for Storaged {
             image: volume.image.clone(),
             snapshot: None,
             encrypted: false,
+        })
+        .and_then(|()| match &volume.limits {
+            None => Ok(()),
+            Some(limits) => self.ask(&Request::SetLimits {
+                volume: VolumeName(volume.name.clone()),
+                limits: limits.clone(),
+            }),
         })
         .map_err(|e| e.doing(format_args!("volume {}", volume.name)))
     }

@@ -77,6 +77,7 @@ fn devices(desired: &api::Instance) -> Vec<Device> {
                         size_bytes: store.size_bytes,
                         kind: VolumeKind::Ephemeral,
                         image: Some(store.image.clone()).filter(|image| !image.is_empty()),
+                        limits: None,
                     }),
                 }
             })

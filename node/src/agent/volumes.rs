@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::owner::RunDir;
 use super::plan::Volumes;
 use ocs_node_api as api;
-use ocs_storaged_api::{VolumeKind, VolumeStatus};
+use ocs_storaged_api::{Burst, Limits, Rate, VolumeKind, VolumeLimits, VolumeStatus};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +25,8 @@ pub(super) struct VolumeUnit {
 enum State {
     #[default]
     Unknown,
-    Present,
+    /// It is, as this generation wants it; zero: as an earlier run of the node did.
+    Present(u64),
     /// storaged will not make it; tried again at another generation.
     Refused(u64),
 }
@@ -45,7 +46,7 @@ impl Engine {
         let mut all = Volumes::Ready;
         for id in of(desired) {
             match self.volumes.get(&id).map(|unit| unit.state) {
-                Some(State::Present) => {}
+                Some(State::Present(_)) => {}
                 Some(State::Refused(_)) => return Volumes::Refused,
                 Some(State::Unknown) | None => all = Volumes::Pending,
             }
@@ -82,7 +83,7 @@ impl Engine {
             };
             if desired.size_bytes == volume.size_bytes {
                 let unit = self.volumes.entry(volume.volume.0).or_default();
-                unit.state = State::Present;
+                unit.state = State::Present(0);
             }
         }
         for id in self.slice.volumes.keys().cloned().collect::<Vec<_>>() {
@@ -106,13 +107,13 @@ impl Engine {
         }
         if !absent {
             match unit.state {
-                State::Present => {
+                State::Present(generation) if generation == desired.generation => {
                     self.outbox
                         .volume(id, desired.generation, api::Phase::Up, String::new());
                     return;
                 }
                 State::Refused(generation) if generation == desired.generation => return,
-                State::Refused(_) | State::Unknown => {}
+                State::Present(_) | State::Refused(_) | State::Unknown => {}
             }
         } else if in_use {
             return;
@@ -160,7 +161,7 @@ impl Engine {
             }
             Ok(()) => {
                 unit.failures = 0;
-                unit.state = State::Present;
+                unit.state = State::Present(generation);
             }
             Err(EffectError::Permanent(why)) if !absent => {
                 tracing::error!(volume = id, why, "cannot be made");
@@ -226,5 +227,23 @@ fn definition(desired: &api::Volume) -> Definition {
         size_bytes: desired.size_bytes,
         kind: VolumeKind::Persistent,
         image: Some(desired.image.clone()).filter(|image| !image.is_empty()),
+        limits: Some(limits(desired.limits.unwrap_or_default())),
+    }
+}
+
+/// As storaged has them.
+fn limits(wanted: api::VolumeLimits) -> VolumeLimits {
+    let burst = (wanted.burst_iops > wanted.iops).then_some(Burst {
+        per_s: wanted.burst_iops,
+        credits: wanted.burst_credits,
+    });
+    let rate = |per_s: u64, burst| (per_s > 0).then_some(Rate { per_s, burst });
+    VolumeLimits {
+        limits: Limits {
+            iops: rate(wanted.iops, burst),
+            bytes: rate(wanted.bytes_per_s, None),
+            io_bytes: Some(wanted.io_bytes).filter(|bytes| *bytes > 0),
+        },
+        ..VolumeLimits::default()
     }
 }

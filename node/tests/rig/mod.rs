@@ -291,6 +291,7 @@ pub fn volume(n: u64) -> api::Volume {
         desired: api::Desired::Present.into(),
         size_bytes: 64 << 20,
         image: String::new(),
+        limits: None,
     }
 }
 
