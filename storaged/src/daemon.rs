@@ -1,7 +1,8 @@
 //! The daemon: table, shards, control socket, until SIGTERM or SIGINT.
 
-use crate::control;
+use crate::control::{self, Held};
 use crate::cow::log::BootId;
+use crate::handover::{self, Taking};
 use crate::sandbox;
 use crate::shard::Shard;
 use crate::volumes::Volumes;
@@ -23,6 +24,8 @@ pub struct Options {
     pub control: PathBuf,
     /// A uid that may use it, besides root and the daemon's own.
     pub allow_uid: Option<u32>,
+    /// Take over from a storaged that runs on the folder.
+    pub take_over: bool,
     /// Threads that do I/O.
     pub shards: usize,
 }
@@ -30,8 +33,13 @@ pub struct Options {
 /// Runs until told to end.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let signals = block_signals();
-    let _lock = lock(&options.state)?;
-    let listener = bind(&options.control)?;
+    let (held, taking) = match lock(&options.state)? {
+        Some(lock) => {
+            let listener = bind(&options.control)?;
+            (Held { lock, listener }, None)
+        }
+        None => take(options)?,
+    };
     let folder = match options.control.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => std::path::Path::new("."),
@@ -46,14 +54,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         &options.images,
         shards,
         boot,
+        taking,
     )?);
     let mut allowed = vec![0, rustix::process::getuid().as_raw()];
     allowed.extend(options.allow_uid);
-    let served = Arc::clone(&volumes);
+    let (held, served) = (Arc::new(held), Arc::clone(&volumes));
     std::thread::Builder::new()
         .name("control".into())
         .spawn(move || {
-            let error = control::serve(&listener, &served, &allowed);
+            let error = control::serve(&held, &served, &allowed);
             tracing::error!(%error, "control socket lost");
             std::process::exit(1);
         })?;
@@ -73,8 +82,8 @@ fn boot_id() -> anyhow::Result<BootId> {
     Ok(BootId(id.to_be_bytes()))
 }
 
-/// One storaged a folder.
-fn lock(state: &std::path::Path) -> anyhow::Result<File> {
+/// One storaged a folder; `None` if another one runs.
+fn lock(state: &std::path::Path) -> anyhow::Result<Option<File>> {
     let path = state.join("lock");
     let file = File::options()
         .create(true)
@@ -83,10 +92,22 @@ fn lock(state: &std::path::Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("{} cannot be opened", path.display()))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("another storaged runs on {}", state.display());
+    Ok(flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .is_ok()
+        .then_some(file))
+}
+
+/// Takes over from the storaged that runs on this folder, if that is wanted.
+fn take(options: &Options) -> anyhow::Result<(Held, Option<Taking>)> {
+    if !options.take_over {
+        bail!("another storaged runs on {}", options.state.display());
     }
-    Ok(file)
+    let mut taking = handover::take(&options.control).with_context(|| {
+        let state = options.state.display();
+        format!("the storaged that runs on {state} does not hand over")
+    })?;
+    let (lock, listener) = taking.held()?;
+    Ok((Held { lock, listener }, Some(taking)))
 }
 
 fn bind(path: &std::path::Path) -> anyhow::Result<UnixListener> {

@@ -48,6 +48,8 @@ pub fn region_bytes(queues: u16, size: u16) -> u64 {
 /// A mapped in-flight region.
 pub struct Region {
     map: Mapping,
+    file: File,
+    offset: u64,
     queues: u16,
     size: u16,
 }
@@ -62,7 +64,36 @@ impl Region {
     /// The region that the frontend gives back.
     pub fn open(file: &File, offset: u64, queues: u16, size: u16) -> Result<Self, MemoryError> {
         let map = Mapping::new(file, offset, region_bytes(queues, size), Trust::SealedOnly)?;
-        Ok(Self { map, queues, size })
+        Ok(Self {
+            map,
+            file: file.try_clone()?,
+            offset,
+            queues,
+            size,
+        })
+    }
+
+    /// Its file, for another process to map.
+    pub fn file(&self) -> std::io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Where it begins in its file.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Queues that it tracks.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    /// Entries of each.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
     }
 
     /// Writes the first bytes of storaged's own page, and locks it in memory as far

@@ -19,6 +19,7 @@ pub mod cow;
 pub mod crypt;
 pub mod daemon;
 pub mod disk;
+pub mod handover;
 pub mod inflight;
 pub mod locked;
 pub mod memory;

@@ -30,6 +30,10 @@ struct DaemonArgs {
     /// A uid that may use the control socket, besides root and our own
     #[arg(long)]
     allow_uid: Option<u32>,
+    /// Take over from the storaged that runs on this folder, if one does; its guests
+    /// see a pause of milliseconds
+    #[arg(long)]
+    take_over: bool,
     /// Threads that do I/O; as many as CPUs, at most 4, unless given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     shards: Option<u16>,
@@ -55,6 +59,9 @@ struct ServeArgs {
     /// Offer the disk read-only
     #[arg(long)]
     read_only: bool,
+    /// Encrypt what is written under a new key that dies with this process
+    #[arg(long)]
+    encrypt: bool,
     /// Queues to offer
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: u16,
@@ -81,6 +88,7 @@ fn main() -> anyhow::Result<()> {
             file: args.file,
             size_bytes: args.size_bytes,
             read_only: args.read_only,
+            encrypt: args.encrypt,
             queues: args.queues,
             trust: if args.allow_unsealed_memory {
                 Trust::Frontend
@@ -93,6 +101,7 @@ fn main() -> anyhow::Result<()> {
             images: args.images,
             control: args.control,
             allow_uid: args.allow_uid,
+            take_over: args.take_over,
             shards: args.shards.map_or_else(default_shards, usize::from),
         }),
         (None, None) => bail!("--state, --images and --control are needed; see --help"),

@@ -51,6 +51,9 @@ pub enum MemoryError {
     /// The system refused.
     #[error("shared memory cannot be mapped: {0}")]
     Os(#[from] rustix::io::Errno),
+    /// Too many descriptors are open.
+    #[error("shared memory cannot be kept: {0}")]
+    Io(#[from] std::io::Error),
 }
 
 /// A shared mapping, unmapped on drop.
@@ -128,6 +131,9 @@ pub struct Region {
     pub user: u64,
     /// Length in bytes.
     pub len: u64,
+    /// Where it begins in its file.
+    pub offset: u64,
+    file: Arc<File>,
     map: Arc<Mapping>,
 }
 
@@ -145,8 +151,15 @@ impl Region {
             guest,
             user,
             len,
+            offset,
             map: Arc::new(Mapping::new(file, offset, len, trust)?),
+            file: Arc::new(file.try_clone()?),
         })
+    }
+
+    /// Its file, for another process to map.
+    pub fn file(&self) -> std::io::Result<File> {
+        self.file.try_clone()
     }
 }
 
@@ -176,6 +189,12 @@ impl Memory {
         let at = self.regions.partition_point(|r| r.guest < region.guest);
         self.regions.insert(at, region);
         Ok(())
+    }
+
+    /// Its regions, by guest address.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
     }
 
     /// Removes the region that begins at `guest` and has `len` bytes.

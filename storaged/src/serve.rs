@@ -2,6 +2,7 @@
 //! a comparison with qemu-storage-daemon, and to try a VMM by hand.
 
 use crate::connection;
+use crate::crypt::Key;
 use crate::disk::{Backing, Disk, FileBacking, serial};
 use crate::memory::Trust;
 use crate::session::Served;
@@ -22,6 +23,8 @@ pub struct Options {
     pub size_bytes: u64,
     /// Offer it read-only.
     pub read_only: bool,
+    /// Encrypt under a key that dies with the process.
+    pub encrypt: bool,
     /// Queues offered.
     pub queues: u16,
     /// Accept memory that the frontend could truncate.
@@ -32,7 +35,8 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let (backing, size_bytes) = match &options.file {
         Some(path) => {
-            let file = FileBacking::open(path, options.read_only, None, true)
+            let key = options.encrypt.then(Key::generate).transpose()?;
+            let file = FileBacking::open(path, options.read_only, key, true)
                 .with_context(|| format!("{} cannot be opened", path.display()))?;
             let size_bytes = file.buffered.metadata()?.len();
             (Backing::File(file), size_bytes)

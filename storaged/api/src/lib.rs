@@ -14,6 +14,9 @@ pub use limits::{Burst, IO_BYTES, Limits, Rate, VolumeLimits};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// The form of [`Request::HandOver`].
+pub const HAND_OVER: u32 = 1;
+
 /// A volume's name: EC2's `vol-…` for persistent volumes, `i-…-ephemeral0` for
 /// instance store. `[a-z0-9-]`, 1 to 64 bytes; it becomes a file name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,6 +120,12 @@ pub enum Request {
     List,
     /// Answers [`Reply::Snapshots`].
     ListSnapshots,
+    /// Between storageds: the caller takes over everything, sessions with VMMs and
+    /// this socket included. What follows on the connection is theirs alone.
+    HandOver {
+        /// The caller's form of it, [`HAND_OVER`]; another one is refused.
+        form: u32,
+    },
 }
 
 /// What storaged answers.

@@ -6,7 +6,7 @@ use super::log::{Entry, MAX_COUNT};
 use super::map::{GRAIN_BYTES, Place};
 use super::read::cut;
 use crate::crypt::BLOCK_BYTES;
-use crate::shard::bounce::WINDOW_BYTES;
+use crate::shard::bounce::LARGE_BYTES;
 use crate::shard::op::{Op, Vector};
 
 impl Head {
@@ -74,7 +74,7 @@ impl Head {
 
     /// The claimed grain's old bytes into a window.
     pub(super) fn fill(&mut self, request: u32, d: &mut Detour, place: Place) -> Turn {
-        let Some(window) = self.windows.take() else {
+        let Some(window) = self.windows.take(GRAIN_BYTES) else {
             self.unclaim(d);
             d.state = State::Windowless;
             self.windowless.push(request);
@@ -91,8 +91,8 @@ impl Head {
 
     pub(super) fn fill_zeros(&mut self, d: &mut Detour) {
         if let Some(window) = d.window {
-            self.windows.slice(window, WINDOW_BYTES)[d.done..].fill(0);
-            d.done = WINDOW_BYTES;
+            self.windows.slice(window, LARGE_BYTES)[d.done..].fill(0);
+            d.done = LARGE_BYTES;
         }
     }
 
@@ -102,9 +102,9 @@ impl Head {
             return Turn::Done(-libc::EIO);
         };
         let iov = d.window_iov.insert(libc::iovec {
-            // SAFETY: done <= WINDOW_BYTES.
+            // SAFETY: done <= LARGE_BYTES.
             iov_base: unsafe { self.windows.at(window).add(d.done) }.cast(),
-            iov_len: WINDOW_BYTES - d.done,
+            iov_len: LARGE_BYTES - d.done,
         });
         let vector = Vector {
             direct: !d.buffered && d.done.is_multiple_of(BLOCK_BYTES),
@@ -126,7 +126,7 @@ impl Head {
             return Turn::Done(-libc::EIO);
         };
         let base = d.grain * GRAIN_BYTES;
-        let bytes = self.windows.slice(window, WINDOW_BYTES);
+        let bytes = self.windows.slice(window, LARGE_BYTES);
         if let Some(layer) = self.map.get(d.grain).index() {
             self.transcode(layer, bytes, base);
         }

@@ -9,12 +9,12 @@ use super::log::{Entry, Tail};
 use super::map::{GRAIN_BYTES, Map, Place};
 use super::writer::{Writer, Written};
 use crate::disk::FileBacking;
-use crate::shard::bounce::{Bounce, WINDOW_BYTES};
+use crate::shard::bounce::{Bounce, LARGE_BYTES};
 use crate::shard::op::Op;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-const _: () = assert!(WINDOW_BYTES as u64 == GRAIN_BYTES);
+const _: () = assert!(LARGE_BYTES as u64 == GRAIN_BYTES);
 /// Grains that are merged at once; a claim that finds no window waits for its turn.
 const WINDOWS: u16 = 8;
 
@@ -89,7 +89,7 @@ impl Head {
             writer: Writer::new(file, tail, committed),
             claims: Vec::new(),
             behind: Vec::new(),
-            windows: Bounce::new(WINDOWS)?,
+            windows: Bounce::new(WINDOWS, 0)?,
             windowless: Vec::new(),
             woken: VecDeque::new(),
         })
@@ -151,14 +151,14 @@ impl Head {
                 } else {
                     d.done += moved;
                 }
-                if d.done < WINDOW_BYTES {
+                if d.done < LARGE_BYTES {
                     return self.window_op(d);
                 }
                 self.merge(d)
             }
             State::Storing if result > 0 => {
                 d.done += result.unsigned_abs() as usize;
-                if d.done < WINDOW_BYTES {
+                if d.done < LARGE_BYTES {
                     return self.window_op(d);
                 }
                 self.give_window(d);

@@ -159,6 +159,7 @@ impl VhostUserBackendReqHandlerMut for Session {
                 "protocol features {features:#x} were not all offered"
             )));
         }
+        self.protocol_features = features;
         Ok(())
     }
 

@@ -7,7 +7,10 @@
 //! A queue starts when it has size, rings and kick and is enabled, and stops
 //! (drained) whenever one of these is about to change.
 
+mod frozen;
 mod handler;
+
+pub use frozen::{Frozen, Record};
 
 use crate::config;
 use crate::disk::Disk;
@@ -62,6 +65,7 @@ pub struct Session {
     trust: Trust,
     device: Option<DeviceId>,
     features: u64,
+    protocol_features: u64,
     memory: Memory,
     rings: Vec<Vring>,
     inflight: Option<Arc<Region>>,
@@ -83,6 +87,7 @@ impl Session {
             trust,
             device: None,
             features: 0,
+            protocol_features: 0,
             memory: Memory::default(),
             inflight: None,
         }

@@ -1,6 +1,6 @@
 //! A device of a shard: its queues, and the requests that must wait for others.
 
-use super::bounce::{Bounce, WINDOWS};
+use super::bounce::Bounce;
 use super::slot::Slot;
 use super::{Call, QueueStart};
 use crate::cow::head::Head;
@@ -192,6 +192,10 @@ pub enum Lane {
     Disk,
 }
 
+/// Windows of an encrypted device by size, 768 KiB in all; a piece that finds none waits.
+const LARGE_WINDOWS: u16 = 8;
+const SMALL_WINDOWS: u16 = 64;
+
 /// A device.
 pub struct Device {
     /// What it serves.
@@ -248,7 +252,7 @@ impl Device {
             asleep: false,
             since_ns: 0,
             bounce: if encrypted {
-                Bounce::new(WINDOWS)?
+                Bounce::new(LARGE_WINDOWS, SMALL_WINDOWS)?
             } else {
                 Bounce::none()
             },
@@ -265,10 +269,9 @@ impl Device {
         if self.exclusive || (exclusive && self.running > 0) {
             return None;
         }
-        let window = if piece.needs_window(&self.disk) {
-            Some(self.bounce.take()?)
-        } else {
-            None
+        let window = match piece.window_bytes(&self.disk) {
+            0 => None,
+            bytes => Some(self.bounce.take(bytes)?),
         };
         self.exclusive = exclusive;
         self.running += 1;

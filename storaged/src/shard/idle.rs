@@ -1,4 +1,4 @@
-//! A shard without work: polls, asks for kicks, sleeps.
+//! A shard that may begin nothing: polls, gathers completions, asks for kicks, sleeps.
 
 use super::worker::Worker;
 use io_uring::types::{SubmitArgs, Timespec};
@@ -6,39 +6,79 @@ use std::time::{Duration, Instant};
 
 /// Looks for work between two looks at the clock, which cost more.
 const LOOKS: u32 = 8;
+/// With so many pieces on the ring, completions are awaited several at a time.
+const DEEP: usize = 8;
+/// How long a driver that was just given completions is expected to offer more.
+const REFILL: Duration = Duration::from_micros(4);
+/// How long several completions are awaited: longer than a fast disk takes, and what
+/// a request that comes meanwhile waits at most.
+const GATHER: Duration = Duration::from_micros(100);
 /// `IORING_ENTER_GETEVENTS`: run deferred completions.
 const ENTER_GETEVENTS: u32 = 1;
 
 impl Worker {
-    /// Nothing is ready: polls for a while, if that has been worth it, then sleeps.
+    /// Nothing may begin: polls for a while, if that has been worth it, then sleeps.
     pub(super) fn idle(&mut self) -> std::io::Result<()> {
+        if self.on_ring >= DEEP && self.gathers {
+            return self.gather();
+        }
         let began = Instant::now();
         // While the disk works, sleeping costs less than its time.
         if self.on_ring == 0 && self.window.get() > Duration::ZERO {
             self.enter(None)?;
-            while began.elapsed() < self.window.get() {
-                for _ in 0..LOOKS {
-                    if self.work_came() {
-                        self.window.learn(began.elapsed());
-                        return self.enter(None);
-                    }
-                    std::hint::spin_loop();
-                }
+            if self.poll(self.window.get(), Self::work_came) {
+                self.window.learn(began.elapsed());
+                return self.enter(None);
             }
         }
         let idle = self.on_ring == 0;
         if !self.enable_kicks() {
             let until = self.sleepers.next();
-            self.enter(Some(until))?;
+            self.enter(Some((1, until)))?;
         }
         if idle {
             self.window.learn(began.elapsed());
         }
+        self.gathers = true;
         Ok(())
     }
 
-    /// Is there a completion, or did a driver that was not told to kick offer more?
-    fn work_came(&mut self) -> bool {
+    /// The disk has plenty to do: takes what drivers offer in answer to what they were
+    /// given, then awaits several completions for one wake-up, with no kicks between.
+    fn gather(&mut self) -> std::io::Result<()> {
+        if !self.parked.is_empty() && self.poll(REFILL, Self::was_offered) {
+            return Ok(());
+        }
+        let want = self.on_ring / 3;
+        let most = self.sleepers.next().map_or(GATHER, |due| due.min(GATHER));
+        match self.enter(Some((want, Some(most)))) {
+            // A slow disk: one completion at a time, and kicks, until it is fast again.
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {
+                self.gathers = !self.ring.completion().is_empty();
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Looks for `work` for `time`; true if it came.
+    fn poll(&mut self, time: Duration, work: fn(&mut Self) -> bool) -> bool {
+        let began = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                if work(self) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if began.elapsed() >= time {
+                return false;
+            }
+        }
+    }
+
+    /// Did a driver that was not told to kick offer more?
+    fn was_offered(&mut self) -> bool {
         for at in 0..self.parked.len() {
             let (device, queue) = self.parked[at];
             if self
@@ -48,7 +88,12 @@ impl Worker {
                 self.make_ready(device, queue);
             }
         }
-        self.has_work() || self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+        self.has_work()
+    }
+
+    /// Did it, or is there a completion?
+    fn work_came(&mut self) -> bool {
+        self.was_offered() || self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
     /// Asks all drivers to kick; true if one offered something meanwhile.
@@ -64,13 +109,13 @@ impl Worker {
         self.has_work()
     }
 
-    /// Submits what is queued and takes what has completed; may wait for a completion,
-    /// and that for a time at most.
-    pub(super) fn enter(&mut self, wait: Option<Option<Duration>>) -> std::io::Result<()> {
-        if let Some(Some(most)) = wait {
+    /// Submits what is queued and takes what has completed; may wait for that many
+    /// completions, and that for a time at most.
+    pub(super) fn enter(&mut self, wait: Option<(usize, Option<Duration>)>) -> std::io::Result<()> {
+        if let Some((want, Some(most))) = wait {
             let most = Timespec::from(most);
             let args = SubmitArgs::new().timespec(&most);
-            self.ring.submitter().submit_with_args(1, &args)?;
+            self.ring.submitter().submit_with_args(want, &args)?;
             return Ok(());
         }
         let (queued, due) = {
@@ -80,11 +125,12 @@ impl Worker {
         if queued == 0 && !due && wait.is_none() {
             return Ok(());
         }
+        let want = wait.map_or(0, |(want, _)| want as u32);
         // SAFETY: the entries queued hold what `push` demands; no argument is passed.
         unsafe {
             self.ring.submitter().enter::<libc::sigset_t>(
                 queued as u32,
-                u32::from(wait.is_some()),
+                want,
                 ENTER_GETEVENTS,
                 None,
             )?;

@@ -12,7 +12,7 @@
 //! ring, or at once where the file is in RAM. Where a volume has layers, the op takes
 //! its way through [`crate::cow`], which may do less of it than asked, as a file may.
 
-use super::bounce::{Bounce, WINDOW_BYTES};
+use super::bounce::Bounce;
 use super::op::{Op, Vector};
 use crate::cow::detour::Detour;
 use crate::crypt::{BLOCK_BYTES, Key};
@@ -120,10 +120,16 @@ impl Slot {
         }
     }
 
-    /// Does it need a bounce window?
+    /// How large a window it needs; zero: none.
     #[must_use]
-    pub fn needs_window(&self, disk: &Disk) -> bool {
-        matches!(self.kind, Kind::Read(_) | Kind::Write(_)) && key(disk).is_some()
+    pub fn window_bytes(&self, disk: &Disk) -> u64 {
+        match self.kind {
+            Kind::Read(offset) | Kind::Write(offset) if key(disk).is_some() => {
+                let end = offset + self.data_bytes;
+                end.next_multiple_of(BLOCK) - (offset - offset % BLOCK)
+            }
+            _ => 0,
+        }
     }
 
     /// Gives back the window, if it has one.
@@ -131,7 +137,7 @@ impl Slot {
         self.window.take()
     }
 
-    /// The first step. A request that [`Self::needs_window`] must be given one.
+    /// The first step. A piece is given a window of [`Self::window_bytes`].
     pub fn begin(&mut self, disk: &Disk, bounce: &Bounce, window: Option<u16>) -> Step {
         (self.first, self.done, self.buffered) = (0, 0, false);
         (self.phase, self.window) = (Phase::Plain, window);
@@ -156,7 +162,7 @@ impl Slot {
             (Some(file), _) => file,
         };
         match self.kind {
-            Kind::Read(_) | Kind::Write(_) if file.key.is_some() => self.next_window(file, bounce),
+            Kind::Read(_) | Kind::Write(_) if file.key.is_some() => self.first_window(file, bounce),
             Kind::Read(_) | Kind::Write(_) => self.transfer(file),
             _ => self.effect(file),
         }
@@ -265,16 +271,15 @@ impl Slot {
         })
     }
 
-    fn next_window(&mut self, file: &FileBacking, bounce: &Bounce) -> Step {
-        let at = self.offset() + self.done;
-        let end = self.offset() + self.data_bytes;
+    /// All of a piece passes one window.
+    fn first_window(&mut self, file: &FileBacking, bounce: &Bounce) -> Step {
+        let at = self.offset();
+        let end = at + self.data_bytes;
         self.window_at = at - at % BLOCK;
-        let window_end = end
-            .next_multiple_of(BLOCK)
-            .min(self.window_at + WINDOW_BYTES as u64);
+        let window_end = end.next_multiple_of(BLOCK);
         self.window_len = (window_end - self.window_at) as usize;
         self.window_done = 0;
-        let whole = at == self.window_at && window_end <= end;
+        let whole = at == self.window_at && window_end == end;
         self.phase = match self.kind {
             Kind::Write(_) if whole => Phase::Writing,
             Kind::Write(_) => Phase::Filling,
@@ -292,7 +297,7 @@ impl Slot {
             return;
         };
         let (skip, n) = self.window_share();
-        // SAFETY: skip + n <= window_len <= WINDOW_BYTES.
+        // SAFETY: skip + n <= window_len <= the window's size.
         self.copy(unsafe { bounce.at(window).add(skip) }, n, false);
         self.done += n as u64;
         key.encrypt(
@@ -320,7 +325,7 @@ impl Slot {
                     self.window_at / BLOCK,
                 );
                 let (skip, n) = self.window_share();
-                // SAFETY: skip + n <= window_len <= WINDOW_BYTES.
+                // SAFETY: skip + n <= window_len <= the window's size.
                 self.copy(unsafe { bounce.at(window).add(skip) }, n, true);
                 self.done += n as u64;
             }
@@ -335,10 +340,7 @@ impl Slot {
             }
             Phase::Writing | Phase::Plain => {}
         }
-        if self.done >= self.data_bytes {
-            return Step::Done(STATUS_OK);
-        }
-        self.next_window(file, bounce)
+        Step::Done(STATUS_OK)
     }
 
     fn window_op(&mut self, file: &FileBacking, bounce: &Bounce) -> Step {
@@ -346,7 +348,7 @@ impl Slot {
             return Step::Done(STATUS_IOERR);
         };
         self.window_iov = libc::iovec {
-            // SAFETY: window_done <= window_len <= WINDOW_BYTES.
+            // SAFETY: window_done <= window_len <= the window's size.
             iov_base: unsafe { bounce.at(window).add(self.window_done) }.cast(),
             iov_len: self.window_len - self.window_done,
         };

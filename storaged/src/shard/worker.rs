@@ -58,6 +58,8 @@ pub struct Worker {
     /// What they cost, see [`crate::qos::cost`].
     pub(super) on_ring_cost: u64,
     pub(super) window: Window,
+    /// The disk is fast enough to await several completions at once.
+    pub(super) gathers: bool,
     generation: u32,
     ended: bool,
 }
@@ -93,6 +95,7 @@ impl Worker {
             on_ring: 0,
             on_ring_cost: 0,
             window: Window::default(),
+            gathers: true,
             generation: 0,
             ended: false,
         };

@@ -13,6 +13,7 @@
 
 mod attachment;
 mod content;
+mod handover;
 mod images;
 mod keys;
 mod layered;
@@ -25,6 +26,7 @@ mod volume;
 
 use crate::cow::log::BootId;
 use crate::crypt::Key;
+use crate::handover::{Moved, Taking};
 use crate::qos::{self, Group, Qos};
 use crate::shard::Shard;
 use attachment::Attachment;
@@ -36,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use table::{Attached, Record, Table};
 use volume::{Store, Volume};
 
@@ -73,6 +75,8 @@ pub struct Volumes {
     next_shard: AtomicUsize,
     live: Mutex<Live>,
     released: Condvar,
+    /// Read by each request, written by the hand-over, which none outlives.
+    gate: RwLock<()>,
 }
 
 /// The right to change one volume.
@@ -87,12 +91,13 @@ impl Drop for Claim<'_> {
 
 impl Volumes {
     /// Reads the table in `dir`, collects what crashes left, and resumes every
-    /// attachment.
+    /// attachment: on the connections that another storaged gives, where it does.
     pub fn start(
         dir: &Path,
         images: &Path,
         shards: Vec<Shard>,
         boot: BootId,
+        taking: Option<Taking>,
     ) -> Result<Self, StartError> {
         let broken = |error| StartError::Dir(dir.to_owned(), error);
         let table = Table::load(dir)?;
@@ -108,12 +113,17 @@ impl Volumes {
         let records = store.table().volumes().clone();
         let snapshots = store.table().snapshots().clone();
         let plain = |name: &str| records.contains_key(name) && !store.is_layered(name);
-        let collected = content::collect(dir, plain).map_err(broken)?
-            + store
-                .collect_layers(&|name| records.contains_key(name), &|name| {
-                    snapshots.contains_key(name)
-                })
-                .map_err(broken)?;
+        // What another one still serves is not looked at; it has left no garbage.
+        let collected = if taking.is_some() {
+            0
+        } else {
+            content::collect(dir, plain).map_err(broken)?
+                + store
+                    .collect_layers(&|name| records.contains_key(name), &|name| {
+                        snapshots.contains_key(name)
+                    })
+                    .map_err(broken)?
+        };
         tracing::info!(
             volumes = records.len(),
             snapshots = snapshots.len(),
@@ -134,14 +144,16 @@ impl Volumes {
             next_shard: AtomicUsize::new(0),
             live: Mutex::default(),
             released: Condvar::new(),
+            gate: RwLock::new(()),
         };
         volumes.live().groups = groups;
-        for (name, record) in records {
-            let volume = volumes.enliven(&name, None, &record.limits);
-            if let Some(attached) = record.attached {
-                volumes.connect(&name, &volume, &attached).map_err(broken)?;
-            }
+        for (name, record) in &records {
+            volumes.enliven(name, None, &record.limits);
         }
+        if let Some(taking) = taking {
+            volumes.take_over(taking);
+        }
+        volumes.connect_all(&records).map_err(broken)?;
         Ok(volumes)
     }
 
@@ -153,6 +165,7 @@ impl Volumes {
 
     /// Makes it so, or refuses.
     pub fn handle(&self, request: &Request) -> Reply {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match request {
             Request::PutVolume {
                 volume,
@@ -189,6 +202,10 @@ impl Volumes {
             Request::DeleteSnapshot { snapshot } => self.delete_snapshot(snapshot),
             Request::List => return self.list(),
             Request::ListSnapshots => return self.list_snapshots(),
+            Request::HandOver { .. } => Err(refused(
+                ErrorCode::Invalid,
+                "hand_over: not on this connection",
+            )),
         };
         match outcome {
             Ok(()) => Reply::Ok,
@@ -229,7 +246,7 @@ impl Volumes {
         if self.live().attachments.contains_key(name) {
             return Ok(());
         }
-        self.connect(name, &volume, &wanted)
+        self.connect(name, &volume, &wanted, None)
             .map_err(|error| failed(name, &error))
     }
 
@@ -305,7 +322,13 @@ impl Volumes {
             .map_err(|error| failed("the table", &error))
     }
 
-    fn connect(&self, name: &str, volume: &Arc<Volume>, attached: &Attached) -> io::Result<()> {
+    fn connect(
+        &self,
+        name: &str,
+        volume: &Arc<Volume>,
+        attached: &Attached,
+        moved: Option<Moved>,
+    ) -> io::Result<()> {
         let served = Arc::clone(volume);
         let attachment = Attachment::start(
             name,
@@ -313,6 +336,7 @@ impl Volumes {
             volume.shard.clone(),
             Arc::clone(&volume.connected),
             Box::new(move || served.serve()),
+            moved,
         )?;
         self.live().attachments.insert(name.to_owned(), attachment);
         Ok(())

@@ -18,7 +18,7 @@ impl Volumes {
         self.hang_up(name);
         let outcome = change();
         if let Some(attached) = &record.attached {
-            self.connect(name, &volume, attached)
+            self.connect(name, &volume, attached, None)
                 .map_err(|error| failed(name, &error))?;
         }
         outcome.map_err(|error| failed(name, &error))

@@ -110,6 +110,8 @@ struct Stored {
 pub struct Table {
     dir: PathBuf,
     contents: Contents,
+    /// Another storaged reads it now: nothing may change.
+    pub closed: bool,
 }
 
 impl Table {
@@ -131,6 +133,7 @@ impl Table {
         Ok(Self {
             dir: dir.to_owned(),
             contents,
+            closed: false,
         })
     }
 
@@ -154,6 +157,9 @@ impl Table {
 
     /// Changes the table, durably; on error nothing changed.
     pub fn update(&mut self, change: impl FnOnce(&mut Contents)) -> io::Result<()> {
+        if self.closed {
+            return Err(io::Error::other("another storaged takes over"));
+        }
         let mut contents = self.contents.clone();
         change(&mut contents);
         let stored = Stored {

@@ -32,7 +32,17 @@ impl Host {
         Self { dir, daemon, uid }
     }
 
+    /// A new daemon that takes over; answers the old one, which ends by itself.
+    pub fn upgrade(&mut self) -> Daemon {
+        let new = Self::start_with(&self.dir, self.uid, &["--take-over"]);
+        std::mem::replace(&mut self.daemon, new)
+    }
+
     pub fn start(dir: &tempfile::TempDir, uid: u32) -> Daemon {
+        Self::start_with(dir, uid, &[])
+    }
+
+    fn start_with(dir: &tempfile::TempDir, uid: u32, more: &[&str]) -> Daemon {
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (state, images, control) = (at("state"), at("images"), at("control.sock"));
         let args = [
@@ -43,7 +53,7 @@ impl Host {
             "--control",
             &control,
         ];
-        Daemon::spawn_as(&args, uid)
+        Daemon::spawn_as(&[&args, more].concat(), uid)
     }
 
     /// SIGKILL and a new daemon on the same state.
