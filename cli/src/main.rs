@@ -5,11 +5,14 @@
 //!     │             four parts, kept running              [up::parts, up::supervise]
 //!     └───────────▶ the env file, once all of it serves   [up::ready]
 //!  ocs image import ▶ DIR/images and its manifest         [image, images]
+//!  ocs account, key ▶ tenants and their access keys       [account]
+//!  ocs audit verify ▶ the audit log's hash chain          [account]
 //!  ocs status ──────▶ which parts run, how many instances [status]
 //!  ocs explain, top, metrics, capture ▶ the packet path  [evidence]
 //! ```
 //! Start reading at [`up::run`].
 
+mod account;
 mod evidence;
 mod image;
 mod images;
@@ -37,6 +40,15 @@ enum Command {
     /// Public images of an installation.
     #[command(subcommand)]
     Image(image::Command),
+    /// Accounts of tenants.
+    #[command(subcommand)]
+    Account(account::Accounts),
+    /// Access keys of accounts.
+    #[command(subcommand)]
+    Key(account::Keys),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(account::Audit),
     /// Shows which parts run and how many instances.
     Status(status::Arguments),
     /// Says what would become of a packet, and by which mapping, rule or flow.
@@ -53,6 +65,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(arguments) => up::run(&arguments),
         Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
+        Command::Account(command) => account::accounts(&command),
+        Command::Key(command) => account::keys(&command),
+        Command::Audit(command) => account::audit(&command),
         Command::Status(arguments) => status::run(&arguments),
         Command::Explain(arguments) => evidence::explain(&arguments),
         Command::Top(place) => evidence::top(&place),

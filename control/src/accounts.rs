@@ -1,7 +1,7 @@
 //! Accounts and access keys: made, sealed at rest, opened to verify a signature.
 
 use crate::core::{Core, Tx};
-use crate::rows::{AccessKey, Account, Scope};
+use crate::rows::{AccessKey, Account, Limits, Scope};
 use crate::wire::ApiError;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
@@ -93,33 +93,49 @@ pub struct Bootstrap {
     pub default_region: String,
 }
 
+/// A new account, not yet written.
+///
+/// # Errors
+/// Where the kernel gives no random numbers.
+pub fn new_account(limits: Limits) -> Result<Account> {
+    let number = u64::from_le_bytes(random::<8>()?) % 900_000_000_000 + 100_000_000_000;
+    Ok(Account {
+        id: format!("{number:012}"),
+        limits,
+    })
+}
+
+/// A new access key of an account, not yet written, and its secret.
+///
+/// # Errors
+/// Where the kernel gives no random numbers.
+pub fn new_key(sealer: &Sealer, account: &str) -> Result<(AccessKey, String)> {
+    let made = random_text(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 16)?;
+    let id = format!("AKIA{made}");
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let secret = random_text(letters, 40)?;
+    let key = AccessKey {
+        sealed: sealer.seal(&id, &secret)?,
+        account: account.to_owned(),
+        id,
+    };
+    Ok((key, secret))
+}
+
 /// The first account's credentials, made on the first start.
 ///
 /// # Errors
 /// Where the store fails, or the sealed secret cannot be opened.
 pub async fn bootstrap(core: &Core, sealer: &Sealer) -> Result<Bootstrap> {
     let scope = Scope::global();
-    let made = random_text(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 16)?;
-    let id = format!("AKIA{made}");
-    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let secret = random_text(letters, 40)?;
-    let account = format!(
-        "{:012}",
-        u64::from_le_bytes(random::<8>()?) % 900_000_000_000 + 100_000_000_000
-    );
-    let new = AccessKey {
-        sealed: sealer.seal(&id, &secret)?,
-        account,
-        id,
-    };
+    let account = new_account(Limits::Private)?;
+    let (new, _) = new_key(sealer, &account.id)?;
     let key = core
         .write(&scope, |tx: &mut Tx<'_>| -> Result<AccessKey, ApiError> {
             if let Some(key) = tx.view.all::<AccessKey>(&scope).next() {
                 return Ok(key.as_ref().clone());
             }
-            tx.put(Account {
-                id: new.account.clone(),
-            })?;
+            tx.put(account.clone())?;
             tx.put(new.clone())?;
             Ok(new.clone())
         })

@@ -47,6 +47,12 @@ pub struct Config {
     /// Operator's images (JSON).
     #[arg(long)]
     pub images_manifest: Option<PathBuf>,
+    /// Requests a second of an account in a region (profile `private`); 0: no limit.
+    #[arg(long, default_value_t = 1_000)]
+    pub request_rate: u32,
+    /// Socket for the operator's requests.
+    #[arg(long)]
+    pub admin_socket: Option<PathBuf>,
     /// File to hold an exclusive lock on, with the process id in it.
     #[arg(long)]
     pub lock_file: Option<PathBuf>,

@@ -10,6 +10,8 @@
 //! changes, [`gateway`] how it becomes real.
 
 pub mod accounts;
+pub mod admin;
+pub mod audit;
 pub mod catalogue;
 pub mod config;
 pub mod core;

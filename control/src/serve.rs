@@ -1,10 +1,12 @@
 //! The process: opens the state, serves until a signal, says when it is ready.
 
 use crate::accounts::{self, Sealer, write_private};
+use crate::admin;
+use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::core::Core;
-use crate::fronts::{call::Front, grpc, query};
+use crate::fronts::{call::Front, grpc, listen, query, throttle::Throttle};
 use crate::gateway::session::Gateway;
 use crate::janitor;
 use crate::store::Store as _;
@@ -23,6 +25,8 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 const MANIFEST_PERIOD: Duration = Duration::from_secs(2);
 /// How a node that went away without a word is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Longest time that a gRPC call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest message of a node: a Hello with everything that it holds.
 const MAX_NODE_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -35,7 +39,8 @@ pub async fn run(config: Config) -> Result<()> {
     config.check()?;
     let _lock = config.lock_file.as_deref().map(lock).transpose()?;
     let catalogue = Catalogue::load(config.images_manifest.as_deref())?;
-    let sealer = Sealer::open(&config.state.join("seal.key"))?;
+    let sealer = Arc::new(Sealer::open(&config.state.join("seal.key"))?);
+    let audit = Audit::open(&config.state)?;
     let core = Arc::new(Core::open(config.clone(), catalogue).await?);
     let bootstrap = accounts::bootstrap(&core, &sealer).await?;
     if let Some(path) = &config.bootstrap_file {
@@ -43,8 +48,15 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let front = Arc::new(Front {
         core: Arc::clone(&core),
-        sealer,
+        sealer: Arc::clone(&sealer),
+        audit,
+        throttle: Throttle::new(config.request_rate),
     });
+    let operator = config
+        .admin_socket
+        .as_deref()
+        .map(admin::bind)
+        .transpose()?;
     let bind = |address| async move {
         TcpListener::bind(address)
             .await
@@ -56,16 +68,37 @@ pub async fn run(config: Config) -> Result<()> {
     let ready = ready(&core, &http, &grpc, &nodes)?;
 
     let mut servers = tokio::task::JoinSet::new();
-    let router = query::router(Arc::clone(&front));
-    servers.spawn(async move { axum::serve(http, router).await.context("EC2 Query front") });
-    let routes = grpc::routes(front)?;
+    let tls_of = |protocol| listen::tls(&config.tls_cert, &config.tls_key, protocol);
+    let connections = listen::accept(http, tls_of("http/1.1")?);
+    let served = Arc::clone(&front);
     servers.spawn(async move {
-        let server = Server::builder().add_routes(routes);
+        query::serve(connections, served).await;
+        Ok(())
+    });
+    let connections = listen::accept(grpc, tls_of("h2")?);
+    let routes = grpc::routes(Arc::clone(&front))?;
+    servers.spawn(async move {
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .timeout(CALL_TIMEOUT)
+            .add_routes(routes);
         server
-            .serve_with_incoming(TcpListenerStream::new(grpc))
+            .serve_with_incoming(connections)
             .await
             .context("gRPC front")
     });
+    servers.spawn(async move {
+        front.audit.keep_synced().await;
+        Ok(())
+    });
+    if let Some(socket) = operator {
+        let core = Arc::clone(&core);
+        servers.spawn(async move {
+            admin::serve(socket, core, sealer).await;
+            Ok(())
+        });
+    }
     let gateway = NodeGatewayServer::new(Gateway {
         core: Arc::clone(&core),
     })

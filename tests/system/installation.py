@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -91,14 +92,29 @@ class Installation:
                     for name, value in (line.split("=", 1) for line in lines if "=" in line)}
         self.ec2 = self.client("ec2")
 
-    def client(self, service, region=REGIONS[0], **more):
-        """A boto3 client that tries once."""
+    def client(self, service, region=REGIONS[0], secure=False, **more):
+        """A boto3 client that tries once; over TLS if asked."""
         config = botocore.config.Config(
             retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)
         keys = {"aws_access_key_id": self.env["AWS_ACCESS_KEY_ID"],
                 "aws_secret_access_key": self.env["AWS_SECRET_ACCESS_KEY"], **more}
-        return boto3.client(service, region_name=region, endpoint_url=self.env["OCS_ENDPOINT"],
-                            config=config, **keys)
+        endpoint = self.env["OCS_ENDPOINT"]
+        if secure:
+            endpoint = endpoint.replace("http://", "https://")
+            keys["verify"] = str(self.state / "pki" / "ca.pem")
+        return boto3.client(service, region_name=region, endpoint_url=endpoint, config=config,
+                            **keys)
+
+    def ocs(self, *words):
+        """What an `ocs` command prints, parsed."""
+        done = subprocess.run([BINARIES / "ocs", *words, "--state", self.state],
+                              capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def guest(self, instance):
+        """A guest that was run by hand."""
+        return Guest(self.ec2, instance)
 
     # Instances
 

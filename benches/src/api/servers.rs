@@ -42,7 +42,10 @@ pub fn control(program: &Path, dir: &Path) -> Result<Server> {
     fs::create_dir_all(file("state"))?;
     make_pki(dir)?;
     let mut command = Command::new(program);
-    command.env("RUST_LOG", "warn").args(["--regions", REGION]);
+    command
+        .env("RUST_LOG", "warn")
+        .args(["--regions", REGION])
+        .args(["--request-rate", "0"]);
     for (flag, name) in [
         ("--state", "state"),
         ("--tls-ca", "ca.pem"),

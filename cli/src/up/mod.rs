@@ -114,7 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for part in Part::ALL {
         make_part_file(&state.lock(part), uids.of(part))?;
     }
-    pki::renew(&state, uids)?;
+    pki::renew(&state, uids, arguments.listen.ip())?;
     images::install_probe(&state)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -108,6 +108,7 @@ impl Plan<'_> {
             .with("--bootstrap-file", self.bootstrap())
             .with("--ready-file", self.control_ready())
             .with("--images-manifest", manifest_path(self.state))
+            .with("--admin-socket", self.state.path("run/control/admin.sock"))
             .with("--lock-file", self.state.lock(Part::Control))
     }
 

@@ -13,6 +13,7 @@ use rcgen::{
 };
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use time::{Duration, OffsetDateTime};
 
 const AUTHORITY_NAME: &str = "OCS installation authority";
@@ -21,14 +22,19 @@ const LEAF_LIFE: Duration = Duration::days(825);
 /// A clock that is a little behind must not find a certificate not valid yet.
 const BACKDATE: Duration = Duration::hours(1);
 
-/// Makes what is missing of `DIR/pki`, and both leaves anew.
-pub fn renew(state: &State, uids: Uids) -> Result<()> {
+/// Makes what is missing of `DIR/pki`, and both leaves anew. Tenants reach control
+/// by `listen`, and on this host by loopback.
+pub fn renew(state: &State, uids: Uids, listen: IpAddr) -> Result<()> {
+    let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    if !listen.is_unspecified() && !hosts.contains(&listen.to_string()) {
+        hosts.push(listen.to_string());
+    }
     let authority = authority(state)?;
     leaf(
         state,
         &authority,
         "control",
-        CONTROL_NAME,
+        (CONTROL_NAME, &hosts),
         ExtendedKeyUsagePurpose::ServerAuth,
         uids.of(Part::Control),
     )?;
@@ -36,7 +42,7 @@ pub fn renew(state: &State, uids: Uids) -> Result<()> {
         state,
         &authority,
         "node",
-        NODE_NAME,
+        (NODE_NAME, &[]),
         ExtendedKeyUsagePurpose::ClientAuth,
         uids.of(Part::Node),
     )
@@ -75,11 +81,13 @@ fn leaf(
     state: &State,
     authority: &Issuer<'_, KeyPair>,
     file: &str,
-    name: &str,
+    (name, alternatives): (&str, &[String]),
     usage: ExtendedKeyUsagePurpose,
     owner: u32,
 ) -> Result<()> {
-    let mut params = named(name, &[name], LEAF_LIFE)?;
+    let mut names = vec![name.to_owned()];
+    names.extend(alternatives.iter().cloned());
+    let mut params = named(name, &names, LEAF_LIFE)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
@@ -91,8 +99,7 @@ fn leaf(
     write_whole(&certificate_path, certificate.pem().as_bytes(), 0o644, 0)
 }
 
-fn named(name: &str, alternatives: &[&str], life: Duration) -> Result<CertificateParams> {
-    let alternatives: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
+fn named(name: &str, alternatives: &[String], life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(alternatives)?;
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = OffsetDateTime::now_utc() - BACKDATE;
@@ -112,10 +119,10 @@ mod tests {
         fs::create_dir(folder.path().join("pki")).unwrap();
         let state = State::at(folder.path()).unwrap();
         let uids = Uids { base: 70_000 };
-        renew(&state, uids).unwrap();
+        renew(&state, uids, [192, 0, 2, 1].into()).unwrap();
         let first = fs::read(state.path("pki/ca.pem")).unwrap();
         let old_leaf = fs::read(state.path("pki/node.pem")).unwrap();
-        renew(&state, uids).unwrap();
+        renew(&state, uids, [192, 0, 2, 1].into()).unwrap();
         assert_eq!(fs::read(state.path("pki/ca.pem")).unwrap(), first);
         assert_ne!(fs::read(state.path("pki/node.pem")).unwrap(), old_leaf);
         for (file, owner) in [("ca", 0), ("control", 70_001), ("node", 0)] {

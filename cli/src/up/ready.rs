@@ -108,12 +108,17 @@ pub fn environment(plan: &Plan<'_>, control: &Control) -> Result<String> {
             .and_then(|images| images.get(name))
             .with_context(|| format!("control offers no image {name} in {region}"))
     };
+    // From other machines only TLS is served.
+    let url = |address: SocketAddr| {
+        let here = address.ip().is_loopback() || address.ip().is_unspecified();
+        let scheme = if here { "http" } else { "https" };
+        format!("{scheme}://{address}")
+    };
+    let authority = plan.state.path("pki/ca.pem").display().to_string();
     let lines = [
-        ("OCS_ENDPOINT", format!("http://{}", control.listen)),
-        (
-            "OCS_GRPC_ENDPOINT",
-            format!("http://{}", control.grpc_listen),
-        ),
+        ("OCS_ENDPOINT", url(control.listen)),
+        ("OCS_GRPC_ENDPOINT", url(control.grpc_listen)),
+        ("OCS_CA_BUNDLE", authority),
         ("AWS_ACCESS_KEY_ID", first.access_key_id),
         ("AWS_SECRET_ACCESS_KEY", first.secret_access_key),
         ("AWS_DEFAULT_REGION", region.clone()),

@@ -3,7 +3,7 @@
 use super::defaults::{anywhere, everything};
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, tags};
+use super::{Ctx, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::view::View;
@@ -94,6 +94,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 ),
             ));
         }
+        quotas::room_for_one::<Group>(tx)?;
         let group = Group {
             id: GroupId::random(),
             vpc: vpc.id,

@@ -2,7 +2,7 @@
 
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
-use super::{Ctx, groups, launch, present, subnets, tags, types};
+use super::{Ctx, groups, launch, present, quotas, subnets, tags, types};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -112,6 +112,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
     let token = ctx.client_token();
     ctx.write(|tx| {
+        quotas::room_for_one::<Interface>(tx)?;
         let subnet = subnets::one(tx, &params.subnet_id)?;
         let groups = groups::or_default(tx, &params.groups, subnet.vpc, subnet.id)?;
         let mut addresses = launch::addresses_of(tx, subnet.id)?;

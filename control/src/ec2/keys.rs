@@ -3,7 +3,7 @@
 use super::keyformat::{self, Public};
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, present, tags};
+use super::{Ctx, present, quotas, tags};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::view::View;
@@ -121,6 +121,7 @@ async fn add(ctx: &Ctx, row: KeyPair) -> Result<(), ApiError> {
                 format!("The keypair already exists: '{}'.", row.name),
             ));
         }
+        quotas::room_for_one::<KeyPair>(tx)?;
         tx.put(row.clone())
     })
     .await

@@ -33,6 +33,7 @@ pub mod place;
 pub mod placement_groups;
 pub mod prefix_lists;
 pub mod present;
+pub mod quotas;
 pub mod regions;
 pub mod rule_changes;
 pub mod rules;

@@ -2,7 +2,7 @@
 
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, groups, tags};
+use super::{Ctx, groups, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::view::View;
@@ -126,6 +126,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 format!("The Placement Group '{name}' already exists."),
             ));
         }
+        quotas::room_for_one::<PlacementGroup>(tx)?;
         let row = PlacementGroup {
             id: PlacementGroupId::random(),
             name: name.clone(),

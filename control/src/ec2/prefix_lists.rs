@@ -4,7 +4,7 @@
 use super::list::{Query, tag_set};
 use super::network::{Kind, describe};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, groups, tags};
+use super::{Ctx, groups, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -146,6 +146,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     add(&mut entries, &params.entries, &row)?;
     row.versions.push(entries);
     ctx.write(|tx| {
+        quotas::room_for_one::<PrefixList>(tx)?;
         let answer = json!({"PrefixList": show(&tx.scope, &row, "create-in-progress")});
         tx.put(row.clone())?;
         Ok(answer)

@@ -11,7 +11,7 @@ use super::launch::{Disks, Nic, NicSource, Plan, launch};
 use super::params::TagSpecification;
 use super::{
     Ctx, disks, groups, instances, interfaces, keys, metadata, place, placement_groups, present,
-    tags, templates, types,
+    quotas, tags, templates, types,
 };
 use crate::core::Tx;
 use crate::rows::*;
@@ -111,6 +111,7 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiEr
         .write(|tx| {
             let mut plan = plan(ctx, tx, &params)?;
             plan.instance_tags.extend(template_tags.clone());
+            quotas::room_for_vcpus(tx, plan.kind.vcpus.saturating_mul(min))?;
             launch(ctx, tx, &plan, min, max)
         })
         .await?;

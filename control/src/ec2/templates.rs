@@ -6,7 +6,7 @@
 
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, present, tags};
+use super::{Ctx, present, quotas, tags};
 use crate::core::now_s;
 use crate::rows::*;
 use crate::view::View;
@@ -163,6 +163,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 "Launch template name already in use.",
             ));
         }
+        quotas::room_for_one::<LaunchTemplate>(tx)?;
         let row = LaunchTemplate {
             id: LaunchTemplateId::random(),
             name: params.launch_template_name.clone(),

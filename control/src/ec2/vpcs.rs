@@ -3,7 +3,7 @@
 use super::list::tag_set;
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
-use super::{Ctx, defaults, tags};
+use super::{Ctx, defaults, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -125,6 +125,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let cidr = block(text, "InvalidVpc.Range")?;
     let tags = tags::on_create(&params.tag_specifications, "vpc", &["vpc"])?;
     ctx.write(|tx| {
+        quotas::room_for_one::<Vpc>(tx)?;
         let mut vpc = defaults::empty_vpc(tx, cidr)?;
         vpc.tags.clone_from(&tags);
         defaults::furnish(tx, &vpc, None)?;

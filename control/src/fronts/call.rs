@@ -1,27 +1,64 @@
 //! What both fronts do with a decoded request.
 
 use super::sigv4::{self, Identity};
+use super::throttle::Throttle;
 use crate::accounts::Sealer;
+use crate::audit::{Audit, Trail};
 use crate::core::{Core, now_s};
 use crate::ec2::{self, Ctx};
-use crate::rows::{AccessKey, Scope};
+use crate::rows::{AccessKey, Account, Scope};
 use crate::wire::{self, ApiError, Model, Value, validate};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// What a front needs.
 pub struct Front {
     /// The core.
     pub core: Arc<Core>,
     /// Opens secrets.
-    pub sealer: Sealer,
+    pub sealer: Arc<Sealer>,
+    /// Writes every call down.
+    pub audit: Audit,
+    /// Bounds request rates.
+    pub throttle: Throttle,
 }
 
 impl Front {
-    /// Verifies a request's signature, region and service.
+    /// Begins a call: nothing is served that cannot be written down.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn begin(&self, trail: &Trail) -> Result<(), ApiError> {
+        if self.audit.ready() {
+            return Ok(());
+        }
+        tracing::error!(trail.request_id, "refused: the audit log cannot be written");
+        Err(unavailable())
+    }
+
+    /// Ends a call: its answer leaves once it is written down.
+    pub fn end<T>(&self, trail: &Trail, answer: Result<T, ApiError>) -> Result<T, ApiError> {
+        let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let at_us = elapsed.map_or(0, |elapsed| {
+            i128::try_from(elapsed.as_micros()).unwrap_or(0)
+        });
+        let code = answer.as_ref().err().map(|error| error.code.clone());
+        match self.audit.record(trail, code.as_deref(), at_us) {
+            Ok(()) => answer,
+            Err(_) => Err(unavailable()),
+        }
+    }
+
+    /// Verifies a request's signature, region and service, and says in `trail`
+    /// whose it is.
     ///
     /// # Errors
     /// EC2's or STS's codes.
-    pub fn authenticate(&self, request: &sigv4::Request<'_>) -> Result<Identity, ApiError> {
+    pub fn authenticate(
+        &self,
+        request: &sigv4::Request<'_>,
+        trail: &mut Trail,
+    ) -> Result<Identity, ApiError> {
         let identity = sigv4::verify(request, now_s(), |id| {
             let key = self.core.peek(|view| {
                 view.get::<AccessKey>(&Scope::global(), &id.to_owned())
@@ -29,6 +66,9 @@ impl Front {
             })?;
             Some((key.account.clone(), self.sealer.secret(&key)?))
         })?;
+        trail.account.clone_from(&identity.account);
+        trail.access_key.clone_from(&identity.access_key);
+        trail.region.clone_from(&identity.region);
         let wrong = |what: &str| {
             let code = if identity.service == "sts" {
                 "SignatureDoesNotMatch"
@@ -49,7 +89,7 @@ impl Front {
         Ok(identity)
     }
 
-    /// Runs an action.
+    /// Runs an action, and says in `trail` what it was.
     ///
     /// # Errors
     /// EC2's codes.
@@ -58,13 +98,23 @@ impl Front {
         identity: &Identity,
         action: &str,
         request: Value,
-        request_id: &str,
+        trail: &mut Trail,
         host: &str,
     ) -> Result<Value, ApiError> {
+        action.clone_into(&mut trail.action);
+        trail.parameters = request.clone();
+        let request_id = trail.request_id.as_str();
         let model = model_of(&identity.service);
         let Some(operation) = model.operations.get(action) else {
             return Err(not_offered(model, action));
         };
+        let account = self.core.peek(|view| {
+            view.get::<Account>(&Scope::global(), &identity.account)
+                .map(|row| row.limits)
+        });
+        let (limits, region) = (account.unwrap_or_default(), &identity.region);
+        self.throttle
+            .admit(limits, &identity.account, region, action, &request)?;
         validate::request(model, operation.input, &request)?;
         let core = Arc::clone(&self.core);
         let ctx = Ctx::new(core, identity, request_id, host, action, &request)?;
@@ -81,6 +131,13 @@ impl Front {
         }
         answer
     }
+}
+
+fn unavailable() -> ApiError {
+    ApiError::new(
+        "Unavailable",
+        "The service is unavailable; please try again.",
+    )
 }
 
 /// The tables of a service.

@@ -4,11 +4,14 @@
 //! Calls are signed like EC2's: metadata `x-amz-date` and `authorization` hold
 //! Signature Version 4 of `POST /ocs.ec2.v1.Ec2/ACTION`, whose body is the
 //! request message's bytes (without gRPC's five-byte frame header), for host =
-//! the HTTP/2 authority. Refusals carry EC2's code in metadata
-//! `ocs-error-code`.
+//! the HTTP/2 authority. Refusals carry EC2's code in metadata `ocs-error-code`, and as
+//! `google.rpc.ErrorInfo` in their status' details. Reflection (v1) and health
+//! checking need no signature.
 
 use super::call::{Front, model_of, request_id};
+use super::listen::Peer;
 use super::sigv4::Request as Signed;
+use crate::audit::Trail;
 use crate::wire::{ApiError, Value};
 use bytes::{Buf, BufMut, Bytes};
 use http::request::Parts;
@@ -18,9 +21,15 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::UnaryService;
 use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// Largest request message.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// Whose error codes those in `google.rpc.ErrorInfo` are.
+const DOMAIN: &str = "ec2.amazonaws.com";
+/// When a throttled call may be tried again at the earliest.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Descriptors of `proto/*.proto`.
 ///
@@ -58,7 +67,14 @@ pub fn routes(front: Arc<Front>) -> anyhow::Result<tonic::service::Routes> {
             router = router.route(&path, axum::routing::post(handler));
         }
     }
-    Ok(tonic::service::Routes::from(router))
+    let (_, health) = tonic_health::server::health_reporter();
+    let described: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.bin"));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(described)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let routes = tonic::service::Routes::from(router);
+    Ok(routes.add_service(health).add_service(reflection))
 }
 
 /// One call.
@@ -76,11 +92,22 @@ impl UnaryService<Bytes> for Call {
         let (front, method) = (Arc::clone(&self.front), self.method.clone());
         let parts = Arc::clone(&self.parts);
         Box::pin(async move {
-            let id = request_id();
-            match answer(&front, &method, &parts, request.get_ref(), &id).await {
-                Ok(bytes) => Ok(Response::new(bytes)),
-                Err(error) => Err(status(&error, &id)),
-            }
+            let peer = parts.extensions.get::<Peer>();
+            let mut trail = Trail {
+                request_id: request_id(),
+                front: "grpc",
+                source: peer.map(|peer| peer.0.ip().to_string()).unwrap_or_default(),
+                action: method.name().to_owned(),
+                ..Trail::default()
+            };
+            let answer = match front.begin(&trail) {
+                Ok(()) => answer(&front, &method, &parts, request.get_ref(), &mut trail).await,
+                Err(error) => Err(error),
+            };
+            front
+                .end(&trail, answer)
+                .map(Response::new)
+                .map_err(|error| status(&error, &trail.request_id))
         })
     }
 }
@@ -90,17 +117,18 @@ async fn answer(
     method: &MethodDescriptor,
     parts: &Parts,
     body: &Bytes,
-    request_id: &str,
+    trail: &mut Trail,
 ) -> Result<Bytes, ApiError> {
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
-    let identity = front.authenticate(&Signed {
+    let signed = Signed {
         method: parts.method.as_str(),
         path: parts.uri.path(),
         query: "",
         headers: &parts.headers,
         authority,
         body,
-    })?;
+    };
+    let identity = front.authenticate(&signed, trail)?;
     let package = method.parent_service().package_name().to_owned();
     if package != format!("ocs.{}.v1", identity.service) {
         return Err(ApiError::new(
@@ -116,7 +144,7 @@ async fn answer(
         .map_err(|error| ApiError::new("MalformedRequest", error.to_string()))?;
     let host = authority.unwrap_or_default();
     let mut value = front
-        .execute(&identity, method.name(), value, request_id, host)
+        .execute(&identity, method.name(), value, trail, host)
         .await?;
     if model_of(&identity.service)
         .operations
@@ -135,6 +163,7 @@ fn status(error: &ApiError, request_id: &str) -> Status {
         401 => Code::Unauthenticated,
         403 => Code::PermissionDenied,
         412 => Code::FailedPrecondition,
+        503 if error.code == "RequestLimitExceeded" => Code::ResourceExhausted,
         503 => Code::Unavailable,
         _ if error.code.starts_with("Insufficient") => Code::ResourceExhausted,
         500.. => Code::Internal,
@@ -144,7 +173,16 @@ fn status(error: &ApiError, request_id: &str) -> Status {
         }
         _ => Code::InvalidArgument,
     };
-    let mut status = Status::new(code, error.to_string());
+    let mut details = ErrorDetails::with_error_info(
+        error.code.to_string(),
+        DOMAIN,
+        [("http-status".to_owned(), error.status.to_string())],
+    );
+    details.set_request_info(request_id, "");
+    if error.code == "RequestLimitExceeded" {
+        details.set_retry_info(Some(RETRY));
+    }
+    let mut status = Status::with_error_details(code, error.to_string(), details);
     for (name, value) in [
         ("ocs-error-code", error.code.as_ref()),
         ("ocs-request-id", request_id),

@@ -8,5 +8,7 @@
 
 pub mod call;
 pub mod grpc;
+pub mod listen;
 pub mod query;
 pub mod sigv4;
+pub mod throttle;

@@ -1,7 +1,9 @@
 //! The EC2 Query front: HTTP/1.1, form parameters in, XML out.
 
 use super::call::{Front, model_of, not_offered, request_id};
+use super::listen::{Connection, Peer};
 use super::sigv4::{Identity, Request as Signed};
+use crate::audit::Trail;
 use crate::wire::{ApiError, query, xml};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -9,11 +11,44 @@ use axum::response::Response;
 use http::{Method, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// Longest time a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Shorter answers are not worth compressing.
+const MIN_GZIP_BYTES: usize = 1_024;
+/// Longer answers leave in pieces of this size.
+const PIECE_BYTES: usize = 256 << 10;
+/// Longest time from a connection, or the end of an answer, to the next head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest head of a request: a presigned query string and room.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// Serves connections until there are no more.
+pub async fn serve(
+    mut connections: ReceiverStream<Result<Connection, std::io::Error>>,
+    front: Arc<Front>,
+) {
+    let router = router(front);
+    while let Some(connection) = connections.next().await {
+        let Ok(connection) = connection else { continue };
+        let router = router.clone().layer(axum::Extension(Peer(connection.peer)));
+        tokio::spawn(async move {
+            let service = hyper_util::service::TowerToHyperService::new(router);
+            // What goes wrong on a connection is its client's business.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .timer(hyper_util::rt::TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(hyper_util::rt::TokioIo::new(connection), service)
+                .await;
+        });
+    }
+}
 
 /// The front as an axum router.
 pub fn router(front: Arc<Front>) -> axum::Router {
@@ -21,41 +56,98 @@ pub fn router(front: Arc<Front>) -> axum::Router {
 }
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
-    let request_id = request_id();
+    let peer = request.extensions().get::<Peer>();
+    let mut trail = Trail {
+        request_id: request_id(),
+        front: "query",
+        source: peer.map(|peer| peer.0.ip().to_string()).unwrap_or_default(),
+        ..Trail::default()
+    };
+    let zip = accepts_gzip(request.headers());
     let mut service = String::new();
-    let (status, text) = match answer(&front, request, &request_id, &mut service).await {
+    let answer = match front.begin(&trail) {
+        Ok(()) => answer(&front, request, &mut trail, &mut service).await,
+        Err(error) => Err(error),
+    };
+    let (status, text) = match front.end(&trail, answer) {
         Ok(text) => (StatusCode::OK, text),
         Err(error) => {
             let status =
                 StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let text = match service.as_str() {
-                "sts" => xml::sts_error(model_of("sts"), &error, &request_id),
-                _ => xml::ec2_error(&error, &request_id),
+                "sts" => xml::sts_error(model_of("sts"), &error, &trail.request_id),
+                _ => xml::ec2_error(&error, &trail.request_id),
             };
             (status, text)
         }
     };
-    let mut response = Response::new(Body::from(text));
+    respond(status, text, zip, &trail.request_id)
+}
+
+fn respond(status: StatusCode, text: String, zip: bool, request_id: &str) -> Response {
+    let zipped = (zip && text.len() >= MIN_GZIP_BYTES)
+        .then(|| gzip(text.as_bytes()).ok())
+        .flatten();
+    let is_zipped = zipped.is_some();
+    let body = zipped.unwrap_or_else(|| text.into_bytes());
+    let mut response = Response::new(streamed(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        "content-type",
-        http::HeaderValue::from_static("text/xml;charset=UTF-8"),
-    );
-    headers.insert(
-        "cache-control",
-        http::HeaderValue::from_static("no-cache, no-store"),
-    );
-    if let Ok(value) = http::HeaderValue::from_str(&request_id) {
+    for (name, value) in [
+        ("content-type", "text/xml;charset=UTF-8"),
+        ("cache-control", "no-cache, no-store"),
+        ("vary", "accept-encoding"),
+    ] {
+        headers.insert(name, http::HeaderValue::from_static(value));
+    }
+    if is_zipped {
+        headers.insert("content-encoding", http::HeaderValue::from_static("gzip"));
+    }
+    if let Ok(value) = http::HeaderValue::from_str(request_id) {
         headers.insert("x-amzn-requestid", value);
     }
     response
 }
 
+/// A body of known length, or for large ones a stream of pieces, each of which is
+/// freed once it is sent.
+fn streamed(body: Vec<u8>) -> Body {
+    if body.len() <= PIECE_BYTES {
+        return Body::from(body);
+    }
+    let pieces: Vec<Result<bytes::Bytes, std::convert::Infallible>> = body
+        .chunks(PIECE_BYTES)
+        .map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)))
+        .collect();
+    Body::from_stream(tokio_stream::iter(pieces))
+}
+
+fn accepts_gzip(headers: &http::HeaderMap) -> bool {
+    let values = headers.get_all("accept-encoding");
+    values
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value.split(',').any(|coding| {
+                let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+                let refused = weight.trim().trim_end_matches('0').trim_end_matches('.') == "q=";
+                matches!(name.trim(), "gzip" | "*") && !refused
+            })
+        })
+}
+
+fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    use std::io::Write as _;
+    let level = flate2::Compression::fast();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 8), level);
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
 async fn answer(
     front: &Front,
     request: Request,
-    request_id: &str,
+    trail: &mut Trail,
     service: &mut String,
 ) -> Result<String, ApiError> {
     let (parts, body) = request.into_parts();
@@ -77,14 +169,15 @@ async fn answer(
             )
         })?;
     let raw_query = parts.uri.query().unwrap_or_default();
-    let identity = front.authenticate(&Signed {
+    let signed = Signed {
         method: parts.method.as_str(),
         path: parts.uri.path(),
         query: raw_query,
         headers: &parts.headers,
         authority: None,
         body: &body,
-    })?;
+    };
+    let identity = front.authenticate(&signed, trail)?;
     service.clone_from(&identity.service);
     let parameters = parameters(raw_query, &body)?;
     let host = parts
@@ -92,7 +185,7 @@ async fn answer(
         .get("host")
         .and_then(|host| host.to_str().ok())
         .unwrap_or_default();
-    run(front, &identity, parameters, request_id, host).await
+    run(front, &identity, parameters, trail, host).await
 }
 
 /// Parameters of query string and body, less those of a presigned signature.
@@ -113,7 +206,7 @@ async fn run(
     front: &Front,
     identity: &Identity,
     mut parameters: Vec<(String, String)>,
-    request_id: &str,
+    trail: &mut Trail,
     host: &str,
 ) -> Result<String, ApiError> {
     let mut take = |name: &str| {
@@ -128,6 +221,7 @@ async fn run(
                 "The request is missing an action or a required parameter.",
             )
         })?;
+    trail.action.clone_from(&action);
     let version = take("Version").ok_or_else(|| ApiError::missing("Version"))?;
     let model = model_of(&identity.service);
     if version != model.api_version {
@@ -143,11 +237,9 @@ async fn run(
         return Err(not_offered(model, &action));
     };
     let value = query::decode(model, operation.input, parameters)?;
-    let value = front
-        .execute(identity, &action, value, request_id, host)
-        .await?;
+    let value = front.execute(identity, &action, value, trail, host).await?;
     Ok(match identity.service.as_str() {
-        "sts" => xml::sts(model, &action, &value, request_id),
-        _ => xml::ec2(model, &action, &value, request_id),
+        "sts" => xml::sts(model, &action, &value, &trail.request_id),
+        _ => xml::ec2(model, &action, &value, &trail.request_id),
     })
 }

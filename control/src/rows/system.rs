@@ -8,6 +8,20 @@ use serde::{Deserialize, Serialize};
 pub struct Account {
     /// Twelve digits.
     pub id: String,
+    /// What bounds it.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// A profile of quotas and request rates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limits {
+    /// As much as there is; one rate for all requests.
+    #[default]
+    Private,
+    /// AWS's published defaults.
+    Ec2,
 }
 
 /// An access key; its secret is sealed.

@@ -47,7 +47,7 @@ fn leaves(
 
 /// The required scalars of a structure, and of the structures that lead to one
 /// of its members.
-fn required(
+pub fn required(
     model: &Model,
     shape: ShapeId,
     name: &str,

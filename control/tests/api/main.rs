@@ -8,4 +8,5 @@ mod grpc;
 mod lifecycle;
 mod shape;
 mod support;
+mod unauthorised;
 mod world;

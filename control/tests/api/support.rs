@@ -7,9 +7,19 @@ use ring::{digest, hmac};
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, SystemTime};
+
+/// An access key.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// `AKIA…`.
+    pub id: String,
+    /// Its secret.
+    pub secret: String,
+}
 
 /// A running `ocs-control`, killed when dropped.
 pub struct Control {
@@ -72,6 +82,8 @@ impl Control {
             .arg(file("ready"))
             .arg("--images-manifest")
             .arg(file("images.json"))
+            .arg("--admin-socket")
+            .arg(file("admin"))
             .arg("--lock-file")
             .arg(file("lock"))
             .env("RUST_LOG", "warn")
@@ -142,21 +154,78 @@ impl Control {
         );
     }
 
-    /// Posts a signed body.
+    /// The first account's access key.
+    pub fn credentials(&self) -> Credentials {
+        let text = |name: &str| self.keys[name].as_str().unwrap().to_owned();
+        Credentials {
+            id: text("access_key_id"),
+            secret: text("secret_access_key"),
+        }
+    }
+
+    /// Asks the operator's socket.
+    pub fn operator(&self, request: &Value) -> Value {
+        let mut stream = UnixStream::connect(self.dir.join("admin")).unwrap();
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// Makes another account.
+    pub fn account(&self, limits: &str) -> Credentials {
+        let made = self.operator(&serde_json::json!({"create_account": {"limits": limits}}));
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        Credentials {
+            id: text("access_key_id"),
+            secret: text("secret_access_key"),
+        }
+    }
+
+    /// Posts a body, signed by the first account.
     pub fn post(&self, region: &str, service: &str, body: &str) -> (u16, String) {
+        self.post_as(
+            &self.credentials(),
+            SystemTime::now(),
+            region,
+            service,
+            body,
+        )
+    }
+
+    /// Posts a body, signed with a key at a time.
+    pub fn post_as(
+        &self,
+        key: &Credentials,
+        at: SystemTime,
+        region: &str,
+        service: &str,
+        body: &str,
+    ) -> (u16, String) {
         let host = self.ready["listen"].as_str().unwrap();
-        let now = time::OffsetDateTime::from(SystemTime::now());
         let format =
             time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+        let at = time::OffsetDateTime::from(at).format(&format).unwrap();
+        let scope = format!("{region}/{service}");
         let headers = sign(
-            self.keys["access_key_id"].as_str().unwrap(),
-            self.keys["secret_access_key"].as_str().unwrap(),
+            &key.id,
+            &key.secret,
             host,
-            &now.format(&format).unwrap(),
-            &format!("{region}/{service}"),
+            &at,
+            &scope,
             "/",
             body.as_bytes(),
         );
+        self.send(&headers, body)
+    }
+
+    /// Posts a body without a signature.
+    pub fn post_unsigned(&self, body: &str) -> (u16, String) {
+        self.send(&[], body)
+    }
+
+    fn send(&self, headers: &[(&'static str, String)], body: &str) -> (u16, String) {
+        let host = self.ready["listen"].as_str().unwrap();
         let mut stream = TcpStream::connect(host).unwrap();
         let head: String = headers
             .iter()
@@ -233,7 +302,8 @@ pub fn sign(
     ]
 }
 
-fn escape(text: &str) -> String {
+/// Percent-encodes.
+pub fn escape(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 

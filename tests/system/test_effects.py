@@ -1,0 +1,197 @@
+"""What an action does, as a running guest sees it, and its undoing."""
+
+import hashlib
+import unittest
+
+from guest import number, word
+from installation import Installation, error_code, wait_for
+
+up = None
+METADATA = "http://169.254.169.254/latest/meta-data"
+
+
+def setUpModule():
+    global up
+    up = Installation()
+
+
+def tearDownModule():
+    up.close()
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def told(vm, path):
+    """The status and hash of what the guest's `http-get` of a metadata path got."""
+    line = vm.wait_line(f"http-get: {METADATA}/{path}", "status=")[1]
+    return number(line, "status"), word(line, "sha256")
+
+
+def vpc_with_subnet(block="10.7.0.0/16", subnet="10.7.3.0/24"):
+    """A new VPC with one subnet, and its default group open to all of the VPC."""
+    vpc = up.ec2.create_vpc(CidrBlock=block)["Vpc"]["VpcId"]
+    made = up.ec2.create_subnet(VpcId=vpc, CidrBlock=subnet)["Subnet"]["SubnetId"]
+    groups = up.ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [vpc]}])
+    up.ec2.authorize_security_group_ingress(
+        GroupId=groups["SecurityGroups"][0]["GroupId"],
+        IpPermissions=[{"IpProtocol": "-1", "IpRanges": [{"CidrIp": block}]}])
+    return vpc, made
+
+
+class Launch(unittest.TestCase):
+    def test_a_key_pair_is_in_the_metadata(self):
+        up.ec2.create_key_pair(KeyName="mine", KeyType="ed25519")
+        pairs = up.ec2.describe_key_pairs(KeyNames=["mine"], IncludePublicKey=True)
+        public = pairs["KeyPairs"][0]["PublicKey"]
+        path = "public-keys/0/openssh-key"
+        with_key = up.run(f"http-get {METADATA}/{path}", KeyName="mine")
+        without = up.run(f"http-get {METADATA}/{path}")
+        self.assertEqual(told(with_key, path), (200, sha256(public)))
+        self.assertEqual(told(without, path)[0], 404)
+        up.ec2.delete_key_pair(KeyName="mine")
+        with_key.ec2.reboot_instances(InstanceIds=[with_key.id])
+        wait_for("the second boot", lambda: with_key.boots() == 2)
+        self.assertEqual(told(with_key, path), (200, sha256(public)))
+        with_key.terminate()
+        without.terminate()
+
+    def test_a_type_and_user_data_change_with_the_next_start(self):
+        vm = up.run("idle", InstanceType="t2.nano")
+        boot = vm.newest("probe: boot")[1]
+        self.assertEqual((number(boot, "cpus"), number(boot, "memory_mib")), (1, 512))
+        vm.stop()
+        for change in ({"InstanceType": {"Value": "t3.micro"}},
+                       {"UserData": {"Value": b"idle\nidle\nidle"}}):
+            vm.ec2.modify_instance_attribute(InstanceId=vm.id, **change)
+        vm.start()
+        boot = vm.newest("probe: boot")[1]
+        self.assertEqual((number(boot, "cpus"), number(boot, "memory_mib")), (2, 1024))
+        self.assertEqual(number(vm.newest("user-data:")[1], "orders"), 3)
+        vm.terminate()
+
+    def test_a_launch_template_makes_the_instance(self):
+        up.ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData={
+            "ImageId": up.image(), "InstanceType": "t2.micro", "UserData": "aWRsZQppZGxl"})
+        launched = up.ec2.run_instances(
+            MinCount=1, MaxCount=1, LaunchTemplate={"LaunchTemplateName": "web"})
+        vm = up.guest(launched["Instances"][0])
+        vm.wait_line("ready")
+        self.assertEqual(number(vm.newest("probe: boot")[1], "memory_mib"), 1024)
+        self.assertEqual(number(vm.newest("user-data:")[1], "orders"), 2)
+        vm.terminate()
+        up.ec2.delete_launch_template(LaunchTemplateName="web")
+
+    def test_a_placement_group_is_in_the_metadata_and_is_kept_to(self):
+        up.ec2.create_placement_group(GroupName="apart", Strategy="spread")
+        vm = up.run(f"http-get {METADATA}/placement/group-name", Placement={"GroupName": "apart"})
+        self.assertEqual(told(vm, "placement/group-name"), (200, sha256("apart")))
+        self.assertEqual(error_code(lambda: up.run(wait=False, Placement={"GroupName": "apart"})),
+                         "InsufficientInstanceCapacity")
+        vm.terminate()
+        up.ec2.delete_placement_group(GroupName="apart")
+
+
+class Networks(unittest.TestCase):
+    def test_two_vpcs_of_one_block_are_two_networks(self):
+        (first, a), (second, b) = vpc_with_subnet(), vpc_with_subnet()
+        server = up.run("listen tcp 7", SubnetId=a, PrivateIpAddress="10.7.3.10")
+        friend = up.run("connect 10.7.3.10:7 every 200ms", SubnetId=a)
+        stranger = up.run("connect 10.7.3.10:7 every 200ms", SubnetId=b)
+        self.assertEqual(word(server.newest("dhcp:")[1], "address"), "10.7.3.10/24")
+        self.assertEqual(word(friend.newest("dhcp:")[1], "router"), "10.7.3.1")
+        friend.wait_line("connect: 10.7.3.10:7 ok")
+        stranger.wait_line("connect: 10.7.3.10:7 timeout")
+        line = stranger.newest("connect: 10.7.3.10:7")[1]
+        self.assertEqual(number(line, "ok_total"), 0)
+        for vm in (server, friend, stranger):
+            vm.terminate()
+        for vpc, subnet in ((first, a), (second, b)):
+            up.ec2.delete_subnet(SubnetId=subnet)
+            up.ec2.delete_vpc(VpcId=vpc)
+            self.assertEqual(error_code(lambda: up.ec2.describe_vpcs(VpcIds=[vpc])),
+                             "InvalidVpcID.NotFound")
+
+    def test_dhcp_options_are_in_the_lease(self):
+        vpc, subnet = vpc_with_subnet()
+        options = up.ec2.create_dhcp_options(DhcpConfigurations=[
+            {"Key": "domain-name-servers", "Values": ["10.7.0.9"]}])["DhcpOptions"]["DhcpOptionsId"]
+        vm = up.run("idle", SubnetId=subnet)
+        self.assertEqual(word(vm.newest("dhcp:")[1], "dns"), "10.7.0.2")
+        up.ec2.associate_dhcp_options(DhcpOptionsId=options, VpcId=vpc)
+        vm.ec2.reboot_instances(InstanceIds=[vm.id])
+        wait_for("the second boot", lambda: vm.boots() == 2)
+        self.assertEqual(word(vm.wait_line("dhcp:", "dns=")[1], "dns"), "10.7.0.9")
+        vm.terminate()
+
+    def test_an_interface_keeps_its_address_from_guest_to_guest(self):
+        subnet = up.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+        eni = up.ec2.create_network_interface(SubnetId=subnet)["NetworkInterface"]
+        nics = [{"DeviceIndex": 0, "NetworkInterfaceId": eni["NetworkInterfaceId"]}]
+        for _ in range(2):
+            vm = up.run("idle", NetworkInterfaces=nics)
+            address = word(vm.newest("dhcp:")[1], "address").split("/")[0]
+            self.assertEqual(address, eni["PrivateIpAddress"])
+            self.assertEqual(word(vm.newest("net: mac=")[1], "mac"), eni["MacAddress"])
+            vm.terminate()
+        up.ec2.delete_network_interface(NetworkInterfaceId=eni["NetworkInterfaceId"])
+
+    def test_a_prefix_list_lets_in_what_it_holds(self):
+        made = up.ec2.create_managed_prefix_list(
+            PrefixListName="friends", MaxEntries=5, AddressFamily="IPv4",
+            Entries=[{"Cidr": "172.31.0.0/16"}])["PrefixList"]
+        group = up.group("prefixes")
+        up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+            {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+             "PrefixListIds": [{"PrefixListId": made["PrefixListId"]}]}])
+        server = up.run("listen tcp 7", SecurityGroupIds=[group])
+        client = up.run(f"connect {server.address}:7 every 200ms")
+        topic = f"connect: {server.address}:7"
+        client.wait_line(topic, " ok ")
+        up.ec2.modify_managed_prefix_list(
+            PrefixListId=made["PrefixListId"], CurrentVersion=1,
+            RemoveEntries=[{"Cidr": "172.31.0.0/16"}], AddEntries=[{"Cidr": "192.0.2.0/24"}])
+        client.wait_line(topic, " timeout ", after_s=client.now())
+        server.terminate()
+        client.terminate()
+
+    def test_a_changed_rule_lets_in_another_port(self):
+        group = up.group("changed")
+        rule = up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+            {"IpProtocol": "tcp", "FromPort": 9, "ToPort": 9,
+             "IpRanges": [{"CidrIp": "172.31.0.0/16"}]}])["SecurityGroupRules"][0]
+        server = up.run("listen tcp 7", SecurityGroupIds=[group])
+        client = up.run(f"connect {server.address}:7 every 200ms")
+        topic = f"connect: {server.address}:7"
+        client.wait_line(topic, " timeout ")
+        up.ec2.modify_security_group_rules(GroupId=group, SecurityGroupRules=[{
+            "SecurityGroupRuleId": rule["SecurityGroupRuleId"],
+            "SecurityGroupRule": {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+                                  "CidrIpv4": "172.31.0.0/16"}}])
+        client.wait_line(topic, " ok ", after_s=client.now())
+        server.terminate()
+        client.terminate()
+
+
+class Operator(unittest.TestCase):
+    def test_accounts_are_apart_and_every_call_is_written_down(self):
+        other = up.ocs("account", "create")
+        stranger = up.client("ec2", aws_access_key_id=other["access_key_id"],
+                             aws_secret_access_key=other["secret_access_key"])
+        vm = up.run("idle")
+        self.assertEqual(error_code(lambda: stranger.describe_instances(InstanceIds=[vm.id])),
+                         "InvalidInstanceID.NotFound")
+        self.assertEqual(error_code(lambda: stranger.terminate_instances(InstanceIds=[vm.id])),
+                         "InvalidInstanceID.NotFound")
+        vm.terminate()
+        before = up.ocs("audit", "verify")
+        stranger.describe_regions()
+        after = up.ocs("audit", "verify")
+        self.assertGreater(after["entries"], before["entries"])
+        up.ocs("key", "delete", other["access_key_id"])
+        self.assertEqual(error_code(stranger.describe_regions), "AuthFailure")
+
+    def test_tls_is_served_on_the_same_port(self):
+        secure = up.client("ec2", secure=True)
+        self.assertTrue(secure.describe_regions()["Regions"])
