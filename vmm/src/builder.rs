@@ -73,7 +73,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         Arc::clone(epoll),
         Arc::clone(&outcome),
         share(&news)?,
-    );
+    )?;
     for (net, tap) in spec.net.iter().zip(files.taps) {
         devices.add_net(net, tap, When::Start)?;
     }

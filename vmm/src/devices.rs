@@ -23,12 +23,12 @@ use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
 use crate::virtio::block::{BlockStatus, BlockWorker, Nursery, WorkerThread};
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetWorker, tap_error};
+use crate::virtio::net::{NetControl, NetWorker, SharedRing, TapRing, tap_error};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::{Metrics, VirtioDevice};
 use kvm_ioctls::VmFd;
 use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
-use ocs_vmm_spec::{Block, Net, parse_mac};
+use ocs_vmm_spec::{Block, Net, TransmitLimits, parse_mac};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -43,6 +43,7 @@ pub struct Devices {
     ram: GuestRam,
     bus: Arc<Bus>,
     epoll: Arc<Epoll>,
+    ring: SharedRing,
     outcome: Arc<Outcome>,
     /// Signalled when [`Self::tend`] has something to do.
     news: EventFd,
@@ -65,6 +66,7 @@ struct Device {
     counters: Vec<Arc<dyn Metrics>>,
     /// What serves it on the event thread.
     handler: Option<HandlerId>,
+    net: Option<Arc<NetControl>>,
     disk: Option<Disk>,
 }
 
@@ -85,7 +87,8 @@ pub enum When {
 }
 
 impl Devices {
-    /// No devices yet; `news` is what [`Self::tend`] is called for.
+    /// No devices yet, to be served by the calling thread; `news` is what [`Self::tend`] is
+    /// called for.
     pub fn new(
         vm: Arc<VmFd>,
         irqs: Arc<Irqs>,
@@ -94,17 +97,18 @@ impl Devices {
         epoll: Arc<Epoll>,
         outcome: Arc<Outcome>,
         news: EventFd,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             vm,
             irqs,
             ram,
             bus,
             epoll,
+            ring: TapRing::new().map_err(host("make an io_uring for taps"))?,
             outcome,
             news,
             inner: Mutex::default(),
-        }
+        })
     }
 
     /// Adds an interface.
@@ -113,10 +117,10 @@ impl Devices {
         let slot = inner.free_slot(&net.id)?;
         let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
         let mac = parse_mac(&net.mac).unwrap_or_default();
-        let (device, worker) = NetWorker::new(tap, mac, net.mtu)?;
+        let (device, worker) = NetWorker::new(tap, &self.ring, mac, net.mtu, &net.transmit)?;
         let function = self.function(&net.id, Box::new(device), slot, when)?;
         let handler = self.epoll.new_id();
-        worker.watch(&self.epoll, handler, &[function.kick(0), function.kick(1)])?;
+        worker.watch(&self.epoll, handler, function.kicks())?;
         inner.devices.push(Device {
             id: net.id.clone(),
             kind: DeviceKind::Net,
@@ -125,6 +129,7 @@ impl Devices {
             counters: vec![worker.metrics(), function.metrics()],
             function,
             handler: Some(handler),
+            net: Some(worker.control()),
             disk: None,
         });
         self.epoll.push(handler, Box::new(worker));
@@ -150,6 +155,7 @@ impl Devices {
             counters: vec![worker.metrics(), function.metrics()],
             function,
             handler: None,
+            net: None,
             disk: Some(Disk {
                 status,
                 worker: Some(worker),
@@ -164,6 +170,15 @@ impl Devices {
             inner.devices.pop();
         }
         started
+    }
+
+    /// Changes what an interface may send.
+    pub fn limit_net(&self, id: &str, limits: &TransmitLimits) -> Result<()> {
+        let mut inner = self.lock();
+        if let Some(net) = &inner.find(DeviceKind::Net, id)?.net {
+            net.limit(limits);
+        }
+        Ok(())
     }
 
     /// Begins to take a device away: once the guest let it go, or at once with `force`.

@@ -95,6 +95,7 @@ impl Epoll {
 pub struct EventLoop {
     epoll: Arc<Epoll>,
     handlers: BTreeMap<HandlerId, Box<dyn Handler + Send>>,
+    events: Vec<Event>,
 }
 
 /// Events taken at a time.
@@ -111,6 +112,7 @@ impl EventLoop {
                 changes: Mutex::default(),
             }),
             handlers: BTreeMap::new(),
+            events: Vec::with_capacity(BATCH),
         })
     }
 
@@ -121,27 +123,31 @@ impl EventLoop {
 
     /// Runs until a handler ends it.
     pub fn run(&mut self) -> Result<()> {
-        let mut events: Vec<Event> = Vec::with_capacity(BATCH);
-        loop {
-            self.apply_changes();
-            events.clear();
-            match epoll::wait(&self.epoll.set, spare_capacity(&mut events), None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(host("wait for events")(error)),
-            }
-            for event in &events {
-                let (token, flags) = (event.data.u64(), event.flags);
-                let source = u32::try_from(token & u64::from(u32::MAX)).unwrap_or(u32::MAX);
-                let id = HandlerId(u32::try_from(token >> 32).unwrap_or(u32::MAX));
-                let goes_on = self
-                    .handlers
-                    .get_mut(&id)
-                    .is_none_or(|handler| handler.ready(source, flags));
-                if !goes_on {
-                    return Ok(());
-                }
+        while self.turn()? {}
+        Ok(())
+    }
+
+    /// Waits for events and lets their handlers act; false when one ended the loop.
+    pub fn turn(&mut self) -> Result<bool> {
+        self.apply_changes();
+        self.events.clear();
+        match epoll::wait(&self.epoll.set, spare_capacity(&mut self.events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(host("wait for events")(error)),
+        }
+        for event in &self.events {
+            let (token, flags) = (event.data.u64(), event.flags);
+            let source = u32::try_from(token & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+            let id = HandlerId(u32::try_from(token >> 32).unwrap_or(u32::MAX));
+            let goes_on = self
+                .handlers
+                .get_mut(&id)
+                .is_none_or(|handler| handler.ready(source, flags));
+            if !goes_on {
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     fn apply_changes(&mut self) {

@@ -234,6 +234,7 @@ impl Machine {
             }
             Request::AddBlock { .. }
             | Request::AddNet { .. }
+            | Request::LimitNet { .. }
             | Request::RemoveBlock { .. }
             | Request::RemoveNet { .. } => match self.hot_plug(request, passed) {
                 Ok(()) => Reply::Ok,
@@ -256,6 +257,10 @@ impl Machine {
                 net.check("net")?;
                 let tap = passed.take("net.tap", &net.tap)?;
                 self.devices.add_net(net, tap.into(), When::Later)
+            }
+            Request::LimitNet { id, transmit } => {
+                transmit.check("transmit")?;
+                self.devices.limit_net(id, transmit)
             }
             Request::RemoveBlock { id, force } => {
                 self.devices.remove(DeviceKind::Block, id, *force)

@@ -47,7 +47,7 @@ fn a_guest_gets_its_address_over_an_inherited_tap() {
     });
     assert_eq!(control.counter("net.eni-1.faults"), 0);
     assert_eq!(control.counter("net.eni-1.tx_errors"), 0);
-    assert!(control.counter("net.eni-1.interrupts") > 0);
+    assert!(control.counter("net.eni-1.rx_interrupts") > 0);
     control.ask(&Request::Stop);
     assert!(vmm.finish().0.success());
 }

@@ -253,6 +253,7 @@ impl Machine {
                 mac: eni.mac.to_lowercase(),
                 mtu: u16::try_from(eni.mtu)
                     .map_err(|_| EffectError::Permanent(format!("{}: MTU {}", eni.id, eni.mtu)))?,
+                transmit: spec::TransmitLimits::default(),
             });
         }
         run.set_owner(owner).doing("owner.json")?;

@@ -11,7 +11,7 @@
 //! `driven`, if the caller cares) → `remove_…` → `status` until the device is no longer
 //! listed. Asking again is harmless and reminds a guest that did not listen.
 
-use crate::{Block, Net, Source};
+use crate::{Block, Net, Source, TransmitLimits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -72,6 +72,13 @@ pub enum Request {
     AddNet {
         /// The interface; its id is unlike that of any other device.
         net: Net,
+    },
+    /// Changes what an interface may send, at once; its buckets start full.
+    LimitNet {
+        /// Of the interface.
+        id: String,
+        /// In place of those that it had.
+        transmit: TransmitLimits,
     },
     /// Takes an interface away: asks the guest to let it go.
     RemoveNet {

@@ -157,6 +157,49 @@ pub struct Net {
     pub mac: String,
     /// Offered to the guest by `VIRTIO_NET_F_MTU`.
     pub mtu: u16,
+    /// What the guest may send; frames over it wait in its queue.
+    #[serde(default)]
+    pub transmit: TransmitLimits,
+}
+
+/// Limits of what a guest sends, each with a burst that it starts with; none: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransmitLimits {
+    /// In bytes of Ethernet frames.
+    #[serde(default)]
+    pub bytes: Option<RateLimit>,
+    /// In frames.
+    #[serde(default)]
+    pub packets: Option<RateLimit>,
+}
+
+/// One limit: `burst` at once, and `per_s` a second from then on, exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// 1 to 10¹⁵.
+    pub per_s: u64,
+    /// 1 to 10¹⁵.
+    pub burst: u64,
+}
+
+impl TransmitLimits {
+    /// Checks its bounds; `field` is where it stands, such as `net[0].transmit`.
+    pub fn check(&self, field: &str) -> Result<(), SpecError> {
+        const BOUNDS: std::ops::RangeInclusive<u64> = 1..=1_000_000_000_000_000;
+        for (name, limit) in [("bytes", self.bytes), ("packets", self.packets)] {
+            let Some(limit) = limit else { continue };
+            for (part, value) in [("per_s", limit.per_s), ("burst", limit.burst)] {
+                must(
+                    BOUNDS.contains(&value),
+                    format!("{field}.{name}.{part}"),
+                    format!("{value} is not in 1..=10^15"),
+                )?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A virtio-blk device served by a vhost-user backend that connects to us.
@@ -314,7 +357,8 @@ impl Net {
             (576..=9216).contains(&self.mtu),
             format!("{field}.mtu"),
             format!("{} is not in 576..=9216", self.mtu),
-        )
+        )?;
+        self.transmit.check(&format!("{field}.transmit"))
     }
 }
 
@@ -365,7 +409,8 @@ mod tests {
             "version": 1, "id": "i-1", "vcpus": 1, "memory_mib": 64,
             "boot": {"kernel": {"path": "probe.elf"}}, "restore": null, "cpu": "host",
             "serial": {"ring": {"fd": 7}, "capacity_bytes": 65536},
-            "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500}],
+            "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500,
+                     "transmit": {}}],
             "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0}],
         })
     }
@@ -397,6 +442,11 @@ mod tests {
                 "net[0].mac",
             ),
             ("/net/0/mtu", serde_json::json!(100), "net[0].mtu"),
+            (
+                "/net/0/transmit",
+                serde_json::json!({"packets": {"per_s": 0, "burst": 1}}),
+                "net[0].transmit.packets.per_s",
+            ),
             ("/block/0/id", serde_json::json!(""), "block[0].id"),
             ("/block/0/id", serde_json::json!("eni-1"), "block[0].id"),
             (

@@ -6,10 +6,11 @@
 //! | disk | accept, send and receive on Unix sockets; the inflight region |
 //! | nursery | what disks may, and starting their threads |
 //! | state | `ioctl` that reads KVM's state and dirty logs; the files of a snapshot; kicks |
-//! | events | epoll, the tap, the control socket, the exit record, signalling vCPUs, hanging up on backends; for hot-plug eventfds, `ioctl` for taps and KVM's irqfd and ioeventfd |
+//! | events | epoll, the taps' ring, the control socket, the exit record, signalling vCPUs, hanging up on backends; for hot-plug eventfds and timers, places in the ring, `ioctl` for taps and KVM's irqfd and ioeventfd |
 //!
 //! No thread may open a file, make a socket, start a program or map code.
 
+use crate::virtio::net::REGISTER_FILES_UPDATE;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -152,8 +153,9 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_epoll_pwait,
             libc::SYS_epoll_pwait2,
             libc::SYS_epoll_ctl,
-            libc::SYS_readv,
-            libc::SYS_writev,
+            libc::SYS_io_uring_enter,
+            libc::SYS_timerfd_create,
+            libc::SYS_timerfd_settime,
             libc::SYS_accept4,
             libc::SYS_recvmsg,
             libc::SYS_sendto,
@@ -164,6 +166,11 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_memfd_create,
             libc::SYS_ftruncate,
         ],
+    );
+    // The ring is there, and restricted; a tap may take a place in it, nothing else.
+    rules.insert(
+        libc::SYS_io_uring_register,
+        one_of(1, &[REGISTER_FILES_UPDATE.into()])?,
     );
     let commands = [
         libc::FIONBIO,
@@ -306,13 +313,15 @@ mod tests {
                 "code" => drop(map_code()),
                 // SAFETY: a KVM command on a closed descriptor.
                 "ioctl" => drop(unsafe { libc::ioctl(-1, 0xae01) }),
+                // A ring of its own would pass every filter by.
+                "ring" => drop(io_uring::IoUring::new(1)),
                 _ => {}
             }
             // SAFETY: ends the process without the test harness's own clean-up.
             unsafe { libc::_exit(0) };
         }
         for confine in ["vcpu", "disk", "state", "nursery", "events"] {
-            for act in ["nothing", "open", "socket", "code", "ioctl"] {
+            for act in ["nothing", "open", "socket", "code", "ioctl", "ring"] {
                 let status = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "jail::seccomp::tests::forbidden_calls_kill"])
                     .env(CHILD, format!("{confine} {act}"))

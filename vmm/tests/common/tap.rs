@@ -140,6 +140,13 @@ impl HostSide {
         assert_eq!(sent, isize::try_from(frame.len()).unwrap());
     }
 
+    /// Takes at least `count` frames off the wire.
+    pub fn drain(&self, count: usize) {
+        for _ in 0..count {
+            self.receive("frame", |_| Some(()));
+        }
+    }
+
     /// The next frame on the wire that `wanted` likes.
     pub fn receive<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = std::time::Instant::now() + Duration::from_secs(60);

@@ -1,7 +1,7 @@
 //! The driver's side of the interface.
 
-use super::{Active, Inner, QUEUE_SIZE, RX, Shared, TX, persist};
-use crate::virtio::queue::Buffers;
+use super::ring::BATCH;
+use super::{Active, Chain, Inner, QUEUE_SIZE, RX, Shared, TX, persist};
 use crate::virtio::{
     Activation, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Loaded, Saved, VirtioDevice, read_bytes,
 };
@@ -68,7 +68,8 @@ impl VirtioDevice for NetDevice {
             rx: take(RX)?,
             tx: take(TX)?,
             fault: activation.fault,
-            buffers: Buffers::default(),
+            chains: std::iter::repeat_with(Chain::default).take(BATCH).collect(),
+            ahead: BATCH,
         };
         // The worker looks at both queues, whatever was kicked or arrived before.
         self.lock().active.insert(active).wake()

@@ -3,22 +3,28 @@
 //! ```text
 //!  device.rs   what the driver sees: features, MAC, MTU; activate and reset
 //!  worker.rs   what moves frames, on the event thread:  tap ⇄ queues
-//!  tap.rs      the descriptor      metrics.rs   counters      persist.rs   snapshots
+//!  ring.rs     32 of them by one system call (io_uring)
+//!  shaper.rs   transmit limits     tap.rs   the descriptor     metrics.rs   counters
+//!  persist.rs  snapshots
 //! ```
 //! No offload is offered: the XDP programs on the tap would silently lose checksum
 //! and segmentation metadata. Each frame is whole, in one buffer chain, and crosses
-//! without a copy in this process (`readv`, `writev`).
+//! without a copy in this process.
 
 mod device;
 mod metrics;
 mod persist;
+mod ring;
+mod shaper;
 pub mod tap;
 mod worker;
 
 pub use device::NetDevice;
 pub use metrics::NetMetrics;
-pub use worker::NetWorker;
+pub(crate) use ring::REGISTER_FILES_UPDATE;
+pub use ring::{SharedRing, TapRing};
 pub(crate) use worker::tap_error;
+pub use worker::{NetControl, NetWorker};
 
 use super::Fault;
 use super::queue::{Buffers, VirtQueue};
@@ -38,7 +44,19 @@ struct Active {
     rx: VirtQueue,
     tx: VirtQueue,
     fault: Fault,
+    /// Room for one batch.
+    chains: Vec<Chain>,
+    /// Buffers to offer the tap next: by how many frames came last.
+    ahead: usize,
+}
+
+/// One chain of a batch.
+#[derive(Default)]
+struct Chain {
+    head: u16,
     buffers: Buffers,
+    /// Received with the header; sent without, 0 if it is not to be sent.
+    bytes: usize,
 }
 
 /// What the transport (vCPU threads) and the worker share.
@@ -51,3 +69,6 @@ struct Inner {
 
 /// Handed over between them.
 type Shared = Arc<Mutex<Inner>>;
+
+#[cfg(test)]
+mod tests;

@@ -59,23 +59,6 @@ impl Tap {
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
         Ok(file)
     }
-
-    /// Reads one frame into guest memory; its length with header, `None` when there is none.
-    pub fn read(&self, buffers: &[libc::iovec]) -> io::Result<Option<usize>> {
-        let count = libc::c_int::try_from(buffers.len()).unwrap_or(0);
-        // SAFETY: the vectors were made by the queue's walk over guest memory that is mapped
-        // writable for as long as the caller's queue exists. The guest may race with the kernel's
-        // stores, as with a device's DMA; this process never looks at the bytes as Rust values.
-        moved(unsafe { libc::readv(self.0.as_raw_fd(), buffers.as_ptr(), count) })
-    }
-
-    /// Writes one frame, header first; false when the tap is full.
-    pub fn write(&self, buffers: &[libc::iovec]) -> io::Result<bool> {
-        let count = libc::c_int::try_from(buffers.len()).unwrap_or(0);
-        // SAFETY: as in `read`, and the kernel only loads from them.
-        let written = unsafe { libc::writev(self.0.as_raw_fd(), buffers.as_ptr(), count) };
-        Ok(moved(written)?.is_some())
-    }
 }
 
 impl std::os::fd::AsFd for Tap {
@@ -94,14 +77,4 @@ fn check(result: libc::c_int) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-fn moved(result: isize) -> io::Result<Option<usize>> {
-    match usize::try_from(result) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(_) => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            error => Err(error),
-        },
-    }
 }

@@ -1,17 +1,32 @@
-//! Moves frames between the tap and the queues.
+//! Moves frames between the tap and the queues, [`BATCH`] a system call.
 //!
-//! Descriptors are watched edge-triggered, so no eventfd need be read and a full
-//! queue or a full tap costs no wakeups: the next kick or the tap's next edge resumes.
-//! A burst is bounded, so that one busy interface cannot starve the others.
+//! ```text
+//!  tx queue ─ pop ≤ 32 ─▶ shaper ─▶ one enter ─▶ tap      then one interrupt, if wanted
+//!  tap ─▶ one enter ─▶ rx queue, as many as came          then one interrupt, if wanted
+//! ```
+//! Descriptors are watched edge-triggered, so no eventfd need be read and a full queue
+//! costs no wakeups: the next kick, the tap's next edge or the shaper's timer resumes.
+//! A burst is bounded, so that one busy interface cannot starve the others. Between two
+//! bursts nothing is in flight: what was taken from a queue and not used went back.
 
+use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
+use super::shaper::Shaper;
 use super::tap::Tap;
-use super::{Active, HEADER_BYTES, NetDevice, NetMetrics, Shared};
+use super::{Active, Chain, HEADER_BYTES, NetDevice, NetMetrics, Shared};
+use crate::cpu::monotonic_ns;
 use crate::error::{Error, Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
 use crate::irq::{borrow, new_event};
-use crate::virtio::queue::QueueError;
+use crate::virtio::queue::{QueueError, VirtQueue};
+use ocs_vmm_spec::TransmitLimits;
 use rustix::event::epoll::EventFlags;
-use std::sync::{Arc, PoisonError};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Frames moved in one direction before others get their turn.
@@ -20,20 +35,46 @@ const BURST: usize = 256;
 const ETHERNET_BYTES: usize = 14;
 /// One VLAN tag.
 const VLAN_BYTES: usize = 4;
+/// Buffers offered to a tap that has been quiet: each one too many costs a failed read.
+const FEWEST_AHEAD: usize = 4;
 
 const SOURCE_TAP: u32 = 0;
 const SOURCE_RX_KICK: u32 = 1;
 const SOURCE_TX_KICK: u32 = 2;
 const SOURCE_AGAIN: u32 = 3;
+const SOURCE_TIMER: u32 = 4;
 
 /// The host's side of one interface.
 pub struct NetWorker {
     tap: Tap,
+    place: Place,
     shared: Shared,
     metrics: Arc<NetMetrics>,
     max_frame_bytes: usize,
-    /// Wakes this worker for the rest of a burst.
+    control: Arc<NetControl>,
+    /// Wakes this worker when frames may go that had to wait.
+    timer: OwnedFd,
+}
+
+/// What can be changed while the worker runs.
+pub struct NetControl {
+    shaper: Mutex<Shaper>,
+    /// Wakes the worker, also for the rest of a burst.
     again: EventFd,
+}
+
+impl NetControl {
+    /// Other limits from now on; buckets start full.
+    pub fn limit(&self, limits: &TransmitLimits) {
+        *self.shaper.lock().unwrap_or_else(PoisonError::into_inner) =
+            Shaper::new(limits, monotonic_ns());
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full counter already means "again".
+        let _ = self.again.write(1);
+    }
 }
 
 /// Why a burst ended.
@@ -46,16 +87,33 @@ enum End {
 }
 
 impl NetWorker {
-    /// The two halves of an interface.
-    pub fn new(tap: Tap, mac: [u8; 6], mtu: u16) -> Result<(NetDevice, Self)> {
+    /// The two halves of an interface, whose frames go through `ring`.
+    pub fn new(
+        tap: Tap,
+        ring: &SharedRing,
+        mac: [u8; 6],
+        mtu: u16,
+        limits: &TransmitLimits,
+    ) -> Result<(NetDevice, Self)> {
         let shared = Shared::default();
         let device = NetDevice::new(mac, mtu, Arc::clone(&shared));
+        let place = TapRing::adopt(ring, &tap).map_err(host("register a tap"))?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )
+        .map_err(host("make a timer"))?;
         let worker = Self {
             tap,
+            place,
             shared,
             metrics: Arc::default(),
             max_frame_bytes: usize::from(mtu) + ETHERNET_BYTES + VLAN_BYTES,
-            again: new_event()?,
+            control: Arc::new(NetControl {
+                shaper: Mutex::new(Shaper::new(limits, monotonic_ns())),
+                again: new_event()?,
+            }),
+            timer,
         };
         Ok((device, worker))
     }
@@ -65,156 +123,225 @@ impl NetWorker {
         Arc::clone(&self.metrics)
     }
 
+    /// Changes it later.
+    pub fn control(&self) -> Arc<NetControl> {
+        Arc::clone(&self.control)
+    }
+
     /// Watches the tap and both kicks on behalf of `handler`.
-    pub fn watch(
-        &self,
-        epoll: &Epoll,
-        handler: HandlerId,
-        kicks: &[Option<Arc<EventFd>>],
-    ) -> Result<()> {
+    pub fn watch(&self, epoll: &Epoll, handler: HandlerId, kicks: &[Arc<EventFd>]) -> Result<()> {
         let fail = host("watch an interface");
-        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         let input = EventFlags::IN | EventFlags::ET;
         epoll
-            .add(handler, SOURCE_TAP, &self.tap, both)
+            .add(handler, SOURCE_TAP, &self.tap, input)
+            .and_then(|()| epoll.add(handler, SOURCE_TIMER, &self.timer, input))
+            .and_then(|()| epoll.add(handler, SOURCE_AGAIN, borrow(&self.control.again), input))
             .map_err(&fail)?;
-        for (source, kick) in (SOURCE_RX_KICK..).zip(kicks.iter().flatten()) {
+        for (source, kick) in (SOURCE_RX_KICK..).zip(kicks) {
             epoll
                 .add(handler, source, borrow(kick), input)
                 .map_err(&fail)?;
         }
-        epoll
-            .add(handler, SOURCE_AGAIN, borrow(&self.again), input)
-            .map_err(&fail)
+        self.metrics.watch(kicks);
+        Ok(())
     }
 
     /// Frames from the tap to the guest.
     fn receive(&self, active: &mut Active) -> std::result::Result<End, QueueError> {
-        let Active { rx, buffers, .. } = active;
+        let Active {
+            rx, chains, ahead, ..
+        } = active;
         rx.disable_kicks()?;
-        let mut moved = 0;
-        let mut turns = 0..BURST;
+        let (mut moved, mut budget) = (false, BURST);
         let end = loop {
-            if turns.next().is_none() {
+            if budget == 0 {
                 break End::Spent;
             }
-            let Some(head) = rx.pop(buffers)? else {
+            let offered = take_buffers(rx, chains, *ahead)?;
+            budget = budget.saturating_sub(offered.max(1));
+            if offered == 0 {
                 // No buffers: the driver's next kick brings us back.
                 if rx.enable_kicks()? {
                     continue;
                 }
                 break End::Dry;
-            };
-            if buffers.writable_bytes() <= HEADER_BYTES {
-                return Err(QueueError::Buffer {
-                    at: 0,
-                    len: u32::try_from(buffers.writable_bytes()).unwrap_or(u32::MAX),
-                });
             }
-            let room = buffers.writable_bytes();
-            match self.tap.read(&buffers.writable) {
-                Ok(Some(bytes)) if bytes < HEADER_BYTES || bytes > room => {
-                    NetMetrics::add(&self.metrics.rx_short_buffers, 1);
-                    rx.undo_pop();
-                }
-                Ok(Some(bytes)) => {
-                    set_buffer_count(&buffers.writable);
-                    rx.push(head, u32::try_from(bytes).unwrap_or(u32::MAX))?;
-                    moved += 1;
-                    NetMetrics::add(&self.metrics.rx_frames, 1);
-                    NetMetrics::add(&self.metrics.rx_bytes, bytes - HEADER_BYTES);
-                }
-                Ok(None) => {
-                    rx.undo_pop();
-                    break End::Dry;
-                }
-                Err(error) => {
-                    // The tap is down or gone; its next edge brings us back.
-                    tracing::debug!(%error, "tap read failed");
-                    rx.undo_pop();
-                    break End::Dry;
-                }
+            let filled = self.read(chains, offered);
+            for _ in filled..offered {
+                rx.undo_pop();
+            }
+            for chain in chains.iter().take(filled) {
+                rx.push(chain.head, u32::try_from(chain.bytes).unwrap_or(u32::MAX))?;
+            }
+            moved |= filled > 0;
+            *ahead = (2 * filled).clamp(FEWEST_AHEAD, BATCH);
+            if filled < offered {
+                break End::Dry;
             }
         };
-        if moved > 0 && rx.notify()? {
-            NetMetrics::add(&self.metrics.interrupts, 1);
+        if moved && rx.notify()? {
+            NetMetrics::add(&self.metrics.rx_interrupts, 1);
         }
         Ok(end)
+    }
+
+    /// Reads into the first `offered` chains; how many of them, from the first, hold a frame.
+    fn read(&self, chains: &mut [Chain], offered: usize) -> usize {
+        let mut results = [0; BATCH];
+        let frames = chains.iter().take(offered);
+        let frames = frames.map(|chain| chain.buffers.writable.as_slice());
+        NetMetrics::add(&self.metrics.batches, 1);
+        if let Err(error) = self.place.batch(Way::Read, frames, &mut results) {
+            tracing::debug!(%error, "the tap's ring failed");
+            return 0;
+        }
+        let mut filled = 0;
+        for (index, result) in results.iter().take(offered).enumerate() {
+            // Errors: no frame, or the tap is down or gone; its next edge brings us back.
+            let Ok(bytes) = usize::try_from(*result) else {
+                continue;
+            };
+            let fits = (HEADER_BYTES..=chains[index].buffers.writable_bytes()).contains(&bytes);
+            // A frame that came after a read found none moves up, so that what is not used
+            // can go back to the queue.
+            if !fits || filled < index && !move_up(chains, index, filled, bytes) {
+                NetMetrics::add(&self.metrics.rx_short_buffers, 1);
+                continue;
+            }
+            let chain = &mut chains[filled];
+            chain.bytes = bytes;
+            set_buffer_count(&chain.buffers.writable);
+            NetMetrics::add(&self.metrics.rx_frames, 1);
+            NetMetrics::add(&self.metrics.rx_bytes, bytes - HEADER_BYTES);
+            filled += 1;
+        }
+        filled
     }
 
     /// Frames from the guest to the tap.
     fn transmit(&self, active: &mut Active) -> std::result::Result<End, QueueError> {
-        let Active { tx, buffers, .. } = active;
+        let Active { tx, chains, .. } = active;
         tx.disable_kicks()?;
-        let mut moved = 0;
-        let mut turns = 0..BURST;
+        let (mut moved, mut budget) = (false, BURST);
         let end = loop {
-            if turns.next().is_none() {
+            if budget == 0 {
                 break End::Spent;
             }
-            let Some(head) = tx.pop(buffers)? else {
+            let (taken, wait_ns) = self.take_frames(tx, chains)?;
+            budget = budget.saturating_sub(taken.max(1));
+            self.write(&chains[..taken]);
+            for chain in chains.iter().take(taken) {
+                tx.push(chain.head, 0)?;
+            }
+            moved |= taken > 0;
+            if let Some(wait_ns) = wait_ns {
+                NetMetrics::add(&self.metrics.tx_shaped, 1);
+                self.wake_in(wait_ns);
+                break End::Dry;
+            }
+            if taken == 0 {
                 if tx.enable_kicks()? {
                     continue;
                 }
                 break End::Dry;
-            };
-            let frame_bytes = buffers.readable_bytes().saturating_sub(HEADER_BYTES);
-            if frame_bytes < ETHERNET_BYTES || frame_bytes > self.max_frame_bytes {
-                NetMetrics::add(&self.metrics.tx_bad_length, 1);
-            } else if !self.send(&mut buffers.readable, frame_bytes) {
-                NetMetrics::add(&self.metrics.tx_stalls, 1);
-                tx.undo_pop();
-                break End::Dry;
             }
-            tx.push(head, 0)?;
-            moved += 1;
         };
-        if moved > 0 && tx.notify()? {
-            NetMetrics::add(&self.metrics.interrupts, 1);
+        if moved && tx.notify()? {
+            NetMetrics::add(&self.metrics.tx_interrupts, 1);
         }
         Ok(end)
     }
 
-    /// Sends one frame behind a header of our own: the guest's could ask for offloads that
-    /// it was not offered. False when the tap is full.
-    fn send(&self, buffers: &mut Vec<libc::iovec>, frame_bytes: usize) -> bool {
+    /// Takes as many frames as there are and may go, [`BATCH`] at most, each behind a header of
+    /// our own: the guest's could ask for offloads that it was not offered. Also in how many
+    /// ns the next may go, if it may not now.
+    fn take_frames(
+        &self,
+        tx: &mut VirtQueue,
+        chains: &mut [Chain],
+    ) -> std::result::Result<(usize, Option<u64>), QueueError> {
         static HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
-        skip(buffers, HEADER_BYTES);
-        buffers.insert(
-            0,
-            libc::iovec {
-                iov_base: HEADER.as_ptr().cast_mut().cast(),
-                iov_len: HEADER_BYTES,
-            },
-        );
-        match self.tap.write(buffers) {
-            Ok(true) => {
-                NetMetrics::add(&self.metrics.tx_frames, 1);
-                NetMetrics::add(&self.metrics.tx_bytes, frame_bytes);
-                true
+        let shaper = &self.control.shaper;
+        let mut shaper = shaper.lock().unwrap_or_else(PoisonError::into_inner);
+        if shaper.is_limited() {
+            shaper.refill(monotonic_ns());
+        }
+        for (taken, chain) in chains.iter_mut().enumerate() {
+            let Some(head) = tx.pop(&mut chain.buffers)? else {
+                return Ok((taken, None));
+            };
+            chain.head = head;
+            let frame_bytes = chain.buffers.readable_bytes().saturating_sub(HEADER_BYTES);
+            if frame_bytes < ETHERNET_BYTES || frame_bytes > self.max_frame_bytes {
+                NetMetrics::add(&self.metrics.tx_bad_length, 1);
+                chain.bytes = 0;
+                continue;
             }
-            Ok(false) => false,
-            Err(error) => {
-                tracing::debug!(%error, "tap write failed");
+            if let Some(wait_ns) = shaper.admit(frame_bytes as u64) {
+                tx.undo_pop();
+                return Ok((taken, Some(wait_ns)));
+            }
+            chain.bytes = frame_bytes;
+            skip(&mut chain.buffers.readable, HEADER_BYTES);
+            chain.buffers.readable.insert(
+                0,
+                libc::iovec {
+                    iov_base: HEADER.as_ptr().cast_mut().cast(),
+                    iov_len: HEADER_BYTES,
+                },
+            );
+        }
+        Ok((chains.len(), None))
+    }
+
+    /// Sends the frames that are fit for it. One that the tap does not take is lost, as on
+    /// any wire.
+    fn write(&self, chains: &[Chain]) {
+        let going = || chains.iter().filter(|chain| chain.bytes > 0);
+        if going().next().is_none() {
+            return;
+        }
+        let mut results = [0; BATCH];
+        let frames = going().map(|chain| chain.buffers.readable.as_slice());
+        NetMetrics::add(&self.metrics.batches, 1);
+        if let Err(error) = self.place.batch(Way::Write, frames, &mut results) {
+            tracing::debug!(%error, "the tap's ring failed");
+        }
+        for (chain, result) in going().zip(results) {
+            if result < 0 {
                 NetMetrics::add(&self.metrics.tx_errors, 1);
-                true
+            } else {
+                NetMetrics::add(&self.metrics.tx_frames, 1);
+                NetMetrics::add(&self.metrics.tx_bytes, chain.bytes);
             }
+        }
+    }
+
+    fn wake_in(&self, ns: u64) {
+        const SECOND_NS: u64 = 1_000_000_000;
+        let time = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec {
+                tv_sec: i64::try_from(ns / SECOND_NS).unwrap_or(i64::MAX),
+                tv_nsec: i64::try_from(ns % SECOND_NS).unwrap_or(0),
+            },
+        };
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time) {
+            tracing::error!(%error, "a shaped interface cannot be woken");
         }
     }
 }
 
 impl Handler for NetWorker {
-    fn ready(&mut self, source: u32, flags: EventFlags) -> bool {
+    fn ready(&mut self, source: u32, _flags: EventFlags) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = guard.paused;
         let Some(active) = guard.active.as_mut().filter(|_| !paused) else {
             return true;
         };
-        let tap = source == SOURCE_TAP;
-        let again = source == SOURCE_AGAIN;
-        let receive = source == SOURCE_RX_KICK || again || tap && flags.contains(EventFlags::IN);
-        let transmit = source == SOURCE_TX_KICK || again || tap && flags.contains(EventFlags::OUT);
+        let receive = matches!(source, SOURCE_TAP | SOURCE_RX_KICK | SOURCE_AGAIN);
+        let transmit = matches!(source, SOURCE_TX_KICK | SOURCE_TIMER | SOURCE_AGAIN);
         let mut run = || -> std::result::Result<bool, QueueError> {
             let received = if receive {
                 self.receive(active)?
@@ -230,10 +357,7 @@ impl Handler for NetWorker {
         };
         match run() {
             Ok(false) => {}
-            Ok(true) => {
-                // A full counter already means "again".
-                let _ = self.again.write(1);
-            }
+            Ok(true) => self.control.wake(),
             Err(error) => {
                 let fault = active.fault.clone();
                 guard.active = None;
@@ -242,6 +366,55 @@ impl Handler for NetWorker {
         }
         true
     }
+}
+
+/// Takes up to `wanted` buffers to receive into.
+fn take_buffers(
+    rx: &mut VirtQueue,
+    chains: &mut [Chain],
+    wanted: usize,
+) -> std::result::Result<usize, QueueError> {
+    for (taken, chain) in chains.iter_mut().take(wanted).enumerate() {
+        let Some(head) = rx.pop(&mut chain.buffers)? else {
+            return Ok(taken);
+        };
+        chain.head = head;
+        let room = chain.buffers.writable_bytes();
+        if room <= HEADER_BYTES {
+            return Err(QueueError::Buffer {
+                at: 0,
+                len: u32::try_from(room).unwrap_or(u32::MAX),
+            });
+        }
+    }
+    Ok(wanted.min(chains.len()))
+}
+
+/// Copies a frame of `bytes` from the buffers of one chain to those of an earlier one; false
+/// if they are too small.
+fn move_up(chains: &[Chain], from: usize, to: usize, bytes: usize) -> bool {
+    let [from, to] = [from, to].map(|index| &chains[index].buffers);
+    if to.writable_bytes() < bytes {
+        return false;
+    }
+    let (mut source, mut target) = (from.writable.clone(), to.writable.clone());
+    let mut left = bytes;
+    while let (Some(a), Some(b)) = (source.first(), target.first())
+        && left > 0
+    {
+        let len = a.iov_len.min(b.iov_len).min(left);
+        // SAFETY: both are buffers that the queue's walk found in guest memory, which stays
+        // mapped, and `len` is within either; volatile copies tolerate a racing guest.
+        unsafe {
+            let a = VolatileSlice::new(a.iov_base.cast(), len);
+            let b = VolatileSlice::new(b.iov_base.cast(), len);
+            a.copy_to_volatile_slice(b);
+        }
+        skip(&mut source, len);
+        skip(&mut target, len);
+        left -= len;
+    }
+    true
 }
 
 /// Drops the first `bytes` of a list of buffers.

@@ -87,9 +87,9 @@ impl VirtioPci {
         })
     }
 
-    /// The eventfd that the driver's notification of queue `index` signals.
-    pub fn kick(&self, index: usize) -> Option<Arc<EventFd>> {
-        self.kicks.get(index).map(Arc::clone)
+    /// The eventfds that the driver's notifications signal, by queue.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
     }
 
     /// Its counters.

@@ -5,8 +5,9 @@ use crate::events::Handler;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetMetrics, NetWorker};
+use crate::virtio::net::{NetMetrics, NetWorker, TapRing};
 use kvm_ioctls::Kvm;
+use ocs_vmm_spec::TransmitLimits;
 use proptest::prelude::*;
 use rustix::event::epoll::EventFlags;
 use std::path::Path;
@@ -53,7 +54,9 @@ fn interface_with(mac: [u8; 6]) -> Interface {
     vm.create_irq_chip().unwrap();
     let irqs = Arc::new(Irqs::new(Arc::clone(&vm)));
     let ram = memory::create(RAM_MIB).unwrap();
-    let (device, worker) = NetWorker::new(tap, mac, 1500).unwrap();
+    let ring = TapRing::new().unwrap();
+    let limits = TransmitLimits::default();
+    let (device, worker) = NetWorker::new(tap, &ring, mac, 1500, &limits).unwrap();
     let metrics = worker.metrics();
     let base = 0xc000_0000;
     let function =
