@@ -26,21 +26,20 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The newest 6.12 in the cache, else the newest that Debian has.
-    pub fn get(flavour: Flavour) -> Result<Self> {
+    /// The newest of `series` (`6.12`) in the cache, else the newest that Debian has.
+    pub fn get(series: &str, flavour: Flavour) -> Result<Self> {
         let cache = places::cache()?.join("kernels");
         fs::create_dir_all(&cache)?;
         let cached = fs::read_dir(&cache)?
             .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
-        if let Some(package) = newest(cached, flavour) {
+        if let Some(package) = newest(cached, series, flavour) {
             let folder = cache.join(&package);
             return Ok(Self { package, folder });
         }
-        let offered = sh::output(Command::new("apt-cache").args(["pkgnames", "linux-image-6.12"]))?;
-        let Some(package) = newest(offered.lines().map(String::from), flavour) else {
-            bail!(
-                "Debian's package list has no linux-image-6.12…-amd64; run `apt-get update` first"
-            );
+        let prefix = format!("linux-image-{series}.");
+        let offered = sh::output(Command::new("apt-cache").args(["pkgnames", &prefix]))?;
+        let Some(package) = newest(offered.lines().map(String::from), series, flavour) else {
+            bail!("Debian's package list has no {prefix}…-amd64; run `apt-get update` first");
         };
         let folder = cache.join(&package);
         sh::step(&format!("fetch {package} for the lab"), || {
@@ -71,11 +70,12 @@ impl Kernel {
     }
 }
 
-/// The newest package of this flavour among `names`.
-fn newest(names: impl Iterator<Item = String>, flavour: Flavour) -> Option<String> {
+/// The newest package of this series and flavour among `names`.
+fn newest(names: impl Iterator<Item = String>, series: &str, flavour: Flavour) -> Option<String> {
+    let prefix = format!("linux-image-{series}.");
     names
         .filter(|name| {
-            name.strip_prefix("linux-image-6.12.")
+            name.strip_prefix(&prefix)
                 .and_then(|rest| rest.strip_suffix("-amd64"))
                 .is_some_and(|version| match flavour {
                     Flavour::Cloud => version.ends_with("-cloud"),
@@ -229,10 +229,17 @@ mod tests {
             "linux-image-6.12.117+deb12-amd64-unsigned",
             "linux-image-6.12.118+deb12-rt-amd64",
             "linux-image-6.12.43+deb12-cloud-amd64",
+            "linux-image-6.1.0-54-cloud-amd64",
         ];
-        let pick = |flavour| newest(names.iter().map(|&name| name.to_owned()), flavour);
+        let pick = |flavour| newest(names.iter().map(|&name| name.to_owned()), "6.12", flavour);
         assert_eq!(pick(Flavour::Generic).as_deref(), Some(names[1]));
         assert_eq!(pick(Flavour::Cloud).as_deref(), Some(names[4]));
+        let old = newest(
+            names.iter().map(|&name| name.to_owned()),
+            "6.1",
+            Flavour::Cloud,
+        );
+        assert_eq!(old.as_deref(), Some(names[5]));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use stock::{CMDLINE, StockGuest};
 
 use crate::setup::{self, Need};
 use crate::sh;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use snapshot::Snapshot;
 use std::path::PathBuf;
@@ -37,6 +37,12 @@ pub enum Action {
         /// The command and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Run the VMM's tests with stock kernels (vmm/tests/stock.rs)
+    Vmm {
+        /// Arguments of the test program, such as a part of a test's name
+        #[arg(last = true)]
+        arguments: Vec<String>,
     },
     /// Put the stock guest's vmlinux, initrd and root.ext4 into a folder
     Guest {
@@ -59,6 +65,7 @@ pub fn run(action: Option<Action>) -> Result<u8> {
             let mut session = Session::start(&snapshot, &work, &[])?;
             session.run(&shell_line(&command), &mut std::io::stdout())
         }
+        Some(Action::Vmm { arguments }) => vmm_tests(&arguments, &mut std::io::stdout()),
         Some(Action::Guest { folder }) => {
             setup::ensure(&[Need::Lab])?;
             std::fs::create_dir_all(&folder)?;
@@ -83,6 +90,35 @@ pub fn run(action: Option<Action>) -> Result<u8> {
             Session::start(&snapshot, &work, &[])?.shell()
         }
     }
+}
+
+/// Runs `vmm/tests/stock.rs` in the emulated host; its lines go to `out`. Yields its exit code.
+pub fn vmm_tests(arguments: &[String], out: &mut dyn std::io::Write) -> Result<u8> {
+    let program = test_program()?;
+    let (snapshot, work) = (prepare()?, Work::new()?);
+    stock::tested_guests(work.path())?;
+    let mut words = vec![program, "--test-threads=1".to_owned()];
+    words.extend_from_slice(arguments);
+    let line = format!("OCS_STOCK_GUESTS=/lab {}", shell_line(&words));
+    Session::start(&snapshot, &work, &[])?.run(&line, out)
+}
+
+/// Builds the test program and says where it is.
+fn test_program() -> Result<String> {
+    let messages = sh::output(sh::cargo().args([
+        "test",
+        "--locked",
+        "--package=ocs-vmm",
+        "--test=stock",
+        "--no-run",
+        "--message-format=json",
+    ]))?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "stock")
+        .find_map(|message| message["executable"].as_str().map(String::from))
+        .context("cargo built no test program `stock`")
 }
 
 /// The words as one line for a POSIX shell.

@@ -34,7 +34,7 @@ impl Snapshot {
         let folder = places::cache()?.join("lab");
         fs::create_dir_all(&folder)?;
         let _lock = lock(&folder)?;
-        let kernel = Kernel::get(Flavour::Generic)?;
+        let kernel = Kernel::get(super::stock::NEWEST, Flavour::Generic)?;
         let qemu = sh::output(Command::new("qemu-system-x86_64").arg("--version"))?;
         let mut hash = DefaultHasher::new();
         (&kernel.package, initramfs::MODULES, initramfs::INIT, qemu).hash(&mut hash);

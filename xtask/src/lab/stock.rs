@@ -12,6 +12,34 @@ use std::process::Command;
 /// The drivers that the cloud kernel has as modules; PCI, ext4 and the rest are built in.
 const MODULES: &[&str] = &["virtio_blk", "virtio_net"];
 
+/// The series that most of the lab runs.
+pub const NEWEST: &str = "6.12";
+/// Debian's kernels that the VMM's own tests boot: bookworm's backport and its own.
+const SERIES: [&str; 2] = [NEWEST, "6.1"];
+/// What those tests use of it.
+const TESTED_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "evdev",
+    "button",
+];
+
+/// Puts what `vmm/tests/stock.rs` boots into `folder`: for each series a vmlinux and an
+/// initial RAM disk.
+pub fn tested_guests(folder: &Path) -> Result<()> {
+    for series in SERIES {
+        let kernel = Kernel::get(series, Flavour::Cloud)?;
+        let initrd = Tree::new(&["dev", "proc", "sys", "tmp"])?;
+        initrd.modules(&kernel, TESTED_MODULES)?;
+        initrd.script("init", include_str!("l2-vmm.sh"))?;
+        fs::write(folder.join(format!("initrd-{series}")), initrd.archive()?)?;
+        std::os::unix::fs::symlink(kernel.vmlinux(), folder.join(format!("vmlinux-{series}")))?;
+    }
+    Ok(())
+}
+
 /// The guest's command line.
 pub const CMDLINE: &str = "console=ttyS0 quiet root=/dev/vda rw panic=-1";
 
@@ -30,7 +58,7 @@ pub struct StockGuest {
 impl StockGuest {
     /// Makes initrd and root in `folder`.
     pub fn build(folder: &Path) -> Result<Self> {
-        let kernel = Kernel::get(Flavour::Cloud)?;
+        let kernel = Kernel::get(NEWEST, Flavour::Cloud)?;
         let initrd = Tree::new(&["dev", "proc", "sys", "new"])?;
         initrd.modules(&kernel, MODULES)?;
         initrd.script("init", include_str!("l2-initrd.sh"))?;

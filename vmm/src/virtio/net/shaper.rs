@@ -199,14 +199,14 @@ mod tests {
         /// late its timer fires, as long as the burst covers the lateness.
         #[test]
         fn a_backlog_is_sent_at_the_exact_rate(
-            per_s in 1_000_000u64..2_000_000_000, late_ns in 0u64..100_000,
+            per_s in 1_000_000u64..200_000_000, late_ns in 0u64..100_000,
         ) {
             const FRAME: u64 = 1_000;
             let burst = 4 * FRAME + per_s / 1_000;
             let limits = TransmitLimits { bytes: limit(per_s, burst), packets: None };
             let mut shaper = Shaper::new(&limits, 0);
             let (mut now, mut sent) = (0u64, 0u64);
-            while now < 20_000_000 {
+            while now < 5_000_000 {
                 shaper.refill(now);
                 match shaper.admit(FRAME) {
                     None => sent += FRAME,

@@ -1,0 +1,189 @@
+//! Debian's kernels as Debian ships them, in the emulated host (`cargo xtask lab vmm`): disk
+//! and network under load, hot-plug of both, reboot, power button.
+//!
+//! The guest is `xtask/src/lab/l2-vmm.sh`.
+
+mod common;
+
+use common::storaged::Storaged;
+use common::{Bench, Control, STOCK_GUESTS, Vmm, wait_for};
+use libtest_mimic::{Arguments, Trial};
+use ocs_storaged_api::VolumeKind;
+use ocs_vmm::virtio::net::tap::Tap;
+use ocs_vmm_spec::control::{Reply, Request};
+use ocs_vmm_spec::exit::ExitReason;
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How a machine ends.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Reboot,
+    PowerButton,
+}
+
+fn main() {
+    let guests = std::env::var_os(STOCK_GUESTS).map(PathBuf::from);
+    let mut trials = Vec::new();
+    for series in ["6.12", "6.1"] {
+        for (vcpus, end) in [(1, End::PowerButton), (2, End::Reboot)] {
+            let guests = guests.clone();
+            let name = format!("debian_{series}_{vcpus}_vcpus_pci");
+            let trial = Trial::test(name, move || {
+                machine(&guests.unwrap_or_default(), series, vcpus, end);
+                Ok(())
+            });
+            trials.push(match std::env::var_os(STOCK_GUESTS) {
+                Some(_) => trial,
+                None => trial.with_ignored_flag(true).with_kind("needs the lab"),
+            });
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn machine(guests: &Path, series: &str, vcpus: u8, end: End) {
+    let _echo = [tap("stock0", "10.9.0.1"), tap("stock1", "10.9.1.1")];
+    let mut bench = Bench::new(&[]);
+    let cmdline = match end {
+        End::Reboot => "console=ttyS0 quiet panic=-1 reboot=test",
+        End::PowerButton => "console=ttyS0 quiet panic=-1",
+    };
+    let file = |name: &str| json!({"path": guests.join(format!("{name}-{series}"))});
+    let boot = json!({"kernel": file("vmlinux"), "initrd": file("initrd"), "cmdline": cmdline});
+    bench.spec["boot"] = boot;
+    bench.spec["vcpus"] = json!(vcpus);
+    bench.spec["memory_mib"] = json!(256);
+    let net = json!({
+        "id": "eni0", "tap": {"path": "stock0"}, "mac": "02:00:00:00:00:01", "mtu": 1500,
+    });
+    bench.spec["net"] = json!([net]);
+    let listener = json!({"path": bench.path("root.sock")});
+    bench.spec["block"] = json!([{"id": "root", "listener": listener, "backend_uid": 0}]);
+
+    let mut vmm = bench.start();
+    let storaged = Storaged::start(bench.dir.path());
+    storaged.attach("root", VolumeKind::Persistent, bench.path("root.sock"));
+    let console = said(&mut vmm, "stock: ready");
+    assert!(
+        console.contains(&format!("stock: kernel={series}.")),
+        "{console}"
+    );
+    assert!(console.contains(&format!(" cpus={vcpus}")), "{console}");
+    for ok in [
+        "stock: disk vda sectors=131072 ",
+        "stock: net eth0 bytes=2097152 ",
+    ] {
+        assert!(console.contains(ok), "{ok}: {console}");
+    }
+    let mut control = vmm.control();
+    assert!(control.counter("net.eni0.rx_interrupts") > 0);
+    hot_plug(&bench, &mut vmm, &mut control, &storaged);
+
+    let expected = match end {
+        End::Reboot => ExitReason::GuestReset,
+        End::PowerButton => {
+            said(&mut vmm, "stock: waiting for the button");
+            assert_eq!(control.ask(&Request::PowerButton), Reply::Ok);
+            ExitReason::GuestShutdown
+        }
+    };
+    let (status, stderr, record) = vmm.finish();
+    let console = bench.console();
+    assert!(
+        status.success() && record.reason == expected,
+        "{record:?} {stderr}: {console}"
+    );
+    for line in console.lines().filter(|line| line.contains("stock: ")) {
+        println!("    {}", line.trim_end());
+    }
+}
+
+/// A disk and an interface come, are used, and go.
+fn hot_plug(bench: &Bench, vmm: &mut Vmm, control: &mut Control, storaged: &Storaged) {
+    let socket = bench.path("hot.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let block = json!({"id": "hot", "listener": {"fd": 0}, "backend_uid": 0});
+    let request = json!({"cmd": "add_block", "block": block}).to_string();
+    assert_eq!(control.pass(&request, &[listener.as_fd()]), Reply::Ok);
+    storaged.attach("hot", VolumeKind::Ephemeral, socket);
+    said(vmm, "stock: disk vdb sectors=131072 ");
+    assert!(control.devices()["hot"].driven);
+    let id = "hot".to_owned();
+    assert_eq!(
+        control.ask(&Request::RemoveBlock { id, force: false }),
+        Reply::Ok
+    );
+    said(vmm, "stock: vdb gone");
+    wait_gone(control, "hot");
+
+    let tap = Tap::open(Path::new("stock1")).unwrap();
+    let net = json!({"id": "eni1", "tap": {"fd": 0}, "mac": "02:00:00:00:00:02", "mtu": 1500});
+    let request = json!({"cmd": "add_net", "net": net}).to_string();
+    assert_eq!(control.pass(&request, &[tap.as_fd()]), Reply::Ok);
+    drop(tap);
+    said(vmm, "stock: net eth1 bytes=2097152 ");
+    let id = "eni1".to_owned();
+    assert_eq!(
+        control.ask(&Request::RemoveNet { id, force: false }),
+        Reply::Ok
+    );
+    said(vmm, "stock: eth1 gone");
+    wait_gone(control, "eni1");
+}
+
+fn wait_gone(control: &mut Control, id: &str) {
+    wait_for("end of the device", || {
+        (!control.devices().contains_key(id)).then_some(())
+    });
+}
+
+/// The console once it holds `text`, unless something went wrong before.
+fn said(vmm: &mut Vmm, text: &str) -> String {
+    let console = vmm.wait_console_unless(
+        text,
+        &["MISMATCH", "BUG:", "Oops", "Call Trace", "is not in"],
+    );
+    assert!(console.contains(text), "no {text:?}: {console}");
+    console
+}
+
+/// A tap of this host, gone with the value, behind which a server echoes what it gets once
+/// the peer has said all.
+struct EchoTap(&'static str);
+
+fn tap(name: &'static str, address: &str) -> EchoTap {
+    let mut steps = vec![format!("tuntap add {name} mode tap vnet_hdr")];
+    steps.push(format!("address add {address}/24 dev {name}"));
+    steps.push(format!("link set {name} up"));
+    for step in steps {
+        ip(&step);
+    }
+    let listener = TcpListener::bind((address, 9000)).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut bytes = Vec::new();
+            // A peer that went away asks again.
+            let _ = stream
+                .read_to_end(&mut bytes)
+                .and_then(|_| stream.write_all(&bytes));
+        }
+    });
+    EchoTap(name)
+}
+
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+impl Drop for EchoTap {
+    fn drop(&mut self) {
+        ip(&format!("link delete {}", self.0));
+    }
+}
