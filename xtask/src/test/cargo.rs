@@ -108,7 +108,7 @@ impl Counts {
     /// libtest's line about one test: `test NAME ... OUTCOME`. The outcome may stand
     /// on a later line when a test prints past the capture; the `test result:` line
     /// of its program is the one that counts passes.
-    fn read_line(&mut self, line: &str) {
+    pub fn read_line(&mut self, line: &str) {
         if let Some(totals) = line.strip_prefix("test result: ") {
             self.passed += totals
                 .split([' ', '.', ';'])
