@@ -60,7 +60,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?)
             .map_err(host("map the console ring"))?,
         rtc: Rtc::default(),
-        power: Power::new(irqs.line(layout::EVENT_GSI)?),
+        power: Power::new(irqs.pin(layout::EVENT_GSI)?),
         pci: PciRoot::default(),
         hotplug: Hotplug::new(share(&news)?),
         metrics: BusMetrics::default(),

@@ -28,7 +28,7 @@ use crate::virtio::pci::VirtioPci;
 use crate::virtio::{Metrics, VirtioDevice};
 use kvm_ioctls::VmFd;
 use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
-use ocs_vmm_spec::{Block, Net, TransmitLimits, parse_mac};
+use ocs_vmm_spec::{Block, Net, TransmitLimits};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -61,6 +61,8 @@ struct Device {
     id: String,
     kind: DeviceKind,
     slot: Slot,
+    /// Those of the start are on the bus before a backend comes.
+    when: When,
     state: DeviceState,
     function: Arc<VirtioPci>,
     counters: Vec<Arc<dyn Metrics>>,
@@ -116,8 +118,7 @@ impl Devices {
         let mut inner = self.lock();
         let slot = inner.free_slot(&net.id)?;
         let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
-        let mac = parse_mac(&net.mac).unwrap_or_default();
-        let (device, worker) = NetWorker::new(tap, &self.ring, mac, net.mtu, &net.transmit)?;
+        let (device, worker) = NetWorker::new(tap, &self.ring, net)?;
         let function = self.function(&net.id, Box::new(device), slot, when)?;
         let handler = self.epoll.new_id();
         worker.watch(&self.epoll, handler, function.kicks())?;
@@ -125,6 +126,7 @@ impl Devices {
             id: net.id.clone(),
             kind: DeviceKind::Net,
             slot,
+            when,
             state: DeviceState::Plugged,
             counters: vec![worker.metrics(), function.metrics()],
             function,
@@ -151,6 +153,7 @@ impl Devices {
             id: block.id.clone(),
             kind: DeviceKind::Block,
             slot,
+            when,
             state: DeviceState::Waiting,
             counters: vec![worker.metrics(), function.metrics()],
             function,
@@ -218,9 +221,9 @@ impl Devices {
             .devices
             .iter_mut()
             .filter(|device| device.state == DeviceState::Waiting && !device.is_missing())
-            .map(|device| {
+            .filter_map(|device| {
                 device.state = DeviceState::Plugged;
-                device.slot
+                (device.when == When::Later).then_some(device.slot)
             })
             .collect();
         for slot in came {
@@ -265,12 +268,13 @@ impl Devices {
         }
     }
 
-    /// Disks on the bus whose backend has never connected.
+    /// Disks of the spec whose backend has never connected.
     pub fn missing_disks(&self) -> Vec<String> {
         self.lock()
             .devices
             .iter()
-            .filter(|device| device.state == DeviceState::Waiting && device.is_missing())
+            .filter(|device| device.when == When::Start && device.is_missing())
+            .filter(|device| device.state == DeviceState::Waiting)
             .map(|device| device.id.clone())
             .collect()
     }

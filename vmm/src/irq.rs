@@ -12,6 +12,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry,
 };
 use kvm_ioctls::VmFd;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -29,6 +30,29 @@ pub struct Msi {
     pub data: u32,
 }
 
+/// A pin of the IOAPIC, raised by a thread of this process.
+pub struct Line {
+    event: EventFd,
+    irqs: Option<Arc<Irqs>>,
+}
+
+impl Line {
+    /// Raises it once.
+    pub fn raise(&self) -> io::Result<()> {
+        if let Some(irqs) = &self.irqs {
+            irqs.leave_pics()?;
+        }
+        self.event.write(1)
+    }
+}
+
+impl From<EventFd> for Line {
+    /// A line that leads nowhere but into `event`.
+    fn from(event: EventFd) -> Self {
+        Self { event, irqs: None }
+    }
+}
+
 /// The VM's routing table.
 pub struct Irqs {
     vm: Arc<VmFd>,
@@ -41,6 +65,8 @@ struct Routes {
     messages: Vec<Msi>,
     /// Released by devices that went.
     free: Vec<Gsi>,
+    /// KVM has this table, and not its own.
+    is_committed: bool,
     /// While a snapshot is loaded: events to attach once all routes are known.
     deferred: Option<Vec<(EventFd, Gsi)>>,
 }
@@ -71,7 +97,7 @@ impl Irqs {
             return Ok(());
         };
         if !deferred.is_empty() {
-            self.commit(&routes.messages)?;
+            self.commit(&mut routes)?;
         }
         for (event, gsi) in deferred {
             self.vm.register_irqfd(&event, gsi.0)?;
@@ -86,6 +112,24 @@ impl Irqs {
             .register_irqfd(&event, gsi)
             .map_err(kvm("attach an interrupt line"))?;
         Ok(event)
+    }
+
+    /// The same, which raises nothing but the pin.
+    pub fn pin(self: &Arc<Self>, gsi: u32) -> Result<Line> {
+        Ok(Line {
+            event: self.line(gsi)?,
+            irqs: Some(Arc::clone(self)),
+        })
+    }
+
+    /// Takes the pins from the 8259s, to which KVM routes them at first: those would turn an
+    /// early edge into an exception of a guest that has not set them up.
+    fn leave_pics(&self) -> std::result::Result<(), kvm_ioctls::Error> {
+        let mut routes = self.lock();
+        if routes.is_committed {
+            return Ok(());
+        }
+        self.commit(&mut routes)
     }
 
     /// Reserves a GSI for one message-signalled interrupt.
@@ -121,7 +165,7 @@ impl Irqs {
         if routes.deferred.is_some() {
             return Ok(());
         }
-        self.commit(&routes.messages)
+        self.commit(&mut routes)
     }
 
     /// Lets `event` raise `gsi`. An event signalled before fires at once.
@@ -141,7 +185,7 @@ impl Irqs {
         self.vm.unregister_irqfd(event, gsi.0)
     }
 
-    fn commit(&self, messages: &[Msi]) -> std::result::Result<(), kvm_ioctls::Error> {
+    fn commit(&self, routes: &mut Routes) -> std::result::Result<(), kvm_ioctls::Error> {
         let mut entries: Vec<kvm_irq_routing_entry> = Vec::new();
         for pin in 0..layout::IOAPIC_PINS {
             let mut entry = kvm_irq_routing_entry {
@@ -153,7 +197,7 @@ impl Irqs {
             entry.u.irqchip.pin = pin;
             entries.push(entry);
         }
-        for (gsi, message) in (layout::IOAPIC_PINS..).zip(messages) {
+        for (gsi, message) in (layout::IOAPIC_PINS..).zip(&routes.messages) {
             if *message == Msi::default() {
                 continue;
             }
@@ -170,7 +214,9 @@ impl Irqs {
         }
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
-        self.vm.set_gsi_routing(&routing)
+        self.vm.set_gsi_routing(&routing)?;
+        routes.is_committed = true;
+        Ok(())
     }
 }
 

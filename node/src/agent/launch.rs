@@ -254,6 +254,7 @@ impl Machine {
                 mtu: u16::try_from(eni.mtu)
                     .map_err(|_| EffectError::Permanent(format!("{}: MTU {}", eni.id, eni.mtu)))?,
                 transmit: spec::TransmitLimits::default(),
+                offloads: false,
             });
         }
         run.set_owner(owner).doing("owner.json")?;

@@ -160,6 +160,11 @@ pub struct Net {
     /// What the guest may send; frames over it wait in its queue.
     #[serde(default)]
     pub transmit: TransmitLimits,
+    /// Offer checksum and segmentation offloads both ways. Only for a tap whose packet path
+    /// keeps their metadata (TCX does; XDP redirection loses it silently), from the first
+    /// frame on: the guest then chooses by itself what it uses.
+    #[serde(default)]
+    pub offloads: bool,
 }
 
 /// Limits of what a guest sends, each with a burst that it starts with; none: no limit.

@@ -177,10 +177,13 @@ impl Vmm {
             if console.contains(text) || others.iter().any(|other| console.contains(other)) {
                 return Some(console);
             }
-            assert!(
-                self.child.try_wait().unwrap().is_none(),
-                "the VMM ended; console: {console}"
-            );
+            if self.child.try_wait().unwrap().is_some() {
+                let mut stderr = String::new();
+                if let Some(pipe) = &mut self.child.stderr {
+                    pipe.read_to_string(&mut stderr).unwrap();
+                }
+                panic!("the VMM ended: {stderr}; console: {console}");
+            }
             None
         })
     }

@@ -1,5 +1,6 @@
 //! The driver's side of the interface.
 
+use super::offloads::{OFFERED, Offloads};
 use super::ring::BATCH;
 use super::{Active, Chain, Inner, QUEUE_SIZE, RX, Shared, TX, persist};
 use crate::virtio::{
@@ -17,6 +18,7 @@ const LINK_UP: u16 = 1;
 pub struct NetDevice {
     /// MAC, status, max_virtqueue_pairs, MTU (§5.1.4).
     config: Config,
+    offered: u64,
     shared: Shared,
 }
 
@@ -24,14 +26,20 @@ pub struct NetDevice {
 pub(super) type Config = [u8; 12];
 
 impl NetDevice {
-    /// An interface with this address and MTU, whose queues go to the worker through `shared`.
-    pub(super) fn new(mac: [u8; 6], mtu: u16, shared: Shared) -> Self {
+    /// An interface with this address, MTU and offer of offloads, whose queues go to the worker
+    /// through `shared`.
+    pub(super) fn new(mac: [u8; 6], mtu: u16, offloads: bool, shared: Shared) -> Self {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac);
         config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
         config[8..10].copy_from_slice(&1u16.to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Self { config, shared }
+        let base = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS;
+        Self {
+            config,
+            offered: if offloads { base | OFFERED } else { base },
+            shared,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -49,7 +57,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_MAC | F_MTU | F_STATUS
+        self.offered
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
@@ -69,6 +77,8 @@ impl VirtioDevice for NetDevice {
             tx: take(TX)?,
             fault: activation.fault,
             chains: std::iter::repeat_with(Chain::default).take(BATCH).collect(),
+            offloads: Offloads::new(activation.features),
+            is_new: true,
             ahead: BATCH,
         };
         // The worker looks at both queues, whatever was kicked or arrived before.

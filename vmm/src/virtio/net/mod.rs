@@ -3,16 +3,18 @@
 //! ```text
 //!  device.rs   what the driver sees: features, MAC, MTU; activate and reset
 //!  worker.rs   what moves frames, on the event thread:  tap ⇄ queues
+//!  offloads.rs what a driver may leave to us, if anything
 //!  ring.rs     32 of them by one system call (io_uring)
 //!  shaper.rs   transmit limits     tap.rs   the descriptor     metrics.rs   counters
 //!  persist.rs  snapshots
 //! ```
-//! No offload is offered: the XDP programs on the tap would silently lose checksum
-//! and segmentation metadata. Each frame is whole, in one buffer chain, and crosses
+//! Offloads are offered only where the spec says that the packet path keeps them: XDP
+//! programs on the tap would silently lose checksum and segmentation metadata. Each frame is whole, in one buffer chain, and crosses
 //! without a copy in this process.
 
 mod device;
 mod metrics;
+mod offloads;
 mod persist;
 mod ring;
 mod shaper;
@@ -28,6 +30,7 @@ pub use worker::{NetControl, NetWorker};
 
 use super::Fault;
 use super::queue::{Buffers, VirtQueue};
+use offloads::Offloads;
 use std::sync::{Arc, Mutex};
 
 /// `struct virtio_net_hdr_v1` (§5.1.6), equal to the tap's `vnet_hdr` of this size.
@@ -46,6 +49,9 @@ struct Active {
     fault: Fault,
     /// Room for one batch.
     chains: Vec<Chain>,
+    offloads: Offloads,
+    /// The tap does not know them yet.
+    is_new: bool,
     /// Buffers to offer the tap next: by how many frames came last.
     ahead: usize,
 }
@@ -71,4 +77,4 @@ struct Inner {
 type Shared = Arc<Mutex<Inner>>;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::virtio) mod tests;

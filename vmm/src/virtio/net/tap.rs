@@ -30,10 +30,16 @@ impl Tap {
         let bytes = libc::c_int::try_from(HEADER_BYTES).unwrap_or(0);
         // SAFETY: the argument points to an int, as TUNSETVNETHDRSZ expects.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })?;
-        // SAFETY: TUNSETOFFLOAD takes its flags as a plain integer.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0) })?;
         inherit::set_nonblocking(&file)?;
-        Ok(Self(file))
+        let tap = Self(file);
+        tap.set_offloads(0)?;
+        Ok(tap)
+    }
+
+    /// Which unfinished frames (`TUN_F_*`) the guest takes.
+    pub fn set_offloads(&self, flags: libc::c_uint) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes its flags as a plain integer.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
     }
 
     /// Opens the tap called `name`, making it if need be.

@@ -5,12 +5,13 @@
 mod tap;
 mod tracer;
 
+use super::offloads::OFFERED;
 use super::tap::Tap;
 use super::*;
 use crate::events::EventLoop;
 use crate::memory::{self, GuestRam};
 use crate::virtio::{Activation, F_EVENT_IDX, F_VERSION_1, VirtioDevice};
-use ocs_vmm_spec::{RateLimit, TransmitLimits};
+use ocs_vmm_spec::{Net, RateLimit, Source, TransmitLimits};
 use std::sync::atomic::Ordering;
 use tracer::{Tracer, window};
 use virtio_queue::{Queue, QueueT};
@@ -70,15 +71,30 @@ impl Ring {
             .unwrap();
     }
 
-    /// Makes one buffer available, and kicks if the device asked for it.
+    /// Makes a buffer with `bytes` available.
+    fn add_bytes(&mut self, bytes: &[u8]) {
+        let at = self.buffer(self.next % SIZE);
+        self.ram.write_slice(bytes, GuestAddress(at)).unwrap();
+        self.add_len(0, bytes.len());
+    }
+
+    fn buffer(&self, index: u16) -> u64 {
+        self.at + 0x10_000 + u64::from(index) * 0x1000
+    }
+
     fn add(&mut self, flags: u16) {
-        let index = self.next % SIZE;
-        let buffer = self.at + 0x10_000 + u64::from(index) * 0x1000;
         let len = if flags == WRITABLE {
             2048
         } else {
             HEADER_BYTES + FRAME_BYTES
         };
+        self.add_len(flags, len);
+    }
+
+    /// Makes one buffer available, and kicks if the device asked for it.
+    fn add_len(&mut self, flags: u16, len: usize) {
+        let index = self.next % SIZE;
+        let buffer = self.buffer(index);
         let descriptor = self.at + u64::from(index) * 16;
         self.ram
             .write_obj(buffer, GuestAddress(descriptor))
@@ -131,11 +147,32 @@ struct Rig {
     _device: NetDevice,
 }
 
+/// An interface of the spec.
+pub(in crate::virtio) fn interface(offloads: bool) -> Net {
+    Net {
+        id: "eni".to_owned(),
+        tap: Source::Fd(-1),
+        mac: "02:00:00:00:00:01".to_owned(),
+        mtu: 1500,
+        transmit: TransmitLimits::default(),
+        offloads,
+    }
+}
+
 fn rig(limits: &TransmitLimits) -> Rig {
+    rig_with(limits, 0)
+}
+
+/// A driver that accepts `features`.
+fn rig_with(limits: &TransmitLimits, features: u64) -> Rig {
     let (file, host) = tap::make();
     let ring = TapRing::new().unwrap();
     let tap = Tap::new(file).unwrap();
-    let (mut device, worker) = NetWorker::new(tap, &ring, [2; 6], 1500, limits).unwrap();
+    let net = Net {
+        transmit: *limits,
+        ..interface(features & OFFERED != 0)
+    };
+    let (mut device, worker) = NetWorker::new(tap, &ring, &net).unwrap();
     let (metrics, control) = (worker.metrics(), worker.control());
     let ram = memory::create(16).unwrap();
     let (rx, tx) = (Ring::new(&ram, 0x10_0000), Ring::new(&ram, 0x40_0000));
@@ -148,7 +185,7 @@ fn rig(limits: &TransmitLimits) -> Rig {
     device
         .activate(Activation {
             ram,
-            features: F_VERSION_1 | F_EVENT_IDX,
+            features: F_VERSION_1 | F_EVENT_IDX | features,
             queues: vec![Some(rx.device_side()), Some(tx.device_side())],
             fault: Fault {
                 status: Arc::default(),
@@ -323,4 +360,53 @@ fn frames_over_the_limit_wait_in_the_queue() {
     rig.control.limit(&TransmitLimits::default());
     rig.turn();
     rig.transmit_burst(false);
+}
+
+/// A TCP segment of 3,000 bytes that the guest leaves to us: three frames on the wire if the
+/// header counts, none if the guest was not offered that.
+#[test]
+fn a_frame_to_be_segmented_goes_only_where_offloads_were_agreed() {
+    const SEGMENT: usize = 1000;
+    for (features, expected) in [(OFFERED, 1), (0, 0)] {
+        let mut rig = rig_with(&TransmitLimits::default(), features);
+        let packet = tcp_packet(3 * SEGMENT);
+        // flags NEEDS_CSUM, gso TCPV4, header length, segment, checksum at 34 + 16.
+        let mut header = vec![1, 1];
+        for half in [54u16, 1000, 34, 16, 0] {
+            header.extend_from_slice(&half.to_le_bytes());
+        }
+        let frame = [header, packet].concat();
+        rig.tx.add_bytes(&frame);
+        rig.turn();
+        assert_eq!(rig.tx.reap(), 1);
+        assert_eq!(rig.sent(), expected);
+        let refused = rig.metrics.tx_bad_length.load(Ordering::Relaxed);
+        assert_eq!(refused, 1 - expected);
+        if expected > 0 {
+            let got = rig.host.receive("the frame", |frame| {
+                (frame.get(12..14)? == [8, 0] && frame.get(23)? == &6).then(|| frame.len())
+            });
+            assert_eq!(
+                got,
+                54 + 3 * SEGMENT,
+                "the host's stack sees it whole, as a guest would"
+            );
+        }
+    }
+}
+
+fn tcp_packet(payload: usize) -> Vec<u8> {
+    let mut packet = vec![0xff; 6];
+    packet.extend_from_slice(&[2, 0, 0, 0, 0, 1, 8, 0]);
+    let len = u16::try_from(40 + payload).unwrap();
+    let mut ip = vec![0x45, 0];
+    ip.extend_from_slice(&len.to_be_bytes());
+    ip.extend_from_slice(&[0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    packet.extend_from_slice(&ip);
+    let tcp = [
+        0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0,
+    ];
+    packet.extend_from_slice(&tcp);
+    packet.resize(14 + 40 + payload, 7);
+    packet
 }

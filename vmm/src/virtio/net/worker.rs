@@ -9,6 +9,7 @@
 //! A burst is bounded, so that one busy interface cannot starve the others. Between two
 //! bursts nothing is in flight: what was taken from a queue and not used went back.
 
+use super::offloads::Offloads;
 use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
 use super::shaper::Shaper;
 use super::tap::Tap;
@@ -18,7 +19,7 @@ use crate::error::{Error, Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
 use crate::irq::{borrow, new_event};
 use crate::virtio::queue::{QueueError, VirtQueue};
-use ocs_vmm_spec::TransmitLimits;
+use ocs_vmm_spec::{Net, TransmitLimits, parse_mac};
 use rustix::event::epoll::EventFlags;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -50,7 +51,7 @@ pub struct NetWorker {
     place: Place,
     shared: Shared,
     metrics: Arc<NetMetrics>,
-    max_frame_bytes: usize,
+    mtu: usize,
     control: Arc<NetControl>,
     /// Wakes this worker when frames may go that had to wait.
     timer: OwnedFd,
@@ -88,15 +89,10 @@ enum End {
 
 impl NetWorker {
     /// The two halves of an interface, whose frames go through `ring`.
-    pub fn new(
-        tap: Tap,
-        ring: &SharedRing,
-        mac: [u8; 6],
-        mtu: u16,
-        limits: &TransmitLimits,
-    ) -> Result<(NetDevice, Self)> {
+    pub fn new(tap: Tap, ring: &SharedRing, net: &Net) -> Result<(NetDevice, Self)> {
         let shared = Shared::default();
-        let device = NetDevice::new(mac, mtu, Arc::clone(&shared));
+        let mac = parse_mac(&net.mac).unwrap_or_default();
+        let device = NetDevice::new(mac, net.mtu, net.offloads, Arc::clone(&shared));
         let place = TapRing::adopt(ring, &tap).map_err(host("register a tap"))?;
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
@@ -108,9 +104,9 @@ impl NetWorker {
             place,
             shared,
             metrics: Arc::default(),
-            max_frame_bytes: usize::from(mtu) + ETHERNET_BYTES + VLAN_BYTES,
+            mtu: usize::from(net.mtu),
             control: Arc::new(NetControl {
-                shaper: Mutex::new(Shaper::new(limits, monotonic_ns())),
+                shaper: Mutex::new(Shaper::new(&net.transmit, monotonic_ns())),
                 again: new_event()?,
             }),
             timer,
@@ -220,14 +216,19 @@ impl NetWorker {
 
     /// Frames from the guest to the tap.
     fn transmit(&self, active: &mut Active) -> std::result::Result<End, QueueError> {
-        let Active { tx, chains, .. } = active;
+        let Active {
+            tx,
+            chains,
+            offloads,
+            ..
+        } = active;
         tx.disable_kicks()?;
         let (mut moved, mut budget) = (false, BURST);
         let end = loop {
             if budget == 0 {
                 break End::Spent;
             }
-            let (taken, wait_ns) = self.take_frames(tx, chains)?;
+            let (taken, wait_ns) = self.take_frames(tx, chains, *offloads)?;
             budget = budget.saturating_sub(taken.max(1));
             self.write(&chains[..taken]);
             for chain in chains.iter().take(taken) {
@@ -252,13 +253,14 @@ impl NetWorker {
         Ok(end)
     }
 
-    /// Takes as many frames as there are and may go, [`BATCH`] at most, each behind a header of
-    /// our own: the guest's could ask for offloads that it was not offered. Also in how many
-    /// ns the next may go, if it may not now.
+    /// Takes as many frames as there are and may go, [`BATCH`] at most. A driver without offloads
+    /// gets a header of our own in front of each: its own could ask for some. Also in how
+    /// many ns the next may go, if it may not now.
     fn take_frames(
         &self,
         tx: &mut VirtQueue,
         chains: &mut [Chain],
+        offloads: Offloads,
     ) -> std::result::Result<(usize, Option<u64>), QueueError> {
         static HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
         let shaper = &self.control.shaper;
@@ -266,13 +268,14 @@ impl NetWorker {
         if shaper.is_limited() {
             shaper.refill(monotonic_ns());
         }
+        let max_frame_bytes = offloads.packet_bytes(self.mtu) + ETHERNET_BYTES + VLAN_BYTES;
         for (taken, chain) in chains.iter_mut().enumerate() {
             let Some(head) = tx.pop(&mut chain.buffers)? else {
                 return Ok((taken, None));
             };
             chain.head = head;
             let frame_bytes = chain.buffers.readable_bytes().saturating_sub(HEADER_BYTES);
-            if frame_bytes < ETHERNET_BYTES || frame_bytes > self.max_frame_bytes {
+            if frame_bytes < ETHERNET_BYTES || frame_bytes > max_frame_bytes {
                 NetMetrics::add(&self.metrics.tx_bad_length, 1);
                 chain.bytes = 0;
                 continue;
@@ -282,6 +285,9 @@ impl NetWorker {
                 return Ok((taken, Some(wait_ns)));
             }
             chain.bytes = frame_bytes;
+            if offloads.sends() {
+                continue;
+            }
             skip(&mut chain.buffers.readable, HEADER_BYTES);
             chain.buffers.readable.insert(
                 0,
@@ -340,6 +346,11 @@ impl Handler for NetWorker {
         let Some(active) = guard.active.as_mut().filter(|_| !paused) else {
             return true;
         };
+        if std::mem::take(&mut active.is_new)
+            && let Err(error) = self.tap.set_offloads(active.offloads.tap_flags())
+        {
+            tracing::error!(%error, "the tap does not take the driver's offloads");
+        }
         let receive = matches!(source, SOURCE_TAP | SOURCE_RX_KICK | SOURCE_AGAIN);
         let transmit = matches!(source, SOURCE_TX_KICK | SOURCE_TIMER | SOURCE_AGAIN);
         let mut run = || -> std::result::Result<bool, QueueError> {

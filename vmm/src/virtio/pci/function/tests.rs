@@ -5,9 +5,9 @@ use crate::events::Handler;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetMetrics, NetWorker, TapRing};
+use crate::virtio::net::{self, NetMetrics, NetWorker, TapRing};
 use kvm_ioctls::Kvm;
-use ocs_vmm_spec::TransmitLimits;
+use ocs_vmm_spec::Net;
 use proptest::prelude::*;
 use rustix::event::epoll::EventFlags;
 use std::path::Path;
@@ -55,8 +55,12 @@ fn interface_with(mac: [u8; 6]) -> Interface {
     let irqs = Arc::new(Irqs::new(Arc::clone(&vm)));
     let ram = memory::create(RAM_MIB).unwrap();
     let ring = TapRing::new().unwrap();
-    let limits = TransmitLimits::default();
-    let (device, worker) = NetWorker::new(tap, &ring, mac, 1500, &limits).unwrap();
+    let [a, b, c, d, e, f] = mac;
+    let net = Net {
+        mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        ..net::tests::interface(false)
+    };
+    let (device, worker) = NetWorker::new(tap, &ring, &net).unwrap();
     let metrics = worker.metrics();
     let base = 0xc000_0000;
     let function =
