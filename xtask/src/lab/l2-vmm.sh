@@ -58,8 +58,9 @@ if grep -q reboot=test /proc/cmdline; then
     echo "stock: reboot"
     reboot -f
 fi
-# A press of the power key is an input event.
+# A press of the power key is an input event, for those who listen when it comes.
+exec 3</dev/input/event0
 echo "stock: waiting for the button"
-head -c 24 /dev/input/event0 >/dev/null
+head -c 24 <&3 >/dev/null
 echo "stock: button"
 poweroff -f

@@ -384,7 +384,7 @@ fn a_frame_to_be_segmented_goes_only_where_offloads_were_agreed() {
         assert_eq!(refused, 1 - expected);
         if expected > 0 {
             let got = rig.host.receive("the frame", |frame| {
-                (frame.get(12..14)? == [8, 0] && frame.get(23)? == &6).then(|| frame.len())
+                (frame.get(12..14)? == [8, 0] && frame.get(23)? == &6).then_some(frame.len())
             });
             assert_eq!(
                 got,
