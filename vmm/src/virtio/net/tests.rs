@@ -1,6 +1,7 @@
 //! An honest driver against an interface with a real tap: what a burst costs, in kicks,
 //! interrupts and system calls, and what limits do to it.
 
+#[allow(dead_code, reason = "each user takes its own part of it")]
 #[path = "../../../tests/common/tap.rs"]
 mod tap;
 mod tracer;
