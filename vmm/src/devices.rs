@@ -145,8 +145,7 @@ impl Devices {
         let slot = inner.free_slot(&block.id)?;
         let news = share(&self.news)?;
         let bounced = !memory::is_shared(&self.ram);
-        let (device, worker) =
-            BlockWorker::new(&block.id, listener, block.backend_uid, bounced, news)?;
+        let (device, worker) = BlockWorker::new(block, listener, bounced, news)?;
         let status = device.status();
         let function = self.function(&block.id, Box::new(device), slot, when)?;
         inner.devices.push(Device {

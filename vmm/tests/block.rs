@@ -46,7 +46,9 @@ fn a_guest_writes_its_disk_and_reads_it_back() {
 #[test]
 fn a_guest_under_load_survives_kills_of_its_backend() {
     for kind in [VolumeKind::Persistent, VolumeKind::Ephemeral] {
-        let bench = bench("disk 0 loop 1MiB", 0);
+        let mut bench = bench("disk 0 loop 1MiB", 0);
+        // Two queues in the inflight region, of which the guest uses one.
+        bench.spec["block"][0]["queues"] = json!(2);
         let (mut vmm, mut storaged) = start(&bench, kind);
         vmm.wait_console("loop rounds=");
         let mut control = vmm.control();

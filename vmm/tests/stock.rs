@@ -64,7 +64,10 @@ fn machine(guests: &Path, series: &str, vcpus: u8, end: End) {
     });
     bench.spec["net"] = json!([net]);
     let listener = json!({"path": bench.path("root.sock")});
-    bench.spec["block"] = json!([{"id": "root", "listener": listener, "backend_uid": 0}]);
+    let root = json!({
+        "id": "root", "listener": listener, "backend_uid": 0, "queues": vcpus,
+    });
+    bench.spec["block"] = json!([root]);
 
     let mut vmm = bench.start();
     let storaged = Storaged::start(bench.dir.path());
@@ -75,6 +78,9 @@ fn machine(guests: &Path, series: &str, vcpus: u8, end: End) {
         "{console}"
     );
     assert!(console.contains(&format!(" cpus={vcpus}")), "{console}");
+    // A queue a vCPU, each with an interrupt of its own.
+    let last = format!("virtio1-req.{};", vcpus - 1);
+    assert!(console.contains(&last), "no {last} {console}");
     for ok in [
         "stock: disk vda sectors=131072 ",
         "stock: net eth0 bytes=2097152 ",

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Beside guest memory: page tables, device state, the VMM itself.
 const OVERHEAD_MIB: u64 = 64;
-/// Beside one thread a vCPU.
-pub const OVERHEAD_THREADS: u64 = 16;
+/// Beside one thread a vCPU: one a disk, of which there may be 28 after hot-plug, and those
+/// that every VMM has.
+pub const OVERHEAD_THREADS: u64 = 40;
 
 /// What one instance may use.
 #[derive(Clone, Copy, Debug)]

@@ -228,6 +228,7 @@ impl Machine {
                 id: device.serial.clone(),
                 listener: inherited.add(listener),
                 backend_uid: self.config.storaged_uid(),
+                queues: 1,
             });
         }
         Ok(block)

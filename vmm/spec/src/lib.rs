@@ -217,6 +217,14 @@ pub struct Block {
     pub listener: Source,
     /// Peers of another uid (`SO_PEERCRED`) are refused.
     pub backend_uid: u32,
+    /// Queues offered, 1 to 16, if the backend serves as many: one a vCPU is best. A machine
+    /// that is to be restored from a snapshot, or cloned, has one.
+    #[serde(default = "one")]
+    pub queues: u16,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// Why a spec is refused; the message names the field.
@@ -374,6 +382,11 @@ impl Block {
             !self.id.is_empty() && self.id.len() <= 20 && self.id.is_ascii(),
             format!("{field}.id"),
             format!("{:?} is not 1 to 20 ASCII bytes", self.id),
+        )?;
+        must(
+            (1..=16).contains(&self.queues),
+            format!("{field}.queues"),
+            format!("{} is not in 1..=16", self.queues),
         )
     }
 }
@@ -416,7 +429,7 @@ mod tests {
             "serial": {"ring": {"fd": 7}, "capacity_bytes": 65536},
             "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500,
                      "transmit": {}}],
-            "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0}],
+            "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0, "queues": 1}],
         })
     }
 
@@ -452,6 +465,7 @@ mod tests {
                 serde_json::json!({"packets": {"per_s": 0, "burst": 1}}),
                 "net[0].transmit.packets.per_s",
             ),
+            ("/block/0/queues", serde_json::json!(0), "block[0].queues"),
             ("/block/0/id", serde_json::json!(""), "block[0].id"),
             ("/block/0/id", serde_json::json!("eni-1"), "block[0].id"),
             (

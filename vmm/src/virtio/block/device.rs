@@ -1,8 +1,9 @@
 //! The driver's side of a disk.
 
-use super::{Active, BlockStatus, QUEUE_SIZE, Rest, Shared, persist};
+use super::session::F_MQ;
+use super::{Active, BlockStatus, Positions, QUEUE_SIZE, Rest, Shared, persist};
 use crate::memory::dirty::BackendLog;
-use crate::virtio::{Activation, Loaded, Position, Saved, VirtioDevice, read_bytes};
+use crate::virtio::{Activation, Loaded, Saved, VirtioDevice, read_bytes};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -10,15 +11,17 @@ use std::sync::mpsc;
 /// One disk.
 pub struct BlockDevice {
     shared: Arc<Shared>,
-    /// Paused; where its ring stands if there is one.
-    rests: Option<Option<Position>>,
+    sizes: Vec<u16>,
+    /// Paused; where its rings stand if there are any.
+    rests: Option<Option<Positions>>,
     bounced: bool,
 }
 
 impl BlockDevice {
-    pub(super) fn new(shared: Arc<Shared>, bounced: bool) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, queues: u16, bounced: bool) -> Self {
         Self {
             shared,
+            sizes: vec![QUEUE_SIZE; usize::from(queues)],
             rests: None,
             bounced,
         }
@@ -43,7 +46,7 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.sizes
     }
 
     fn features(&self) -> u64 {
@@ -61,15 +64,30 @@ impl VirtioDevice for BlockDevice {
             .first_mut()
             .and_then(Option::take)
             .ok_or("queue 0 is not enabled")?;
+        let places = activation.queues.len();
+        let more: Vec<_> = (0..)
+            .zip(activation.queues)
+            .filter_map(|(index, queue)| Some((index, queue?)))
+            .collect();
+        // A driver without MQ uses one; nobody may use more than the configuration says.
+        let most = match activation.features & F_MQ {
+            0 => 1,
+            _ => self.shared.offer().queues(),
+        };
+        if let Some((index, _)) = more.iter().find(|(index, _)| *index >= most) {
+            return Err(format!("queue {index} of {most} is enabled"));
+        }
         let active = Active {
             queue,
+            more,
+            places,
             features: activation.features,
             ram: activation.ram,
             fault: activation.fault,
         };
         self.shared.is_reset.store(false, Ordering::SeqCst);
-        if let Some(position) = &mut self.rests {
-            *position = Some(active.queue.position());
+        if let Some(positions) = &mut self.rests {
+            *positions = Some(active.positions());
         }
         self.shared.wishes().activate = Some(active);
         self.wake()
@@ -99,10 +117,10 @@ impl VirtioDevice for BlockDevice {
         let (answer, answered) = mpsc::sync_channel(1);
         self.shared.wishes().rest = Some(Rest::Begin(answer));
         self.wake()?;
-        let position = answered
+        let positions = answered
             .recv()
             .map_err(|_| "the worker has ended".to_owned())??;
-        self.rests = Some(position);
+        self.rests = Some(positions);
         Ok(())
     }
 
@@ -117,9 +135,9 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn save(&mut self) -> Result<Saved, String> {
-        let position = self.rests.ok_or("is not paused")?;
+        let positions = self.rests.clone().ok_or("is not paused")?;
         Ok(Saved {
-            queues: position.map(|position| vec![Some(position)]),
+            queues: positions,
             own: persist::encode(&self.shared.offer()),
         })
     }

@@ -14,6 +14,8 @@ use vhost::vhost_user::message::VhostUserInflight;
 
 /// Header and one 16-byte entry a descriptor (`QueueRegionSplit`, `DescStateSplit`).
 const QUEUE_BYTES: u64 = 16 + 16 * QUEUE_SIZE as u64;
+/// From the beginning of one queue's part to that of the next, as backends lay them out.
+const QUEUE_STRIDE: u64 = QUEUE_BYTES.next_multiple_of(64);
 /// No backend needs more.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -26,18 +28,20 @@ pub struct Inflight {
 
 impl Inflight {
     /// What to ask a new backend for.
-    pub fn wanted() -> VhostUserInflight {
-        VhostUserInflight::new(0, 0, 1, QUEUE_SIZE)
+    pub fn wanted(queues: u16) -> VhostUserInflight {
+        VhostUserInflight::new(0, 0, queues, QUEUE_SIZE)
     }
 
     /// Checks and keeps what it made.
     pub fn new(info: VhostUserInflight, file: File) -> io::Result<Self> {
         let end = info.mmap_offset.saturating_add(info.mmap_size);
         let len = file.metadata()?.len();
-        if !(QUEUE_BYTES..=MAX_BYTES).contains(&info.mmap_size) || end > len {
+        let others = u64::from(info.num_queues.saturating_sub(1));
+        let least = QUEUE_STRIDE * others + QUEUE_BYTES;
+        if !(least..=MAX_BYTES).contains(&info.mmap_size) || end > len {
             return Err(io::Error::other(format!(
-                "an inflight region of {} bytes at {} in a file of {len} cannot hold a queue of {QUEUE_SIZE}",
-                info.mmap_size, info.mmap_offset
+                "an inflight region of {} bytes at {} in a file of {len} cannot hold {} queues of {QUEUE_SIZE}",
+                info.mmap_size, info.mmap_offset, info.num_queues
             )));
         }
         Ok(Self { info, file })
@@ -51,6 +55,10 @@ impl Inflight {
     /// Forgets all requests: the driver reset the device and will not look for them.
     pub fn clear(&self) -> io::Result<()> {
         const ZEROS: [u8; QUEUE_BYTES as usize] = [0; QUEUE_BYTES as usize];
-        self.file.write_all_at(&ZEROS, self.info.mmap_offset)
+        for queue in 0..u64::from(self.info.num_queues) {
+            let at = self.info.mmap_offset + queue * QUEUE_STRIDE;
+            self.file.write_all_at(&ZEROS, at)?;
+        }
+        Ok(())
     }
 }

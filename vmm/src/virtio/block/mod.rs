@@ -37,18 +37,45 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Size of the only queue.
+/// Size of each queue.
 const QUEUE_SIZE: u16 = 256;
 /// Bytes of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap`, padded.
 const CONFIG_BYTES: usize = 60;
 
 /// A driver that is ready.
 struct Active {
+    /// The first queue, which every driver uses.
     queue: VirtQueue,
+    /// Others in use, by number.
+    more: Vec<(u16, VirtQueue)>,
+    /// How many there are, used or not.
+    places: usize,
     features: u64,
     ram: crate::memory::GuestRam,
     fault: Fault,
 }
+
+impl Active {
+    /// The queues in use, by number.
+    fn queues(&self) -> impl Iterator<Item = (u16, &VirtQueue)> {
+        let more = self.more.iter().map(|(index, queue)| (*index, queue));
+        std::iter::once((0, &self.queue)).chain(more)
+    }
+
+    /// Where they stand, as far as this process knows.
+    fn positions(&self) -> Positions {
+        let mut positions = vec![None; self.places];
+        for (index, queue) in self.queues() {
+            if let Some(place) = positions.get_mut(usize::from(index)) {
+                *place = Some(queue.position());
+            }
+        }
+        positions
+    }
+}
+
+/// Where queues stand, by number.
+type Positions = Vec<Option<Position>>;
 
 /// What the vCPU threads ask of the worker.
 #[derive(Default)]
@@ -68,7 +95,7 @@ struct Wishes {
 /// A word of the lifecycle to the worker.
 enum Rest {
     /// Stop the ring and answer once nothing of it is in flight.
-    Begin(SyncSender<Result<Option<Position>, String>>),
+    Begin(SyncSender<Result<Option<Positions>, String>>),
     /// Start it again where it stood.
     End,
 }
@@ -80,7 +107,23 @@ struct Offer {
     config: [u8; CONFIG_BYTES],
 }
 
+/// `num_queues` in the configuration (§5.2.4).
+const NUM_QUEUES: std::ops::Range<usize> = 34..36;
+
 impl Offer {
+    /// What a driver with `VIRTIO_BLK_F_MQ` may use.
+    fn queues(&self) -> u16 {
+        let mut queues = [0; 2];
+        queues.copy_from_slice(&self.config[NUM_QUEUES]);
+        u16::from_le_bytes(queues).max(1)
+    }
+
+    /// Lets it be `most` at most.
+    fn limit_queues(&mut self, most: u16) {
+        let queues = self.queues().min(most);
+        self.config[NUM_QUEUES].copy_from_slice(&queues.to_le_bytes());
+    }
+
     /// `capacity`, the configuration's first member, in 512-byte sectors.
     fn sectors(&self) -> u64 {
         let mut capacity = [0; 8];

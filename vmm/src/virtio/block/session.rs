@@ -1,7 +1,7 @@
 //! One connection to a backend.
 
 use super::inflight::Inflight;
-use super::plan::Plan;
+use super::plan::{Plan, Ring};
 use super::{CONFIG_BYTES, Offer};
 use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,9 +15,11 @@ use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Block features passed through (§5.2.3): SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH,
-/// TOPOLOGY, CONFIG_WCE, DISCARD, WRITE_ZEROES.
+/// TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES.
 const BLOCK_FEATURES: u64 =
-    1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
+    1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | F_MQ | 1 << 13 | 1 << 14;
+/// `VIRTIO_BLK_F_MQ`.
+pub(super) const F_MQ: u64 = 1 << 12;
 /// `VHOST_F_LOG_ALL`: the backend notes what it writes; not for the guest.
 const F_LOG_ALL: u64 = 1 << 26;
 const GUEST_FEATURES: u64 = BLOCK_FEATURES | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
@@ -57,7 +59,7 @@ pub struct Session {
 impl Session {
     /// Shakes hands. `before` is what an earlier backend offered, perhaps before a snapshot;
     /// this one must offer no less. The inflight region is made at the first connection and given back at
-    /// all others.
+    /// all others. At most `most_queues` are used.
     ///
     /// A backend may take its time: it is heard until it or [`super::WorkerThread::join`] hangs
     /// up. A time-out on the socket would not end a wait (the `vhost` crate tries again), and
@@ -65,9 +67,10 @@ impl Session {
     pub fn open(
         stream: Arc<UnixStream>,
         before: Option<Offer>,
+        most_queues: u16,
         inflight: &mut Option<Inflight>,
     ) -> Result<Self, SessionError> {
-        let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
+        let mut frontend = Frontend::from_stream(stream.try_clone()?, u64::from(most_queues));
         let features = frontend.get_features().map_err(ask("get features"))?;
         frontend.set_owner().map_err(ask("own the device"))?;
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
@@ -76,7 +79,19 @@ impl Session {
         if features & F_VERSION_1 == 0 {
             return Err(SessionError::Lacks("does not speak virtio 1".to_owned()));
         }
-        let can_log = negotiate(&mut frontend)? && features & F_LOG_ALL != 0;
+        let protocol = negotiate(&mut frontend)?;
+        let can_log =
+            protocol.contains(VhostUserProtocolFeatures::LOG_SHMFD) && features & F_LOG_ALL != 0;
+        let has_several = most_queues > 1
+            && protocol.contains(VhostUserProtocolFeatures::MQ)
+            && features & F_MQ != 0;
+        let served = match has_several {
+            true => frontend.get_queue_num().map_err(ask("count the queues"))?,
+            false => 1,
+        };
+        let queues = u16::try_from(served)
+            .unwrap_or(u16::MAX)
+            .clamp(1, most_queues);
 
         let (_, payload) = frontend
             .get_config(
@@ -89,26 +104,34 @@ impl Session {
         let config = <[u8; CONFIG_BYTES]>::try_from(payload).map_err(|payload| {
             SessionError::Lacks(format!("gave a configuration of {} bytes", payload.len()))
         })?;
-        let offer = Offer {
+        let mut offer = Offer {
             features: features & GUEST_FEATURES,
             config,
         };
+        offer.limit_queues(queues);
+        if offer.queues() == 1 {
+            offer.features &= !F_MQ;
+        }
         if let Some(before) = before
-            && (before.features & !offer.features != 0 || before.sectors() > offer.sectors())
+            && (before.features & !offer.features != 0
+                || before.sectors() > offer.sectors()
+                || before.queues() > offer.queues())
         {
             return Err(SessionError::Lacks(format!(
-                "offers {:#x} and {} sectors, less than the {:#x} and {} of its predecessor",
+                "offers {:#x}, {} sectors and {} queues, less than the {:#x}, {} and {} before",
                 offer.features,
                 offer.sectors(),
+                offer.queues(),
                 before.features,
-                before.sectors()
+                before.sectors(),
+                before.queues()
             )));
         }
         let region = match inflight.take() {
             Some(kept) => kept,
             None => {
                 let (info, file) = frontend
-                    .get_inflight_fd(&Inflight::wanted())
+                    .get_inflight_fd(&Inflight::wanted(queues))
                     .map_err(ask("get an inflight region"))?;
                 Inflight::new(info, file)?
             }
@@ -131,7 +154,7 @@ impl Session {
         self.stream.as_fd()
     }
 
-    /// Starts the ring of `plan`; the backend signals `broken` when the driver breaks the
+    /// Starts the rings of `plan`; the backend signals `broken` when the driver breaks the
     /// queue's rules.
     pub fn start(&mut self, plan: &Plan<'_>, broken: &EventFd) -> Result<(), SessionError> {
         let frontend = &mut self.frontend;
@@ -153,34 +176,41 @@ impl Session {
         frontend
             .set_mem_table(&plan.regions)
             .map_err(ask("share guest memory"))?;
-        frontend
-            .set_vring_num(0, plan.addresses.queue_size)
-            .map_err(ask("set the queue size"))?;
-        frontend
-            .set_vring_base(0, plan.base)
-            .map_err(ask("set the ring's base"))?;
-        frontend
-            .set_vring_addr(0, &plan.addresses)
-            .map_err(ask("set the ring's addresses"))?;
-        frontend
-            .set_vring_call(0, plan.call)
-            .map_err(ask("hand over the interrupt"))?;
-        frontend
-            .set_vring_err(0, broken)
-            .map_err(ask("hand over the error event"))?;
-        frontend
-            .set_vring_kick(0, plan.kick)
-            .map_err(ask("hand over the kick"))?;
-        frontend
-            .set_vring_enable(0, true)
-            .map_err(ask("enable the ring"))?;
-        // A kick or an interrupt may have died with an earlier backend; one too many is harmless,
-        // and a full counter already means "signalled".
-        let _ = plan.kick.write(1);
-        if plan.resumed {
-            let _ = plan.call.write(1);
+        for ring in &plan.rings {
+            self.start_ring(ring, broken)?;
+            // A kick or an interrupt may have died with an earlier backend; one too many is
+            // harmless, and a full counter already means "signalled".
+            let _ = ring.kick.write(1);
+            if plan.resumed {
+                let _ = ring.call.write(1);
+            }
         }
         Ok(())
+    }
+
+    fn start_ring(&mut self, ring: &Ring<'_>, broken: &EventFd) -> Result<(), SessionError> {
+        let (index, frontend) = (ring.index, &mut self.frontend);
+        frontend
+            .set_vring_num(index, ring.addresses.queue_size)
+            .map_err(ask("set the queue size"))?;
+        frontend
+            .set_vring_base(index, ring.base)
+            .map_err(ask("set the ring's base"))?;
+        frontend
+            .set_vring_addr(index, &ring.addresses)
+            .map_err(ask("set the ring's addresses"))?;
+        frontend
+            .set_vring_call(index, ring.call)
+            .map_err(ask("hand over the interrupt"))?;
+        frontend
+            .set_vring_err(index, broken)
+            .map_err(ask("hand over the error event"))?;
+        frontend
+            .set_vring_kick(index, ring.kick)
+            .map_err(ask("hand over the kick"))?;
+        frontend
+            .set_vring_enable(index, true)
+            .map_err(ask("enable the ring"))
     }
 
     /// Can this backend note what it writes?
@@ -188,20 +218,25 @@ impl Session {
         self.can_log
     }
 
-    /// Stops the ring; when this returns, nothing is in flight: the next available index.
-    pub fn stop(&mut self) -> Result<u16, SessionError> {
-        let base = self
-            .frontend
-            .get_vring_base(0)
-            .map_err(ask("stop the ring"))?;
-        u16::try_from(base).map_err(|_| {
-            SessionError::Lacks(format!("stopped its ring at {base}, which is no index"))
-        })
+    /// Stops the rings of these numbers; when this returns, nothing is in flight: the next
+    /// available index of each.
+    pub fn stop(&mut self, rings: &[u16]) -> Result<Vec<u16>, SessionError> {
+        let mut bases = Vec::new();
+        for ring in rings {
+            let base = self
+                .frontend
+                .get_vring_base(usize::from(*ring))
+                .map_err(ask("stop the ring"))?;
+            bases.push(u16::try_from(base).map_err(|_| {
+                SessionError::Lacks(format!("stopped its ring at {base}, which is no index"))
+            })?);
+        }
+        Ok(bases)
     }
 }
 
-/// True if the backend can log what it writes.
-fn negotiate(frontend: &mut Frontend) -> Result<bool, SessionError> {
+/// Agrees on the protocol's features: which.
+fn negotiate(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatures, SessionError> {
     let needed = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
     let offered = frontend
         .get_protocol_features()
@@ -212,7 +247,9 @@ fn negotiate(frontend: &mut Frontend) -> Result<bool, SessionError> {
             needed - offered
         )));
     }
-    let optional = VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::LOG_SHMFD;
+    let optional = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::MQ;
     let chosen = offered & (needed | optional);
     frontend
         .set_protocol_features(chosen)
@@ -220,5 +257,5 @@ fn negotiate(frontend: &mut Frontend) -> Result<bool, SessionError> {
     if chosen.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    Ok(chosen.contains(VhostUserProtocolFeatures::LOG_SHMFD))
+    Ok(chosen)
 }

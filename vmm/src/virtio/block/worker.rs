@@ -4,13 +4,13 @@ use super::bounce::Bounce;
 use super::inflight::Inflight;
 use super::plan::Plan;
 use super::session::{Session, SessionError};
-use super::{Active, BlockDevice, BlockMetrics, Rest, Shared};
-use crate::error::{Result, host};
+use super::{Active, BlockDevice, BlockMetrics, Positions, Rest, Shared};
+use crate::error::{Error, Result, host};
 use crate::inherit;
 use crate::irq::{borrow, new_event};
 use crate::memory::dirty::BackendLog;
 use crate::outcome::{LastWord, Outcome};
-use crate::virtio::Position;
+use ocs_vmm_spec::Block;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::convert::Infallible;
 use std::net::Shutdown;
@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// The disk's connection side, before its thread starts.
 pub struct BlockWorker {
     id: String,
+    queues: u16,
     listener: UnixListener,
     backend_uid: u32,
     shared: Arc<Shared>,
@@ -87,12 +88,20 @@ impl BlockWorker {
     /// The two halves of a disk; `news` is signalled when a backend first connects, and when
     /// the thread has ended. A disk is `bounced` where its backend cannot see guest memory.
     pub fn new(
-        id: &str,
+        spec: &Block,
         listener: UnixListener,
-        backend_uid: u32,
         bounced: bool,
         news: EventFd,
     ) -> Result<(BlockDevice, Self)> {
+        if bounced && spec.queues > 1 {
+            return Err(Error::Device {
+                device: spec.id.clone(),
+                problem: format!(
+                    "{} queues: a disk of a restored machine has one",
+                    spec.queues
+                ),
+            });
+        }
         let shared = Arc::new(Shared {
             wishes: Mutex::default(),
             wake: new_event()?,
@@ -104,11 +113,12 @@ impl BlockWorker {
             offered: AtomicBool::new(false),
             line: Mutex::default(),
         });
-        let device = BlockDevice::new(Arc::clone(&shared), bounced);
+        let device = BlockDevice::new(Arc::clone(&shared), spec.queues, bounced);
         let worker = Self {
-            id: id.to_owned(),
+            id: spec.id.clone(),
+            queues: spec.queues,
             listener,
-            backend_uid,
+            backend_uid: spec.backend_uid,
             shared,
             metrics: Arc::default(),
             news,
@@ -320,31 +330,29 @@ impl BlockWorker {
         true
     }
 
-    /// Stops the ring, keeping the driver: where it stands, `None` without a driver.
-    fn rest(&mut self) -> std::result::Result<Option<Position>, String> {
+    /// Stops the rings, keeping the driver: where they stand, `None` without a driver.
+    fn rest(&mut self) -> std::result::Result<Option<Positions>, String> {
         if self.active.is_none() || self.resting {
             self.resting = true;
             return Ok(None);
         }
         self.drain()?;
+        let rings = self.rings();
         let session = self
             .session
             .as_mut()
             .ok_or("its backend is away, and may have requests in flight")?;
-        let stopped = session.stop();
-        let position = match (stopped, &self.active, &self.bounce) {
-            (Ok(_), Some(active), Some(_)) => Ok(active.queue.position()),
-            (Ok(next_avail), Some(active), None) => active.used_index().map(|next_used| Position {
-                next_avail,
-                next_used,
-            }),
+        let stopped = session.stop(&rings);
+        let positions = match (stopped, &self.active, &self.bounce) {
+            (Ok(_), Some(active), Some(_)) => Ok(active.positions()),
+            (Ok(bases), Some(active), None) => active.stopped_at(&bases),
             (Ok(_), None, _) => return Ok(None),
             (Err(error), _, _) => Err(error),
         };
-        match position {
-            Ok(position) => {
+        match positions {
+            Ok(positions) => {
                 self.resting = true;
-                Ok(Some(position))
+                Ok(Some(positions))
             }
             Err(error) => {
                 self.note_failed_ring("stop", &error);
@@ -392,7 +400,7 @@ impl BlockWorker {
         let before = known.then(|| *self.shared.offer());
         let stream = Arc::new(stream);
         *self.shared.line() = Arc::downgrade(&stream);
-        let session = Session::open(stream, before, &mut self.inflight)?;
+        let session = Session::open(stream, before, self.queues, &mut self.inflight)?;
         if !known {
             *self.shared.offer() = session.offer;
             self.shared.offered.store(true, Ordering::SeqCst);
@@ -429,12 +437,19 @@ impl BlockWorker {
         }
     }
 
-    /// Takes the ring from the backend: at a reset, or the machine's end.
+    /// The numbers of the rings in use.
+    fn rings(&self) -> Vec<u16> {
+        let queues = self.active.iter().flat_map(Active::queues);
+        queues.map(|(index, _)| index).collect()
+    }
+
+    /// Takes the rings from the backend: at a reset, or the machine's end.
     fn stop_ring(&mut self) {
+        let rings = self.rings();
         if self.active.take().is_some() {
             if let Some(session) = &mut self.session
                 && !self.resting
-                && let Err(error) = session.stop()
+                && let Err(error) = session.stop(&rings)
             {
                 self.note_failed_ring("stop", &error);
                 self.disconnect("the backend failed");
