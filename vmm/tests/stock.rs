@@ -29,6 +29,9 @@ enum End {
 
 fn main() {
     let guests = std::env::var_os(STOCK_GUESTS).map(PathBuf::from);
+    if guests.is_some() {
+        serve_echo();
+    }
     let mut trials = Vec::new();
     for series in ["6.12", "6.1"] {
         for (vcpus, end) in [(1, End::PowerButton), (2, End::Reboot)] {
@@ -48,7 +51,7 @@ fn main() {
 }
 
 fn machine(guests: &Path, series: &str, vcpus: u8, end: End) {
-    let _echo = [tap("stock0", "10.9.0.1"), tap("stock1", "10.9.1.1")];
+    let _taps = [tap("stock0", "10.9.0.1"), tap("stock1", "10.9.1.1")];
     let mut bench = Bench::new(&[]);
     let cmdline = match end {
         End::Reboot => "console=ttyS0 quiet panic=-1 reboot=test",
@@ -159,18 +162,20 @@ fn said(vmm: &mut Vmm, text: &str) -> String {
     console
 }
 
-/// A tap of this host, gone with the value, behind which a server echoes what it gets once
-/// the peer has said all.
-struct EchoTap(&'static str);
+/// A tap of this host, gone with the value.
+struct HostTap(&'static str);
 
-fn tap(name: &'static str, address: &str) -> EchoTap {
-    let mut steps = vec![format!("tuntap add {name} mode tap vnet_hdr")];
-    steps.push(format!("address add {address}/24 dev {name}"));
-    steps.push(format!("link set {name} up"));
-    for step in steps {
-        ip(&step);
-    }
-    let listener = TcpListener::bind((address, 9000)).unwrap();
+fn tap(name: &'static str, address: &str) -> HostTap {
+    ip(&format!("tuntap add {name} mode tap vnet_hdr"));
+    let tap = HostTap(name);
+    ip(&format!("address add {address}/24 dev {name}"));
+    ip(&format!("link set {name} up"));
+    tap
+}
+
+/// Echoes on port 9000 what a peer sends, once it has said all.
+fn serve_echo() {
+    let listener = TcpListener::bind("0.0.0.0:9000").unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut bytes = Vec::new();
@@ -180,7 +185,6 @@ fn tap(name: &'static str, address: &str) -> EchoTap {
                 .and_then(|_| stream.write_all(&bytes));
         }
     });
-    EchoTap(name)
 }
 
 fn ip(words: &str) {
@@ -188,7 +192,7 @@ fn ip(words: &str) {
     assert!(status.success(), "ip {words}");
 }
 
-impl Drop for EchoTap {
+impl Drop for HostTap {
     fn drop(&mut self) {
         ip(&format!("link delete {}", self.0));
     }
