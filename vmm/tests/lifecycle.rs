@@ -32,6 +32,23 @@ fn a_guest_prints_and_powers_off() {
 }
 
 #[test]
+fn one_to_sixty_four_vcpus_start_and_stop() {
+    for vcpus in [1, 2, 64] {
+        let mut bench = Bench::new(&elf(&[print("hello\n"), halt()].concat()));
+        bench.spec["vcpus"] = json!(vcpus);
+        let mut vmm = bench.start();
+        vmm.wait_console("hello\n");
+        let threads = std::fs::read_dir(format!("/proc/{}/task", vmm.pid())).unwrap();
+        assert!(threads.count() > vcpus, "a thread a vCPU");
+        let mut control = vmm.control();
+        assert_eq!(control.ask(&Request::Pause), Reply::Ok);
+        assert_eq!(control.ask(&Request::Resume), Reply::Ok);
+        assert_eq!(control.ask(&Request::Stop), Reply::Ok);
+        assert!(vmm.finish().0.success());
+    }
+}
+
+#[test]
 fn every_way_to_reset_is_a_reset() {
     for (how, code) in [
         ("ACPI", out_byte(0x602, 1)),
