@@ -6,36 +6,120 @@
 //! flows first and has 20 rules, default drop. Both end in a tap that nobody reads,
 //! whose ring is full: what is timed is the path up to that ring. The bare redirect
 //! goes by interface index, dearer for the kernel than a device map's batches: it is a
-//! reference, and ours may pass it.
+//! reference, and ours may pass it. Rates are of one core: frames by CPU time used.
 
 mod bpf;
 mod kernel;
 mod ours;
+#[path = "../../dataplane/tests/support/stack.rs"]
+#[allow(dead_code, reason = "the packet path's tests use more of it")]
+mod stack;
+mod stream;
 
 use crate::alternate::alternate;
 use crate::report::{Better, Row, median};
 use anyhow::Result;
+use kernel::Chain;
 
 /// Bytes of a test frame, the Ethernet minimum without checksum.
 pub const FRAME_BYTES: usize = 60;
-const PEER: &str = "bridge + nftables + conntrack, 20 rules, established first";
+const PEER_20: &str = "bridge + nftables + conntrack, 20 rules, established first";
+const PEER_1000: &str = "bridge + nftables + conntrack, 1,000 rules, established first";
+const PEER_MAP: &str = "bridge + nftables + conntrack, a verdict map of 1,000, established first";
+const ONE_RULE: &str = "ours with 1 rule";
+/// What a frame of 64 bytes has of a core at 10 Gbit/s.
+const LINE_RATE_NS: f64 = 67.0;
+
+/// Seconds of CPU that this process has used. Frames are carried through to the last ring
+/// by the thread that injects them, so this is what they cost of one core, whatever else
+/// the machine does.
+pub fn cpu_s() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
 
 /// Measures the area.
 pub fn measure(quick: bool) -> Result<Vec<Row>> {
     let (runs, frames) = if quick { (5, 400_000) } else { (15, 2_000_000) };
-    let ours = ours::Path::new()?;
-    let peer = kernel::Path::new()?;
-    let redirect = kernel::Redirect::new()?;
-    let mut established = || Ok(vec![ours.send_mpps(frames)?]);
+    let mut rows = established(runs, frames)?;
+    rows.extend(new_flows(runs, frames / 4)?);
+    rows.push(stream::measure(quick)?);
+    Ok(rows)
+}
+
+/// Frames of a flow that is tracked.
+fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
+    let ours = ours::Path::new(20)?;
+    let (one, many) = (ours::Path::new(1)?, ours::Path::new(10_000)?);
+    let peer = kernel::Path::new(Chain::Linear(20), false)?;
+    let redirect = kernel::Redirect::new(false)?;
     // The peer is several times slower: fewer frames, the same time.
-    let mut kernel = || Ok(vec![peer.send_mpps(frames / 8)?]);
-    let mut bare = || Ok(vec![redirect.send_mpps(frames)?]);
-    let figures = alternate(runs, &mut [&mut established, &mut kernel, &mut bare])?;
-    let limit = median(&figures[2][0]);
+    let figures = alternate(
+        runs,
+        &mut [
+            &mut || Ok(vec![ours.send_mpps(frames)?]),
+            &mut || Ok(vec![peer.send_mpps(frames / 8)?]),
+            &mut || Ok(vec![redirect.send_mpps(frames)?]),
+            &mut || Ok(vec![one.send_mpps(frames)?]),
+            &mut || Ok(vec![many.send_mpps(frames)?]),
+        ],
+    )?;
+    let [ours, peer, bare, one, many] = [0, 1, 2, 3, 4].map(|side: usize| &figures[side][0]);
+    let limit = median(bare);
+    let over: Vec<f64> = ours
+        .iter()
+        .zip(bare)
+        .map(|(a, b)| 1e3 / a - 1e3 / b)
+        .collect();
     Ok(vec![
-        Row::new("path_local_mpps", "Mpps", Better::Higher, &figures[0][0]).limited_by(limit),
-        Row::new("established_vs_nft", "Mpps", Better::Higher, &figures[0][0])
-            .against(PEER, &figures[1][0])
+        Row::new("path_local_mpps", "Mpps", Better::Higher, ours).limited_by(limit),
+        Row::new("path_local_ns_over_redirect", "ns", Better::Lower, &over)
+            .limited_by(LINE_RATE_NS),
+        Row::new("established_vs_nft", "Mpps", Better::Higher, ours)
+            .against(PEER_20, peer)
+            .limited_by(limit),
+        Row::new("established_10000_rules_mpps", "Mpps", Better::Higher, many)
+            .against(ONE_RULE, one)
+            .limited_by(limit),
+    ])
+}
+
+/// Frames of which each is another flow's: the rules are asked each time.
+fn new_flows(runs: usize, frames: u32) -> Result<Vec<Row>> {
+    let ours = ours::Path::new(20)?;
+    let (one, many) = (ours::Path::new(1)?, ours::Path::new(10_000)?);
+    let linear = kernel::Path::new(Chain::Linear(1_000), true)?;
+    let map = kernel::Path::new(Chain::Map(1_000), true)?;
+    let redirect = kernel::Redirect::new(true)?;
+    // So few that almost none meets a flow that conntrack remembers.
+    let peers = (frames / 8).min(20_000);
+    let figures = alternate(
+        runs,
+        &mut [
+            &mut || Ok(vec![ours.send_new_mpps(frames)?]),
+            &mut || {
+                std::thread::sleep(kernel::FORGETS);
+                Ok(vec![linear.send_mpps(peers)?])
+            },
+            &mut || Ok(vec![map.send_mpps(peers)?]),
+            &mut || Ok(vec![redirect.send_mpps(frames)?]),
+            &mut || Ok(vec![one.send_new_mpps(frames)?]),
+            &mut || Ok(vec![many.send_new_mpps(frames)?]),
+        ],
+    )?;
+    let [ours, linear, map, bare, one, many] =
+        [0, 1, 2, 3, 4, 5].map(|side: usize| &figures[side][0]);
+    let limit = median(bare);
+    Ok(vec![
+        Row::new("new_flow_mpps", "Mpps", Better::Higher, ours).limited_by(limit),
+        Row::new("new_flow_vs_nft_1000", "Mpps", Better::Higher, ours)
+            .against(PEER_1000, linear)
+            .limited_by(limit),
+        Row::new("new_flow_vs_nft_map", "Mpps", Better::Higher, ours)
+            .against(PEER_MAP, map)
+            .limited_by(limit),
+        Row::new("new_flow_10000_rules_mpps", "Mpps", Better::Higher, many)
+            .against(ONE_RULE, one)
             .limited_by(limit),
     ])
 }

@@ -33,7 +33,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -376,6 +376,18 @@ impl Fabric {
         netns::within(self.taps_netns.as_fd(), || {
             programs.run_port(ifindex, frame, repeat, live_batch)
         })
+    }
+
+    /// The `port` program itself, for a sender that makes each frame another flow's and
+    /// then calls it.
+    pub fn port_program(&self) -> Result<OwnedFd, FabricError> {
+        self.state().programs.port_program()
+    }
+
+    /// The namespace that the taps are in.
+    #[must_use]
+    pub fn taps_namespace(&self) -> BorrowedFd<'_> {
+        self.taps_netns.as_fd()
     }
 
     /// Runs the `svc` program on a frame as if the responder had sent it.

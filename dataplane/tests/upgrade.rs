@@ -13,7 +13,7 @@ use ocs_dataplane::shared::layout::Reason;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use support::policy::{all_out, group, policy, port, tcp_in};
 use support::stack::Stack;
-use support::{Guest, Lab};
+use support::{Guest, HEADER, Lab};
 
 const THREADS: u16 = 8;
 const CONNECTIONS_EACH: u16 = 125;
@@ -49,8 +49,8 @@ impl Load {
             [("client", vec![all_out()]), ("server", into_server)],
         );
         lab.apply(&wanted).expect("a policy");
-        let client = Stack::new(a.into_file(), mac_a, CLIENT);
-        let server = Stack::new(b.into_file(), mac_b, SERVER);
+        let client = Stack::new(a.into_file(), HEADER, mac_a, CLIENT);
+        let server = Stack::new(b.into_file(), HEADER, mac_b, SERVER);
         let mut load = Self {
             lab,
             wanted,

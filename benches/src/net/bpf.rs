@@ -1,4 +1,4 @@
-//! Two programs of a few instructions, and live frames through them.
+//! Programs of a few instructions, and live frames through them.
 //!
 //! The peer's sender must be the same as ours: `BPF_PROG_TEST_RUN` with
 //! `BPF_F_TEST_XDP_LIVE_FRAMES` (Documentation/bpf/bpf_prog_run.rst).
@@ -47,6 +47,35 @@ const EXIT: Instruction = Instruction {
     immediate: 0,
 };
 const XDP_PASS: i32 = 2;
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+/// `BPF_XDP`: what the loader of the path's programs names, too, or none could call them.
+const BPF_XDP: u32 = 37;
+
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction {
+        code,
+        registers: to | from << 4,
+        offset,
+        immediate,
+    }
+}
+
+/// Makes each frame another flow's: a UDP source port by chance (helper 7,
+/// `bpf_get_prandom_u32`), at offset 34. Leaves the context in register 6.
+const ANOTHER_FLOW: [Instruction; 9] = [
+    instruction(0xbf, 6, 1, 0, 0),
+    instruction(0x61, 7, 1, 0, 0),
+    instruction(0x61, 3, 1, 4, 0),
+    instruction(0xbf, 4, 7, 0, 0),
+    instruction(0x07, 4, 0, 0, 36),
+    // A shorter frame is left as it is.
+    instruction(0x2d, 4, 3, 2, 0),
+    instruction(0x85, 0, 0, 0, 7),
+    instruction(0x6b, 7, 0, 34, 0),
+    instruction(0xbf, 1, 6, 0, 0),
+];
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
@@ -61,6 +90,28 @@ struct Load {
     log_buffer: u64,
     kernel_version: u32,
     flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The head of `union bpf_attr` for `BPF_MAP_CREATE`.
+#[repr(C)]
+struct Create {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+}
+
+/// The head of `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`.
+#[repr(C)]
+struct Update {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
@@ -98,7 +149,11 @@ struct XdpContext {
 }
 
 /// A loaded program.
-pub struct Program(OwnedFd);
+pub struct Program {
+    fd: OwnedFd,
+    /// A program array forgets its programs when nobody holds it.
+    _calls: Option<OwnedFd>,
+}
 
 impl Program {
     /// Passes every frame to the stack.
@@ -116,17 +171,77 @@ impl Program {
         ])
     }
 
+    /// [`Self::pass`], each frame another flow's.
+    pub fn pass_new_flows() -> Result<Self> {
+        Self::load(&[&ANOTHER_FLOW[..], &[mov(0, XDP_PASS), EXIT]].concat())
+    }
+
+    /// [`Self::redirect`], each frame another flow's.
+    pub fn redirect_new_flows(ifindex: u32) -> Result<Self> {
+        let redirect = [
+            mov(1, i32::try_from(ifindex)?),
+            mov(2, 0),
+            CALL_REDIRECT,
+            EXIT,
+        ];
+        Self::load(&[&ANOTHER_FLOW[..], &redirect].concat())
+    }
+
+    /// Gives each frame, another flow's each, to a program.
+    pub fn call_with_new_flows(program: &OwnedFd) -> Result<Self> {
+        let create = Create {
+            kind: BPF_MAP_TYPE_PROG_ARRAY,
+            key_size: 4,
+            value_size: 4,
+            entries: 1,
+        };
+        let map = bpf(BPF_MAP_CREATE, &create).context("cannot make a program array")?;
+        // SAFETY: BPF_MAP_CREATE answered with a descriptor that is ours alone.
+        let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(map)?) };
+        let (key, value) = (0_u32, u32::try_from(program.as_raw_fd())?);
+        let caller = Self::load(
+            &[
+                &ANOTHER_FLOW[..],
+                &[
+                    // Register 2 is the map's address, in two instructions.
+                    instruction(0x18, 2, 1, 0, map.as_raw_fd()),
+                    instruction(0, 0, 0, 0, 0),
+                    mov(3, 0),
+                    // Helper 12, `bpf_tail_call`, does not return.
+                    instruction(0x85, 0, 0, 0, 12),
+                    mov(0, 0),
+                    EXIT,
+                ],
+            ]
+            .concat(),
+        )?;
+        let update = Update {
+            map: u32::try_from(map.as_raw_fd())?,
+            padding: 0,
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &update).context("cannot call the path's program")?;
+        Ok(Self {
+            _calls: Some(map),
+            ..caller
+        })
+    }
+
     fn load(instructions: &[Instruction]) -> Result<Self> {
         let attributes = Load {
             kind: BPF_PROG_TYPE_XDP,
             count: u32::try_from(instructions.len())?,
             instructions: instructions.as_ptr() as u64,
             license: LICENSE.as_ptr() as u64,
+            expected_attach_type: BPF_XDP,
             ..Load::default()
         };
         let fd = bpf(BPF_PROG_LOAD, &attributes).context("cannot load the sender's program")?;
         // SAFETY: BPF_PROG_LOAD answered with a descriptor that is ours alone.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) };
+        Ok(Self { fd, _calls: None })
     }
 
     /// Sends `frame` `repeat` times as if `ifindex` (of this thread's namespace) received it.
@@ -138,7 +253,7 @@ impl Program {
             ..XdpContext::default()
         };
         let attributes = TestRun {
-            program: u32::try_from(self.0.as_raw_fd())?,
+            program: u32::try_from(self.fd.as_raw_fd())?,
             data_size_in: length,
             data_in: frame.as_ptr() as u64,
             repeat,

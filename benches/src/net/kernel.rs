@@ -2,15 +2,15 @@
 //! goes with its thread.
 
 use super::bpf::Program;
-use super::{FRAME_BYTES, udp_frame};
+use super::{FRAME_BYTES, cpu_s, udp_frame};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::Duration;
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const MAC_A: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -18,6 +18,41 @@ const MAC_B: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const ADDRESS_A: [u8; 4] = [10, 0, 0, 1];
 const ADDRESS_B: [u8; 4] = [10, 0, 0, 2];
 const PORT: u16 = 10_020;
+/// How long conntrack remembers a flow that nobody answered, in a peer that is sent new
+/// flows: else it would know them all after a few runs.
+const FORGET_S: u64 = 1;
+/// How long until it has forgotten.
+pub const FORGETS: Duration = Duration::from_millis(FORGET_S * 1_000 + 100);
+
+/// How the peer's forward chain is written. All accept what is established first.
+#[derive(Clone, Copy)]
+pub enum Chain {
+    /// One rule a port, so many.
+    Linear(u16),
+    /// One verdict map of so many ports.
+    Map(u16),
+}
+
+impl Chain {
+    /// The commands that make it; the ports end at [`PORT`].
+    fn commands(self) -> Vec<String> {
+        let ports = |count: u16| PORT + 1 - count..=PORT;
+        match self {
+            Self::Linear(count) => {
+                let rule = |port| format!("add rule ip filter forward udp dport {port} accept");
+                ports(count).map(rule).collect()
+            }
+            Self::Map(count) => {
+                let element = |port: u16| format!("{port} : accept");
+                let elements: Vec<String> = ports(count).map(element).collect();
+                vec![format!(
+                    "add rule ip filter forward udp dport vmap {{ {} }}",
+                    elements.join(", ")
+                )]
+            }
+        }
+    }
+}
 
 /// Frames to send in, millions of frames a second out.
 struct Worker {
@@ -54,10 +89,10 @@ impl Worker {
                 }
             };
             for frames in inbox {
-                let start = Instant::now();
+                let start = cpu_s();
                 let result = work(frames);
-                let elapsed = start.elapsed().as_secs_f64();
-                let _ = outbox.send(result.map(|()| f64::from(frames) / elapsed / 1e6));
+                let used = cpu_s() - start;
+                let _ = outbox.send(result.map(|()| f64::from(frames) / used / 1e6));
             }
         });
         prepared.recv().context("the sender's thread ended")??;
@@ -76,9 +111,10 @@ impl Worker {
 pub struct Path(Worker);
 
 impl Path {
-    /// Sets it up and shows that it accepts the flow and drops another.
-    pub fn new() -> Result<Self> {
-        Worker::start(|| {
+    /// Sets it up and shows that it accepts the flow and drops another. `new_flows`: each
+    /// frame that is sent is another flow's.
+    pub fn new(chain: Chain, new_flows: bool) -> Result<Self> {
+        Worker::start(move || {
             let (mut tap_a, mut tap_b) = (Tap::new("tap-a")?, Tap::new("tap-b")?);
             run("ip link add br0 type bridge")?;
             for link in ["tap-a", "tap-b"] {
@@ -90,24 +126,32 @@ impl Path {
             run("nft add table ip filter")?;
             run("nft add chain ip filter forward { type filter hook forward priority 0 ; policy drop ; }")?;
             run("nft add rule ip filter forward ct state established,related accept")?;
-            for port in PORT - 19..=PORT {
-                run(&format!("nft add rule ip filter forward udp dport {port} accept"))?;
-            }
+            nft(&chain.commands())?;
             let pass = Program::pass()?;
             let there = udp_frame((&MAC_A, ADDRESS_A, PORT), (&MAC_B, ADDRESS_B, PORT));
             let back = udp_frame((&MAC_B, ADDRESS_B, PORT), (&MAC_A, ADDRESS_A, PORT));
             let other = udp_frame((&MAC_A, ADDRESS_A, 7), (&MAC_B, ADDRESS_B, 7));
             // A bridge port learns for a moment before it forwards.
-            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(200));
             pass.send(tap_b.index, &back, 1)?;
             pass.send(tap_a.index, &there, 1)?;
             pass.send(tap_b.index, &back, 1)?;
             ensure!(tap_b.drain()? > 0 && tap_a.drain()? > 0, "the bridge forwards nothing");
             pass.send(tap_a.index, &other, 1)?;
             ensure!(tap_b.drain()? == 0, "nftables lets everything through");
+            let sender = if new_flows {
+                std::fs::write(
+                    "/proc/sys/net/netfilter/nf_conntrack_udp_timeout",
+                    FORGET_S.to_string(),
+                )
+                .context("conntrack's timeout")?;
+                Program::pass_new_flows()?
+            } else {
+                pass
+            };
             Ok(move |frames| {
                 let _open = (&tap_a, &tap_b);
-                pass.send(tap_a.index, &there, frames)
+                sender.send(tap_a.index, &there, frames)
             })
         })
         .map(Self)
@@ -123,14 +167,17 @@ impl Path {
 pub struct Redirect(Worker);
 
 impl Redirect {
-    /// Sets it up.
-    pub fn new() -> Result<Self> {
-        Worker::start(|| {
+    /// Sets it up. `new_flows`: with the sender that makes each frame another flow's.
+    pub fn new(new_flows: bool) -> Result<Self> {
+        Worker::start(move || {
             let (tap_a, mut tap_b) = (Tap::new("tap-a")?, Tap::new("tap-b")?);
             for link in ["tap-a", "tap-b"] {
                 run(&format!("ip link set {link} up"))?;
             }
-            let redirect = Program::redirect(tap_b.index)?;
+            let redirect = match new_flows {
+                true => Program::redirect_new_flows(tap_b.index)?,
+                false => Program::redirect(tap_b.index)?,
+            };
             let frame = udp_frame((&MAC_A, ADDRESS_A, PORT), (&MAC_B, ADDRESS_B, PORT));
             redirect.send(tap_a.index, &frame, 1)?;
             ensure!(tap_b.drain()? > 0, "the redirect delivers nothing");
@@ -148,13 +195,17 @@ impl Redirect {
     }
 }
 
-struct Tap {
-    file: File,
-    index: u32,
+/// A tap of the thread's namespace.
+pub struct Tap {
+    /// The guest's end; does not block.
+    pub file: File,
+    /// The interface's index.
+    pub index: u32,
 }
 
 impl Tap {
-    fn new(name: &str) -> Result<Self> {
+    /// Makes it; it is down.
+    pub fn new(name: &str) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -190,7 +241,21 @@ impl Tap {
     }
 }
 
-fn run(command: &str) -> Result<()> {
+fn nft(commands: &[String]) -> Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run nft")?;
+    let mut input = child.stdin.take().context("nft has no input")?;
+    input.write_all(commands.join("\n").as_bytes())?;
+    drop(input);
+    ensure!(child.wait()?.success(), "nft refuses the peer's rules");
+    Ok(())
+}
+
+/// Runs a command of which no word has spaces.
+pub fn run(command: &str) -> Result<()> {
     let mut words = command.split_whitespace();
     let output = Command::new(words.next().unwrap_or_default())
         .args(words)

@@ -5,6 +5,7 @@
 //! between them unseen.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -14,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::Run;
 use super::bpffs::Pins;
-use super::error::{FabricError, file};
+use super::error::{FabricError, file, system};
 use super::{bpf, links, maps};
 use crate::object;
 
@@ -108,6 +109,13 @@ impl Programs {
     ) -> Result<Run, FabricError> {
         let port = self.get(PORT)?;
         run(port, PORT, frame, Some(ifindex), repeat, live_batch)
+    }
+
+    /// See [`super::Fabric::port_program`].
+    pub(super) fn port_program(&self) -> Result<OwnedFd, FabricError> {
+        let program = self.get(PORT)?.fd().map_err(failed(PORT))?;
+        let copy = program.as_fd().try_clone_to_owned();
+        copy.map_err(system("copy a program's descriptor"))
     }
 
     /// See [`super::Fabric::run_svc`].

@@ -87,7 +87,7 @@ pub struct Guest {
 }
 
 /// Length of `virtio_net_hdr_v1`.
-const HEADER: usize = 12;
+pub const HEADER: usize = 12;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Guest {

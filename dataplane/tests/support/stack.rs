@@ -11,10 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// Length of `virtio_net_hdr_v1`, which the guest's tap has.
-const HEADER: usize = 12;
 const FRAME_LONGEST: usize = 65_549;
 
 /// Frames that hold TCP, one way.
@@ -30,12 +28,12 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Behind a guest's tap: with its Ethernet address, its address and its gateway.
-    pub fn new(guest: File, mac: [u8; 6], address: Ipv4Addr) -> Self {
+    /// Behind a guest's tap, whose frames follow a header of so many bytes: with the guest's
+    /// Ethernet address and its address.
+    pub fn new(guest: File, header: usize, mac: [u8; 6], address: Ipv4Addr) -> Self {
         let (tap, namespace) = std::thread::spawn(move || {
             // SAFETY: this thread alone leaves its namespace.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-                .expect("a namespace");
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a namespace");
             std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("a sysctl");
             let tap = open_tap("eth0");
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -54,8 +52,8 @@ impl Stack {
         let (ends, sent, received) = (Arc::default(), Count::default(), Count::default());
         let copy = |file: &File| file.try_clone().expect("a descriptor");
         let carriers = vec![
-            carry(copy(&tap), 0, copy(&guest), HEADER, &sent, &ends),
-            carry(guest, HEADER, tap, 0, &received, &ends),
+            carry(copy(&tap), 0, copy(&guest), header, &sent, &ends),
+            carry(guest, header, tap, 0, &received, &ends),
         ];
         Self {
             namespace,
@@ -148,7 +146,7 @@ fn carry(
 ) -> JoinHandle<()> {
     let (count, ends) = (Arc::clone(count), Arc::clone(ends));
     std::thread::spawn(move || {
-        let mut bytes = vec![0; HEADER + FRAME_LONGEST];
+        let mut bytes = vec![0; skip + FRAME_LONGEST];
         let mut out = Vec::new();
         while !ends.load(Ordering::SeqCst) {
             match from.read(&mut bytes) {
