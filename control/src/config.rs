@@ -53,6 +53,9 @@ pub struct Config {
     /// Socket for the operator's requests.
     #[arg(long)]
     pub admin_socket: Option<PathBuf>,
+    /// Blocks of public addresses that Elastic IPs are taken from.
+    #[arg(long, value_delimiter = ',')]
+    pub public_addresses: Vec<ipnet::Ipv4Net>,
     /// File to hold an exclusive lock on, with the process id in it.
     #[arg(long)]
     pub lock_file: Option<PathBuf>,

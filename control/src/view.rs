@@ -84,6 +84,8 @@ shard! {
     route_tables: RouteTable,
     acls: Acl,
     dhcp_options: DhcpOptions,
+    elastic_addresses: Address,
+    peerings: Peering,
     prefix_lists: PrefixList,
     key_pairs: KeyPair,
     launch_templates: LaunchTemplate,

@@ -22,6 +22,7 @@ struct Modify {
     instance_initiated_shutdown_behavior: Option<Is<String>>,
     instance_type: Option<Is<String>>,
     user_data: Option<Is<String>>,
+    source_dest_check: Option<Is<bool>>,
     #[serde(default)]
     groups: Vec<String>,
 }
@@ -34,6 +35,7 @@ enum Change {
     Type(types::InstanceType),
     Groups(Vec<String>),
     UserData(String),
+    SourceDestCheck(bool),
 }
 
 fn flag(text: &str) -> Result<bool, ApiError> {
@@ -73,6 +75,7 @@ impl Modify {
                 }
                 "instanceType" => Change::Type(types::find(text)?),
                 "userData" => Change::UserData(text.to_owned()),
+                "sourceDestCheck" => Change::SourceDestCheck(flag(text)?),
                 other => {
                     return Err(ApiError::new(
                         "UnsupportedOperation",
@@ -98,6 +101,9 @@ impl Modify {
         }
         if let Some(is) = &self.instance_type {
             changes.push(Change::Type(types::find(&is.value)?));
+        }
+        if let Some(is) = &self.source_dest_check {
+            changes.push(Change::SourceDestCheck(is.value));
         }
         if let Some(is) = &self.user_data {
             changes.push(Change::UserData(is.value.clone()));
@@ -143,6 +149,15 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             }
             Change::Type(kind) => set_type(&mut row, *kind)?,
             Change::Groups(texts) => set_groups(tx, &mut row, texts)?,
+            Change::SourceDestCheck(on) => {
+                let primary = row.interfaces.first();
+                if let Some(interface) = primary.and_then(|id| tx.get::<Interface>(id)) {
+                    let mut interface = interface.as_ref().clone();
+                    interface.source_dest_check = *on;
+                    tx.put(interface)?;
+                }
+                row.generation += 1;
+            }
             Change::UserData(text) => {
                 stopped(&row)?;
                 row.user_data = Some(text.clone());
@@ -246,7 +261,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             "rootDeviceName" => ("RootDeviceName", is(row.root_device.clone().into())),
             "ebsOptimized" => ("EbsOptimized", is(false.into())),
             "enaSupport" => ("EnaSupport", is(false.into())),
-            "sourceDestCheck" => ("SourceDestCheck", is(true.into())),
+            "sourceDestCheck" => ("SourceDestCheck", is(shown["SourceDestCheck"].clone())),
             "kernel" => ("KernelId", json!({})),
             "ramdisk" => ("RamdiskId", json!({})),
             "sriovNetSupport" => ("SriovNetSupport", json!({})),

@@ -127,8 +127,9 @@ pub fn furnish(tx: &mut Tx<'_>, vpc: &Vpc, gateway: Option<GatewayId>) -> Result
         id: RouteTableId::random(),
         vpc: vpc.id,
         local: vpc.cidr,
-        default_gateway: gateway,
         main: Some(RouteAssociationId::random()),
+        associations: Vec::new(),
+        routes: gateway.map(to_internet).into_iter().collect(),
         tags: Tags::new(),
     })?;
     tx.put(Acl {
@@ -136,6 +137,7 @@ pub fn furnish(tx: &mut Tx<'_>, vpc: &Vpc, gateway: Option<GatewayId>) -> Result
         vpc: vpc.id,
         default: true,
         associations: Vec::new(),
+        entries: everything_passes(),
         tags: Tags::new(),
     })?;
     let group = GroupId::random();
@@ -152,6 +154,13 @@ pub fn furnish(tx: &mut Tx<'_>, vpc: &Vpc, gateway: Option<GatewayId>) -> Result
         generation: 1,
         tags: Tags::new(),
     })
+}
+
+fn to_internet(gateway: GatewayId) -> Route {
+    Route {
+        destination: Ipv4Net::default(),
+        target: Target::Gateway(gateway),
+    }
 }
 
 /// A subnet as CreateSubnet makes it, not yet written.

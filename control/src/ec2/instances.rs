@@ -50,6 +50,15 @@ const PATHS: super::filters::Paths = &[
         "BlockDeviceMappings.Ebs.VolumeId",
     ),
     ("dns-name", "PublicDnsName"),
+    ("ip-address", "PublicIpAddress"),
+    (
+        "network-interface.addresses.association.public-ip",
+        "NetworkInterfaces.PrivateIpAddresses.Association.PublicIp",
+    ),
+    (
+        "network-interface.association.public-ip",
+        "NetworkInterfaces.Association.PublicIp",
+    ),
     (
         "hibernation-options.configured",
         "HibernationOptions.Configured",

@@ -158,6 +158,18 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         if row.attachment.is_some() {
             return Err(in_use(row.id));
         }
+        for address in tx.rows::<Address>() {
+            if address
+                .association
+                .as_ref()
+                .is_some_and(|a| a.interface == row.id)
+            {
+                tx.put(Address {
+                    association: None,
+                    ..address.as_ref().clone()
+                })?;
+            }
+        }
         let mut addresses = launch::addresses_of(tx, row.subnet)?;
         addresses.give_back(row.private_ip);
         tx.put(addresses)?;
@@ -302,6 +314,7 @@ struct Modify {
     description: Option<Is<String>>,
     #[serde(default)]
     groups: Vec<String>,
+    source_dest_check: Option<Is<bool>>,
     attachment: Option<AttachmentChange>,
 }
 
@@ -314,6 +327,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let given = [
         params.description.is_some(),
         !params.groups.is_empty(),
+        params.source_dest_check.is_some(),
         params.attachment.is_some(),
     ];
     match given.iter().filter(|given| **given).count() {
@@ -344,6 +358,10 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 .ok_or_else(|| AttachmentId::not_found(wanted))?
                 .delete_on_termination = on;
         }
+        if let Some(check) = &params.source_dest_check {
+            row.source_dest_check = check.value;
+            regroup(tx, &row)?;
+        }
         if !params.groups.is_empty() {
             row.groups = groups::named(tx, &params.groups, row.vpc, row.subnet)?;
             regroup(tx, &row)?;
@@ -354,7 +372,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-/// Has an interface's instance follow its new groups.
+/// Has an interface's instance follow its new groups or check.
 fn regroup(tx: &mut Tx<'_>, row: &Interface) -> Result<(), ApiError> {
     let Some(attachment) = &row.attachment else {
         return Ok(());
@@ -375,6 +393,33 @@ fn regroup(tx: &mut Tx<'_>, row: &Interface) -> Result<(), ApiError> {
 struct Attribute {
     network_interface_id: String,
     attribute: Option<String>,
+}
+
+/// ResetNetworkInterfaceAttribute: the check is on again.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn reset(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Reset = ctx.params(action, request)?;
+    params
+        .source_dest_check
+        .as_ref()
+        .ok_or_else(|| ApiError::missing("SourceDestCheck"))?;
+    ctx.write(|tx| {
+        let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
+        row.source_dest_check = true;
+        regroup(tx, &row)?;
+        tx.put(row)?;
+        Ok(json!({}))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Reset {
+    network_interface_id: String,
+    source_dest_check: Option<String>,
 }
 
 /// DescribeNetworkInterfaceAttribute.

@@ -9,12 +9,15 @@
 //! Start reading at `run`, the longest path.
 
 pub mod account;
+pub mod acls;
+pub mod addresses;
 pub mod attributes;
 pub mod console;
 pub mod defaults;
 pub mod dhcp_options;
 pub mod disks;
 pub mod filters;
+pub mod gateways;
 pub mod groups;
 pub mod images;
 pub mod instances;
@@ -28,6 +31,7 @@ pub mod metadata;
 pub mod monitoring;
 pub mod network;
 pub mod params;
+pub mod peerings;
 pub mod permissions;
 pub mod place;
 pub mod placement_groups;
@@ -35,6 +39,7 @@ pub mod prefix_lists;
 pub mod present;
 pub mod quotas;
 pub mod regions;
+pub mod routes;
 pub mod rule_changes;
 pub mod rules;
 pub mod run;
@@ -181,37 +186,56 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     }
     defaults::ensure(ctx).await?;
     match action {
+        "AcceptVpcPeeringConnection" => peerings::accept(ctx, action, request).await,
+        "AllocateAddress" => addresses::allocate(ctx, action, request).await,
+        "AssociateAddress" => addresses::associate(ctx, action, request).await,
         "AssociateDhcpOptions" => dhcp_options::associate(ctx, action, request).await,
+        "AssociateRouteTable" => routes::associate(ctx, action, request).await,
         "AssociateVpcCidrBlock" => vpcs::associate(ctx, action, request).await,
+        "AttachInternetGateway" => gateways::attach(ctx, action, request).await,
         "AttachNetworkInterface" => interfaces::attach(ctx, action, request).await,
         "AuthorizeSecurityGroupEgress" => rules::authorize(ctx, action, request, true).await,
         "AuthorizeSecurityGroupIngress" => rules::authorize(ctx, action, request, false).await,
         "CreateDefaultSubnet" => subnets::create_default(ctx, action, request).await,
         "CreateDefaultVpc" => vpcs::create_default(ctx, action, request).await,
         "CreateDhcpOptions" => dhcp_options::create(ctx, action, request).await,
+        "CreateInternetGateway" => gateways::create(ctx, action, request).await,
         "CreateKeyPair" => keys::create(ctx, action, request).await,
         "CreateLaunchTemplate" => templates::create(ctx, action, request).await,
         "CreateLaunchTemplateVersion" => templates::create_version(ctx, action, request).await,
         "CreateManagedPrefixList" => prefix_lists::create(ctx, action, request).await,
+        "CreateNetworkAcl" => acls::create(ctx, action, request).await,
+        "CreateNetworkAclEntry" => acls::put_entry(ctx, action, request, false).await,
         "CreateNetworkInterface" => interfaces::create(ctx, action, request).await,
         "CreatePlacementGroup" => placement_groups::create(ctx, action, request).await,
+        "CreateRoute" => routes::put_route(ctx, action, request, false).await,
+        "CreateRouteTable" => routes::create(ctx, action, request).await,
         "CreateSecurityGroup" => groups::create(ctx, action, request).await,
         "CreateSubnet" => subnets::create(ctx, action, request).await,
         "CreateTags" => tags::create(ctx, action, request).await,
         "CreateVpc" => vpcs::create(ctx, action, request).await,
+        "CreateVpcPeeringConnection" => peerings::create(ctx, action, request).await,
         "DeleteDhcpOptions" => dhcp_options::delete(ctx, action, request).await,
+        "DeleteInternetGateway" => gateways::delete(ctx, action, request).await,
         "DeleteKeyPair" => keys::delete(ctx, action, request).await,
         "DeleteLaunchTemplate" => templates::delete(ctx, action, request).await,
         "DeleteLaunchTemplateVersions" => templates::delete_versions(ctx, action, request).await,
         "DeleteManagedPrefixList" => prefix_lists::delete(ctx, action, request).await,
+        "DeleteNetworkAcl" => acls::delete(ctx, action, request).await,
+        "DeleteNetworkAclEntry" => acls::delete_entry(ctx, action, request).await,
         "DeleteNetworkInterface" => interfaces::delete(ctx, action, request).await,
         "DeletePlacementGroup" => placement_groups::delete(ctx, action, request).await,
+        "DeleteRoute" => routes::delete_route(ctx, action, request).await,
+        "DeleteRouteTable" => routes::delete(ctx, action, request).await,
         "DeleteSecurityGroup" => groups::delete(ctx, action, request).await,
         "DeleteSubnet" => subnets::delete(ctx, action, request).await,
         "DeleteTags" => tags::delete(ctx, action, request).await,
         "DeleteVolume" => storage::delete_volume(ctx, action, request).await,
         "DeleteVpc" => vpcs::delete(ctx, action, request).await,
+        "DeleteVpcPeeringConnection" => peerings::delete(ctx, action, request).await,
         "DescribeAccountAttributes" => account::attributes(ctx, action, request).await,
+        "DescribeAddresses" => addresses::list(ctx, action, request).await,
+        "DescribeAddressesAttribute" => addresses::attributes(ctx, action, request).await,
         "DescribeAvailabilityZones" => regions::zones(ctx, action, request).await,
         "DescribeDhcpOptions" => dhcp_options::list(ctx, action, request).await,
         "DescribeIamInstanceProfileAssociations" => {
@@ -224,28 +248,32 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "DescribeInstanceTypeOfferings" => types::offerings(ctx, action, request).await,
         "DescribeInstanceTypes" => types::describe(ctx, action, request).await,
         "DescribeInstances" => instances::describe(ctx, action, request).await,
-        "DescribeInternetGateways" => network::gateways(ctx, action, request).await,
+        "DescribeInternetGateways" => gateways::list(ctx, action, request).await,
         "DescribeKeyPairs" => keys::describe(ctx, action, request).await,
         "DescribeLaunchTemplateVersions" => {
             templates::describe_versions(ctx, action, request).await
         }
         "DescribeLaunchTemplates" => templates::describe(ctx, action, request).await,
         "DescribeManagedPrefixLists" => prefix_lists::list(ctx, action, request).await,
-        "DescribeNetworkAcls" => network::acls(ctx, action, request).await,
+        "DescribeNetworkAcls" => acls::list(ctx, action, request).await,
         "DescribeNetworkInterfaceAttribute" => interfaces::attribute(ctx, action, request).await,
         "DescribeNetworkInterfaces" => interfaces::list(ctx, action, request).await,
         "DescribePlacementGroups" => placement_groups::describe(ctx, action, request).await,
         "DescribePrefixLists" => prefix_lists::services(ctx, action, request).await,
         "DescribeRegions" => regions::regions(ctx, action, request).await,
-        "DescribeRouteTables" => network::route_tables(ctx, action, request).await,
+        "DescribeRouteTables" => routes::list(ctx, action, request).await,
         "DescribeSecurityGroupRules" => rules::describe(ctx, action, request).await,
         "DescribeSecurityGroups" => groups::describe(ctx, action, request).await,
         "DescribeSubnets" => subnets::list(ctx, action, request).await,
         "DescribeTags" => tags::describe(ctx, action, request).await,
         "DescribeVolumes" => storage::volumes(ctx, action, request).await,
         "DescribeVpcAttribute" => vpcs::attribute(ctx, action, request).await,
+        "DescribeVpcPeeringConnections" => peerings::list(ctx, action, request).await,
         "DescribeVpcs" => vpcs::list(ctx, action, request).await,
+        "DetachInternetGateway" => gateways::detach(ctx, action, request).await,
         "DetachNetworkInterface" => interfaces::detach(ctx, action, request).await,
+        "DisassociateAddress" => addresses::disassociate(ctx, action, request).await,
+        "DisassociateRouteTable" => routes::disassociate(ctx, action, request).await,
         "DisassociateVpcCidrBlock" => vpcs::disassociate(ctx, action, request).await,
         "GetConsoleOutput" => console::output(ctx, action, request).await,
         "GetInstanceMetadataDefaults" => metadata::get_defaults(ctx, action, request).await,
@@ -265,6 +293,13 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "ModifyVpcAttribute" => vpcs::modify(ctx, action, request).await,
         "MonitorInstances" => monitoring::set(ctx, action, request, true).await,
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
+        "RejectVpcPeeringConnection" => peerings::reject(ctx, action, request).await,
+        "ReleaseAddress" => addresses::release(ctx, action, request).await,
+        "ReplaceNetworkAclAssociation" => acls::replace_association(ctx, action, request).await,
+        "ReplaceNetworkAclEntry" => acls::put_entry(ctx, action, request, true).await,
+        "ReplaceRoute" => routes::put_route(ctx, action, request, true).await,
+        "ReplaceRouteTableAssociation" => routes::replace_association(ctx, action, request).await,
+        "ResetNetworkInterfaceAttribute" => interfaces::reset(ctx, action, request).await,
         "RevokeSecurityGroupEgress" => rules::revoke(ctx, action, request, true).await,
         "RevokeSecurityGroupIngress" => rules::revoke(ctx, action, request, false).await,
         "RunInstances" => run::run(ctx, action, request).await,

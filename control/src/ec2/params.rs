@@ -64,9 +64,10 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
         "disabled",
     ),
     ("ModifyInstanceAttribute", "EbsOptimized.Value", "false"),
-    ("ModifyInstanceAttribute", "SourceDestCheck.Value", "true"),
     ("CreateVpc", "InstanceTenancy", "default"),
     ("CreateKeyPair", "KeyFormat", "pem"),
+    ("AllocateAddress", "Domain", "vpc"),
+    ("AllocateAddress", "PublicIpv4Pool", "amazon"),
     ("CreateNetworkInterface", "InterfaceType", "interface"),
     (
         "CreateNetworkInterface",
@@ -77,11 +78,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("CreateNetworkInterface", "EnablePrimaryIpv6", "false"),
     ("AttachNetworkInterface", "NetworkCardIndex", "0"),
     ("DetachNetworkInterface", "Force", "false"),
-    (
-        "ModifyNetworkInterfaceAttribute",
-        "SourceDestCheck.Value",
-        "true",
-    ),
     (
         "ModifyNetworkInterfaceAttribute",
         "EnablePrimaryIpv6",

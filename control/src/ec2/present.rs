@@ -114,10 +114,21 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         "EnableResourceNameDnsARecord": false,
         "EnableResourceNameDnsAAAARecord": false,
     });
+    let primary = row.interfaces.first();
+    if let Some(ip) = primary.and_then(|id| public_ip(view, scope, *id)) {
+        item["PublicIpAddress"] = ip.to_string().into();
+        let named = view
+            .get::<Vpc>(scope, &row.vpc)
+            .is_some_and(|vpc| vpc.dns_hostnames);
+        if named {
+            item["PublicDnsName"] = public_dns(ip, &scope.region).into();
+        }
+    }
     item["SubnetId"] = row.subnet.to_string().into();
     item["VpcId"] = row.vpc.to_string().into();
     item["SecurityGroups"] = group_refs(view, scope, &row.groups);
-    item["SourceDestCheck"] = true.into();
+    let interface = primary.and_then(|id| view.get::<Interface>(scope, id));
+    item["SourceDestCheck"] = interface.is_none_or(|row| row.source_dest_check).into();
     item["BlockDeviceMappings"] = row
         .mappings
         .iter()
@@ -162,6 +173,29 @@ pub fn metadata_options(options: &MetadataOptions) -> Value {
     })
 }
 
+/// The Elastic IP address of an interface.
+pub fn public_ip(view: &View, scope: &Scope, id: InterfaceId) -> Option<std::net::Ipv4Addr> {
+    address(view, scope, id).map(|row| row.public_ip)
+}
+
+fn address<'a>(view: &'a View, scope: &Scope, id: InterfaceId) -> Option<&'a Address> {
+    let mut rows = view.all::<Address>(scope);
+    let row = rows.find(|row| row.association.as_ref().is_some_and(|a| a.interface == id));
+    row.map(AsRef::as_ref)
+}
+
+/// EC2's name for a public address.
+fn public_dns(ip: std::net::Ipv4Addr, region: &str) -> String {
+    let zone = match region {
+        "us-east-1" => "compute-1".to_owned(),
+        _ => format!("{region}.compute"),
+    };
+    format!(
+        "ec2-{}.{zone}.amazonaws.com",
+        ip.to_string().replace('.', "-")
+    )
+}
+
 fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
     let dns = private_dns(row.private_ip, &scope.region);
     let mut item = json!({
@@ -182,6 +216,14 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
             {"Primary": true, "PrivateIpAddress": row.private_ip.to_string(), "PrivateDnsName": dns}
         ],
     });
+    if let Some(address) = address(view, scope, row.id) {
+        item["Association"] = json!({
+            "IpOwnerId": *scope.account,
+            "PublicIp": address.public_ip.to_string(),
+            "PublicDnsName": public_dns(address.public_ip, &scope.region),
+        });
+        item["PrivateIpAddresses"][0]["Association"] = item["Association"].clone();
+    }
     if let Some(attachment) = &row.attachment {
         item["Attachment"] = json!({
             "AttachmentId": attachment.id.to_string(),

@@ -32,6 +32,7 @@ quotas! {
     Group: 2_500, "SecurityGroupLimitExceeded", "security groups";
     Interface: 5_000, "NetworkInterfaceLimitExceeded", "network interfaces";
     Gateway: 5, "InternetGatewayLimitExceeded", "internet gateways";
+    Address: 5, "AddressLimitExceeded", "Elastic IP addresses";
     KeyPair: 5_000, "KeyPairLimitExceeded", "key pairs";
     LaunchTemplate: 5_000, "TemplateLimitExceeded", "launch templates";
     PrefixList: 100, "PrefixListLimitExceeded", "prefix lists";

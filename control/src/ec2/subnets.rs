@@ -266,6 +266,17 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 tx.put(acl)?;
             }
         }
+        for table in tx.rows::<RouteTable>() {
+            if table
+                .associations
+                .iter()
+                .any(|(_, subnet)| *subnet == row.id)
+            {
+                let mut table = table.as_ref().clone();
+                table.associations.retain(|(_, subnet)| *subnet != row.id);
+                tx.put(table)?;
+            }
+        }
         tx.delete::<Addresses>(&row.id);
         tx.delete::<Subnet>(&row.id);
         Ok(json!({}))

@@ -226,6 +226,8 @@ tagged! {
     "rtb-" => RouteTable, RouteTableId, "route-table";
     "acl-" => Acl, AclId, "network-acl";
     "dopt-" => DhcpOptions, DhcpOptionsId, "dhcp-options";
+    "eipalloc-" => Address, AllocationId, "elastic-ip";
+    "pcx-" => Peering, PeeringId, "vpc-peering-connection";
     "key-" => KeyPair, KeyPairId, "key-pair";
     "lt-" => LaunchTemplate, LaunchTemplateId, "launch-template";
     "pl-" => PrefixList, PrefixListId, "prefix-list";

@@ -190,6 +190,10 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let used = tx.rows::<Subnet>().iter().any(|row| row.vpc == id)
             || tx.rows::<Interface>().iter().any(|row| row.vpc == id)
             || tx.rows::<Gateway>().iter().any(|row| row.vpc == Some(id))
+            || tx
+                .rows::<Peering>()
+                .iter()
+                .any(|row| row.is_alive() && (row.requester == id || row.accepter == id))
             || tables.iter().any(|row| row.vpc == id && row.main.is_none())
             || acls.iter().any(|row| row.vpc == id && !row.default)
             || groups

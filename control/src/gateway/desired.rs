@@ -1,11 +1,15 @@
 //! What is desired of a node, from rows.
 
+use super::networks;
 use crate::config::zone_id;
 use crate::ec2::attributes::user_data;
 use crate::ec2::defaults::private_dns;
 use crate::ec2::dhcp_options::OWN_RESOLVER;
+use crate::ec2::present::public_ip;
 use crate::ec2::{types, volume_types};
-use crate::rows::{self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, parse_key};
+use crate::rows::{
+    self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, VpcId, parse_key,
+};
 use crate::store::Revision;
 use crate::view::View;
 use base64::Engine as _;
@@ -15,12 +19,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// MTU of a VPC's networks: what is left of an Ethernet frame is the fabric's.
 const MTU: u32 = 1500;
 
-/// Groups that a node has been told of, and their generations.
-pub type Told = BTreeMap<GroupId, u64>;
+/// What a node has been told of.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Generations of groups.
+    groups: BTreeMap<GroupId, u64>,
+    /// Networks of VPCs.
+    networks: BTreeMap<(Scope, VpcId), api::Network>,
+}
 
 /// Everything desired of a node.
 pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
-    told.clear();
+    *told = Told::default();
     let mut snapshot = api::Snapshot {
         revision: view.revision,
         ..Default::default()
@@ -32,6 +42,8 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
         {
             snapshot.instances.extend(instance(view, scope, row));
             tell_groups(view, scope, row, told, &mut snapshot.security_groups);
+            let networks = &mut snapshot.networks;
+            tell_network(view, scope, row.vpc, true, told, networks);
         }
         let volumes = view
             .all::<rows::Volume>(scope)
@@ -54,10 +66,13 @@ pub fn delta(
         ..Default::default()
     };
     let mut instances: BTreeSet<(Scope, InstanceId)> = BTreeSet::new();
+    let mut vpcs: BTreeSet<(Scope, VpcId)> = BTreeSet::new();
     for key in keys.iter().collect::<BTreeSet<_>>() {
         let Some((scope, kind, id)) = parse_key(key) else {
             continue;
         };
+        let concerned = networks::concerned(view, &scope, kind, id);
+        vpcs.extend(concerned.into_iter().map(|vpc| (scope.clone(), vpc)));
         match kind {
             rows::Instance::KIND => instances.extend(id.parse().ok().map(|id| (scope, id))),
             rows::Interface::KIND => {
@@ -92,28 +107,62 @@ pub fn delta(
         if let Some(row) = row {
             delta.instances.extend(instance(view, &scope, row));
             tell_groups(view, &scope, row, told, &mut delta.security_groups);
+            tell_network(view, &scope, row.vpc, true, told, &mut delta.networks);
         }
+    }
+    for (scope, vpc) in vpcs {
+        let gone = tell_network(view, &scope, vpc, false, told, &mut delta.networks);
+        delta.networks_gone.extend(gone);
     }
     let nothing = delta.instances.is_empty()
         && delta.volumes.is_empty()
         && delta.security_groups.is_empty()
-        && delta.security_groups_gone.is_empty();
+        && delta.security_groups_gone.is_empty()
+        && delta.networks.is_empty()
+        && delta.networks_gone.is_empty();
     (!nothing).then_some(delta)
 }
 
 fn group_changed(view: &View, scope: &Scope, id: GroupId, told: &mut Told, delta: &mut api::Delta) {
-    if !told.contains_key(&id) {
+    if !told.groups.contains_key(&id) {
         return;
     }
     match view.get::<rows::Group>(scope, &id) {
         Some(row) => {
-            if told.insert(id, row.generation) != Some(row.generation) {
+            if told.groups.insert(id, row.generation) != Some(row.generation) {
                 delta.security_groups.push(group(view, scope, row));
             }
         }
         None => {
-            told.remove(&id);
+            told.groups.remove(&id);
             delta.security_groups_gone.push(id.to_string());
+        }
+    }
+}
+
+/// A VPC's network, where the node knows the VPC (or is to know it) and not this
+/// state of it. Gives the number of a network that is gone.
+fn tell_network(
+    view: &View,
+    scope: &Scope,
+    vpc: VpcId,
+    new: bool,
+    told: &mut Told,
+    list: &mut Vec<api::Network>,
+) -> Option<u32> {
+    let key = (scope.clone(), vpc);
+    let known = told.networks.get(&key);
+    if known.is_none() && !new {
+        return None;
+    }
+    match networks::network(view, scope, vpc) {
+        None => told.networks.remove(&key).map(|network| network.vni),
+        Some(network) => {
+            if known != Some(&network) {
+                list.push(network.clone());
+                told.networks.insert(key, network);
+            }
+            None
         }
     }
 }
@@ -132,7 +181,7 @@ fn tell_groups(
         .filter_map(|id| view.get::<rows::Interface>(scope, id));
     for id in interfaces.flat_map(|interface| &interface.groups) {
         if let Some(row) = view.get::<rows::Group>(scope, id)
-            && told.insert(*id, row.generation) != Some(row.generation)
+            && told.groups.insert(*id, row.generation) != Some(row.generation)
         {
             list.push(group(view, scope, row));
         }
@@ -267,6 +316,11 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
     };
     let mut servers = option("domain-name-servers");
     servers.retain(|server| server != OWN_RESOLVER);
+    let (route_table, network_acl) = networks::ways(view, scope, row.vpc, row.subnet);
+    let public = public_ip(view, scope, row.id).map(|public_ip| api::PublicAddress {
+        private_ip: row.private_ip.to_string(),
+        public_ip: public_ip.to_string(),
+    });
     Some(api::NetworkInterface {
         id: row.id.to_string(),
         vni: vpc.vni,
@@ -279,6 +333,9 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         mtu: MTU,
         domain_name: option("domain-name").pop().unwrap_or_default(),
         no_resolver: option("domain-name-servers").is_empty(),
+        route_table,
+        network_acl,
+        public_addresses: public.into_iter().collect(),
         domain_name_servers: servers,
         ntp_servers: option("ntp-servers"),
         netbios_name_servers: option("netbios-name-servers"),
@@ -311,7 +368,12 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
         reservation_id: row.reservation.to_string(),
         ami_launch_index: row.launch_index,
         hostname: private_dns(row.private_ip, &scope.region),
-        public_ip: String::new(),
+        public_ip: row
+            .interfaces
+            .first()
+            .and_then(|id| public_ip(view, scope, *id))
+            .map(|ip| ip.to_string())
+            .unwrap_or_default(),
         user_data,
         security_group_names: row.groups.iter().filter_map(group_name).collect(),
         vpc_id: row.vpc.to_string(),

@@ -10,6 +10,7 @@
 
 pub mod desired;
 pub mod fleet;
+pub mod networks;
 pub mod reports;
 pub mod session;
 

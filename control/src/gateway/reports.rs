@@ -11,7 +11,8 @@
 use crate::core::{Core, Tx, now_s};
 use crate::ec2::{lifecycle::desire, place};
 use crate::rows::{
-    Addresses, Instance, InstanceId, Interface, Reason, Scope, State, Volume, VolumeId, VolumeState,
+    Address, Addresses, Instance, InstanceId, Interface, Reason, Scope, State, Volume, VolumeId,
+    VolumeState,
 };
 use crate::wire::ApiError;
 use ocs_node_api::{ObservedInstance, ObservedVolume, Phase, Report, report::Object};
@@ -171,6 +172,17 @@ fn gone(
             let mut addresses = addresses.as_ref().clone();
             addresses.give_back(interface.private_ip);
             tx.put_in(scope, addresses)?;
+        }
+        let held = tx.view.all::<Address>(scope).filter(|address| {
+            let held = address.association.as_ref();
+            held.is_some_and(|association| association.interface == id)
+        });
+        for address in held {
+            let address = Address {
+                association: None,
+                ..address.as_ref().clone()
+            };
+            tx.put_in(scope, address)?;
         }
         tx.delete_in::<Interface>(scope, &id);
     }

@@ -105,7 +105,7 @@ async fn serve(
         return End::Store;
     }
     let mut watch = core.store().watch();
-    let mut told = Told::new();
+    let mut told = Told::default();
     let mut reached = match send_snapshot(core, name, &mut told, &downstream).await {
         Some(revision) => revision,
         None => return End::Closed,

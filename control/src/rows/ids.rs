@@ -161,6 +161,12 @@ ids! {
     DhcpOptionsId = "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound", "dhcpOptions ID";
     /// A further address block of a VPC.
     CidrAssociationId = "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationId.Malformed", "InvalidVpcCidrBlockAssociationID.NotFound", "vpc CIDR block association ID";
+    /// An Elastic IP address.
+    AllocationId = "eipalloc-", "InvalidAllocationID.Malformed", "InvalidAllocationID.NotFound", "allocation ID";
+    /// An Elastic IP address's association.
+    AddressAssociationId = "eipassoc-", "InvalidAssociationID.Malformed", "InvalidAssociationID.NotFound", "association ID";
+    /// A VPC peering connection.
+    PeeringId = "pcx-", "InvalidVpcPeeringConnectionId.Malformed", "InvalidVpcPeeringConnectionID.NotFound", "vpcPeeringConnection ID";
     /// A key pair.
     KeyPairId = "key-", "InvalidKeyPair.NotFound", "InvalidKeyPair.NotFound", "key pair";
     /// A launch template.

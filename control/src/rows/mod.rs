@@ -80,6 +80,8 @@ records! {
     RouteTable: "routes", RouteTableId, id;
     Acl: "acl", AclId, id;
     DhcpOptions: "dhcp", DhcpOptionsId, id;
+    Address: "address", AllocationId, id;
+    Peering: "peering", PeeringId, id;
     PrefixList: "prefixes", PrefixListId, id;
     KeyPair: "keypair", KeyPairId, id;
     LaunchTemplate: "template", LaunchTemplateId, id;

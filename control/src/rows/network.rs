@@ -1,9 +1,9 @@
 //! VPCs and what is in them.
 
 use super::{
-    AclAssociationId, AclId, AttachmentId, CidrAssociationId, DhcpOptionsId, GatewayId, GroupId,
-    InstanceId, InterfaceId, PrefixListId, RouteAssociationId, RouteTableId, RuleId, SubnetId,
-    Tags, VpcId,
+    AclAssociationId, AclId, AddressAssociationId, AllocationId, AttachmentId, CidrAssociationId,
+    DhcpOptionsId, GatewayId, GroupId, InstanceId, InterfaceId, PeeringId, PrefixListId,
+    RouteAssociationId, RouteTableId, RuleId, SubnetId, Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -256,24 +256,68 @@ pub struct Gateway {
     pub tags: Tags,
 }
 
-/// A route table: the local route and a default route to a gateway.
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// An internet gateway.
+    Gateway(GatewayId),
+    /// A network interface.
+    Interface(InterfaceId),
+    /// A peering connection.
+    Peering(PeeringId),
+}
+
+/// A route beside the local ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Whose way it is.
+    pub destination: Ipv4Net,
+    /// Where it leads.
+    pub target: Target,
+}
+
+/// A route table; its local routes follow from its VPC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteTable {
     /// Its id.
     pub id: RouteTableId,
     /// Its VPC.
     pub vpc: VpcId,
-    /// The VPC's addresses, routed locally.
+    /// The VPC's first block.
     pub local: Ipv4Net,
-    /// Where 0.0.0.0/0 goes.
-    pub default_gateway: Option<GatewayId>,
     /// Its association as the VPC's main table.
     pub main: Option<RouteAssociationId>,
+    /// Subnets that use it rather than the main one.
+    #[serde(default)]
+    pub associations: Vec<(RouteAssociationId, SubnetId)>,
+    /// Its routes, one a destination.
+    #[serde(default)]
+    pub routes: Vec<Route>,
     /// Its tags.
     pub tags: Tags,
 }
 
-/// A network ACL that lets everything pass, as a default one does.
+/// An entry of a network ACL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AclEntry {
+    /// Out, not in.
+    pub egress: bool,
+    /// `RuleNumber`: the lowest that matches decides.
+    pub number: u16,
+    /// IP protocol, -1 for all.
+    pub protocol: i32,
+    /// First port, or ICMP type; -1 for all.
+    pub from_port: i32,
+    /// Last port, or ICMP code; -1 for all.
+    pub to_port: i32,
+    /// The other side.
+    pub cidr: IpNet,
+    /// Allow, not deny.
+    pub allow: bool,
+}
+
+/// A network ACL; what no entry matches is denied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acl {
     /// Its id.
@@ -284,8 +328,85 @@ pub struct Acl {
     pub default: bool,
     /// The subnets that it guards.
     pub associations: Vec<(AclAssociationId, SubnetId)>,
+    /// Its entries by direction and number.
+    #[serde(default = "everything_passes")]
+    pub entries: Vec<AclEntry>,
     /// Its tags.
     pub tags: Tags,
+}
+
+/// The entries that a default ACL is made with.
+pub fn everything_passes() -> Vec<AclEntry> {
+    let all = |egress| AclEntry {
+        egress,
+        number: 100,
+        protocol: -1,
+        from_port: -1,
+        to_port: -1,
+        cidr: IpNet::V4(Ipv4Net::default()),
+        allow: true,
+    };
+    vec![all(false), all(true)]
+}
+
+/// An Elastic IP address's association.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressAssociation {
+    /// Its id.
+    pub id: AddressAssociationId,
+    /// The interface whose private address it stands for.
+    pub interface: InterfaceId,
+}
+
+/// An Elastic IP address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// Its id.
+    pub id: AllocationId,
+    /// The address.
+    pub public_ip: Ipv4Addr,
+    /// What it is associated with.
+    pub association: Option<AddressAssociation>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A peering connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeeringState {
+    /// Asked for.
+    Pending,
+    /// Packets may pass.
+    Active,
+    /// Refused.
+    Rejected,
+    /// Ended.
+    Deleted,
+}
+
+/// A VPC peering connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peering {
+    /// Its id.
+    pub id: PeeringId,
+    /// The VPC that asked.
+    pub requester: VpcId,
+    /// The VPC that was asked.
+    pub accepter: VpcId,
+    /// Its state.
+    pub state: PeeringState,
+    /// Unix seconds of the last change of state.
+    pub changed_at_s: i64,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+impl Peering {
+    /// It is, or may become, active.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, PeeringState::Pending | PeeringState::Active)
+    }
 }
 
 /// A set of DHCP options.

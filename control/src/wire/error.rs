@@ -29,7 +29,10 @@ impl ApiError {
             | "IncompleteSignature" => 403,
             "DryRunOperation" => 412,
             "RequestEntityTooLarge" => 413,
-            "InternalError" | "InsufficientInstanceCapacity" | "InsufficientCapacity" => 500,
+            "InternalError"
+            | "InsufficientAddressCapacity"
+            | "InsufficientCapacity"
+            | "InsufficientInstanceCapacity" => 500,
             "RequestLimitExceeded" | "Unavailable" => 503,
             _ => 400,
         };

@@ -67,6 +67,12 @@ pub fn cases(control: &Control) -> Vec<Case> {
         ("$BIG", "A".repeat(21_848)),
         ("$T65", "t".repeat(65)),
         ("$VPC", shown("DescribeVpcs", "vpcId")),
+        ("$TABLE", shown("DescribeRouteTables", "routeTableId")),
+        ("$ACL", shown("DescribeNetworkAcls", "networkAclId")),
+        (
+            "$IGW",
+            shown("DescribeInternetGateways", "internetGatewayId"),
+        ),
         ("$OPTIONS", shown("DescribeDhcpOptions", "dhcpOptionsId")),
         ("$SUBNET", subnet),
         ("$ENI", first(&eni, "networkInterfaceId")),

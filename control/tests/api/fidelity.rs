@@ -210,9 +210,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 
 ## Where behaviour differs
 
-* **No public addresses.** There is no uplink yet: default subnets say
-  `MapPublicIpOnLaunch`, as EC2's do, but no public address is assigned, and
-  `AssociatePublicIpAddress=true` is refused.
+* **Public addresses** are Elastic IPs, from the blocks that the operator gives
+  (`--public-addresses`). Default subnets say `MapPublicIpOnLaunch`, as EC2's do, but none is
+  assigned at launch, and `AssociatePublicIpAddress=true` is refused.
 * **Reads are strongly consistent.** EC2's are eventually so: what a call has answered,
   every later call sees.
 * **Volume types** gp2, gp3, io1, io2 and standard, each held to the operations, bytes and
@@ -224,8 +224,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 * **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs, memory
   and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
   word only (`Low`), the figure is ours, and so are all packet rates.
-* **Internet gateways, route tables, network ACLs** are those that VPCs are made with:
-  described and tagged, not changed.
+* **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
+  as they change; peering is between VPCs of one account in one region. NAT gateways and IPv6
+  are not offered.
 * **Network interfaces** are attached to and detached from stopped instances, and at launch.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.

@@ -6,12 +6,15 @@ use bytes::{Buf, BufMut, Bytes};
 use ocs_control::fronts::grpc::descriptors;
 use ocs_control::wire::{ec2, query};
 use prost::Message as _;
-use prost_reflect::DynamicMessage;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::{Value, json};
+use std::sync::LazyLock;
 use std::time::SystemTime;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
+
+static DESCRIPTORS: LazyLock<DescriptorPool> = LazyLock::new(|| descriptors().unwrap());
 
 /// Calls a method of `ocs.ec2.v1.Ec2`, signed or not.
 async fn call(
@@ -21,10 +24,7 @@ async fn call(
     signed: bool,
 ) -> Result<Value, Status> {
     let host = control.ready["grpc_listen"].as_str().unwrap();
-    let service = descriptors()
-        .unwrap()
-        .get_service_by_name("ocs.ec2.v1.Ec2")
-        .unwrap();
+    let service = DESCRIPTORS.get_service_by_name("ocs.ec2.v1.Ec2").unwrap();
     let found = service
         .methods()
         .find(|known| known.name() == method)
@@ -167,8 +167,7 @@ async fn the_same_cases_have_the_same_codes() {
             continue;
         };
         // Nor has a number that is out of its field's range.
-        let service = descriptors().unwrap();
-        let service = service.get_service_by_name("ocs.ec2.v1.Ec2").unwrap();
+        let service = DESCRIPTORS.get_service_by_name("ocs.ec2.v1.Ec2").unwrap();
         let method = service.methods().find(|m| m.name() == case.action);
         if DynamicMessage::deserialize(method.unwrap().input(), value.clone()).is_err() {
             continue;

@@ -6,6 +6,7 @@ mod crowd;
 mod fidelity;
 mod grpc;
 mod lifecycle;
+mod networks;
 mod shape;
 mod support;
 mod unauthorised;

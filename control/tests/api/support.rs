@@ -82,6 +82,7 @@ impl Control {
             .arg(file("ready"))
             .arg("--images-manifest")
             .arg(file("images.json"))
+            .args(["--public-addresses", "198.51.100.0/28"])
             .arg("--admin-socket")
             .arg(file("admin"))
             .arg("--lock-file")

@@ -22,6 +22,8 @@ pub struct Seen {
     pub volumes: BTreeMap<String, Volume>,
     /// Groups by id.
     pub groups: BTreeMap<String, ocs_node_api::SecurityGroup>,
+    /// Networks by number.
+    pub networks: BTreeMap<u32, ocs_node_api::Network>,
     /// Instances are not reported: the test does that.
     pub silent: bool,
 }
@@ -102,6 +104,7 @@ impl FakeNode {
     async fn take(&self, message: ToNode) {
         match message.message {
             Some(to_node::Message::Snapshot(all)) => {
+                self.take_networks(all.networks, &[]);
                 for group in all.security_groups {
                     self.seen
                         .lock()
@@ -112,6 +115,7 @@ impl FakeNode {
                 self.follow(all.volumes, all.instances).await;
             }
             Some(to_node::Message::Delta(delta)) => {
+                self.take_networks(delta.networks, &delta.networks_gone);
                 for group in delta.security_groups {
                     self.seen
                         .lock()
@@ -138,6 +142,13 @@ impl FakeNode {
             }
             None => {}
         }
+    }
+
+    fn take_networks(&self, networks: Vec<ocs_node_api::Network>, gone: &[u32]) {
+        let mut seen = self.seen.lock().unwrap();
+        seen.networks.retain(|vni, _| !gone.contains(vni));
+        let networks = networks.into_iter().map(|network| (network.vni, network));
+        seen.networks.extend(networks);
     }
 
     async fn follow(&self, volumes: Vec<Volume>, instances: Vec<Instance>) {

@@ -1,0 +1,432 @@
+//! Elastic IP addresses: allocated from the operator's public blocks, associated
+//! with a network interface's private address.
+
+use super::list::{Query, lookup, tag_set};
+use super::params::{Filter, TagSpecification};
+use super::{Ctx, interfaces, quotas, tags};
+use crate::core::Tx;
+use crate::rows::*;
+use crate::view::View;
+use crate::wire::{ApiError, Value};
+use serde::Deserialize;
+use serde_json::json;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// The address map of a public block, for all accounts.
+fn pool(tx: &Tx<'_>, cidr: ipnet::Ipv4Net) -> Addresses {
+    let id = SubnetId::derived(&format!("public/{cidr}"));
+    let held = tx.get_in::<Addresses>(&Scope::global(), &id);
+    held.map_or_else(
+        || Addresses {
+            subnet: id,
+            cidr,
+            taken: Vec::new(),
+        },
+        |held| held.as_ref().clone(),
+    )
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Allocate {
+    address: Option<String>,
+    #[serde(default)]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+/// AllocateAddress.
+///
+/// # Errors
+/// `InsufficientAddressCapacity`, `AddressLimitExceeded`, ….
+pub async fn allocate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Allocate = ctx.params(action, request)?;
+    let kind = "elastic-ip";
+    let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
+    let wanted = params.address.as_deref().map(|text| {
+        text.parse::<Ipv4Addr>()
+            .map_err(|_| ApiError::value(text, "Address", "It is not an IPv4 address."))
+    });
+    let wanted = wanted.transpose()?;
+    let region = ctx.region();
+    ctx.write(|tx| {
+        quotas::room_for_one::<Address>(tx)?;
+        for cidr in &ctx.core.config.public_addresses {
+            let mut pool = pool(tx, *cidr);
+            let taken = match wanted {
+                Some(wanted) => pool.take_this(wanted).then_some(wanted),
+                None => pool.take(),
+            };
+            let Some(public_ip) = taken else { continue };
+            let row = Address {
+                id: AllocationId::random(),
+                public_ip,
+                association: None,
+                tags: tags.clone(),
+            };
+            let answer = json!({
+                "AllocationId": row.id.to_string(),
+                "PublicIp": public_ip.to_string(),
+                "Domain": "vpc",
+                "PublicIpv4Pool": "amazon",
+                "NetworkBorderGroup": region,
+            });
+            tx.put_in(&Scope::global(), pool)?;
+            tx.put(row)?;
+            return Ok(answer);
+        }
+        Err(match wanted {
+            Some(wanted) => ApiError::new(
+                "InvalidAddress.NotFound",
+                format!("Address '{wanted}' is not available."),
+            ),
+            None => ApiError::new(
+                "InsufficientAddressCapacity",
+                "Insufficient capacity to satisfy your Elastic IP address request from the \
+                 address pool.",
+            ),
+        })
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Which {
+    allocation_id: Option<String>,
+    public_ip: Option<String>,
+}
+
+fn by_ip(view: &View, scope: &Scope, text: &str) -> Result<Arc<Address>, ApiError> {
+    let ip: Ipv4Addr = text
+        .parse()
+        .map_err(|_| ApiError::value(text, "PublicIp", "Invalid IPv4 address."))?;
+    view.all::<Address>(scope)
+        .find(|row| row.public_ip == ip)
+        .cloned()
+        .ok_or_else(|| {
+            ApiError::new(
+                "InvalidAddress.NotFound",
+                format!("Address '{text}' not found."),
+            )
+        })
+}
+
+impl Which {
+    fn find(&self, tx: &Tx<'_>) -> Result<Arc<Address>, ApiError> {
+        match (&self.allocation_id, &self.public_ip) {
+            (Some(_), Some(_)) => Err(ApiError::combination(
+                "You may specify public IP or allocation id, but not both in the same call",
+            )),
+            (Some(text), None) => tx
+                .get::<Address>(&AllocationId::parse(text)?)
+                .ok_or_else(|| AllocationId::not_found(text)),
+            (None, Some(text)) => by_ip(tx.view, &tx.scope, text),
+            (None, None) => Err(ApiError::new(
+                "MissingParameter",
+                "Either public IP or allocation id must be specified",
+            )),
+        }
+    }
+}
+
+/// ReleaseAddress: not while it is associated.
+///
+/// # Errors
+/// `InvalidIPAddress.InUse`, and EC2's other codes.
+pub async fn release(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Which = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let row = params.find(tx)?;
+        if row.association.is_some() {
+            return Err(ApiError::new(
+                "InvalidIPAddress.InUse",
+                format!("Address {} is in use.", row.public_ip),
+            ));
+        }
+        let blocks = &ctx.core.config.public_addresses;
+        if let Some(cidr) = blocks.iter().find(|cidr| cidr.contains(&row.public_ip)) {
+            let mut pool = pool(tx, *cidr);
+            pool.give_back(row.public_ip);
+            tx.put_in(&Scope::global(), pool)?;
+        }
+        tx.delete::<Address>(&row.id);
+        Ok(json!({}))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Associate {
+    allocation_id: Option<String>,
+    public_ip: Option<String>,
+    instance_id: Option<String>,
+    network_interface_id: Option<String>,
+    private_ip_address: Option<String>,
+    #[serde(default)]
+    allow_reassociation: bool,
+}
+
+/// AssociateAddress: with an interface, or an instance's primary one. One that is
+/// associated elsewhere moves unless the caller says that it may not.
+///
+/// # Errors
+/// `Resource.AlreadyAssociated`, `Gateway.NotAttached`, ….
+pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Associate = ctx.params(action, request)?;
+    let which = Which {
+        allocation_id: params.allocation_id.clone(),
+        public_ip: params.public_ip.clone(),
+    };
+    ctx.write(|tx| {
+        let mut row = which.find(tx)?.as_ref().clone();
+        let interface = match (&params.network_interface_id, &params.instance_id) {
+            (Some(_), Some(_)) => {
+                return Err(ApiError::combination(
+                    "You may specify an instance or a network interface, but not both.",
+                ));
+            }
+            (Some(text), None) => interfaces::one(tx, text)?,
+            (None, Some(text)) => {
+                let id = InstanceId::parse(text)?;
+                let row = tx.get::<Instance>(&id);
+                let row = row.ok_or_else(|| InstanceId::not_found(text))?;
+                let primary = row
+                    .interfaces
+                    .first()
+                    .and_then(|id| tx.get::<Interface>(id));
+                primary.ok_or_else(|| {
+                    ApiError::new(
+                        "IncorrectInstanceState",
+                        format!("The instance '{id}' is not in a valid state for this operation."),
+                    )
+                })?
+            }
+            (None, None) => return Err(ApiError::missing("NetworkInterfaceId")),
+        };
+        let private = params.private_ip_address.as_ref();
+        if let Some(text) = private.filter(|text| **text != interface.private_ip.to_string()) {
+            return Err(ApiError::value(
+                text,
+                "PrivateIpAddress",
+                "It is not an address of the network interface.",
+            ));
+        }
+        let gateways = tx.rows::<Gateway>();
+        if !gateways
+            .iter()
+            .any(|gateway| gateway.vpc == Some(interface.vpc))
+        {
+            return Err(ApiError::new(
+                "Gateway.NotAttached",
+                format!(
+                    "Network {} is not attached to any internet gateway",
+                    interface.vpc
+                ),
+            ));
+        }
+        let previous = row.association.as_ref().map(|held| held.interface);
+        if previous.is_some_and(|held| held != interface.id) && !params.allow_reassociation {
+            return Err(ApiError::new(
+                "Resource.AlreadyAssociated",
+                format!(
+                    "resource {} is already associated with associate-id {}",
+                    row.id,
+                    row.association
+                        .as_ref()
+                        .map(|a| a.id.to_string())
+                        .unwrap_or_default()
+                ),
+            ));
+        }
+        // Another address of the interface gives way, as in EC2.
+        for other in tx.rows::<Address>() {
+            let here = other
+                .association
+                .as_ref()
+                .is_some_and(|a| a.interface == interface.id);
+            if here && other.id != row.id {
+                tx.put(Address {
+                    association: None,
+                    ..other.as_ref().clone()
+                })?;
+            }
+        }
+        let id = AddressAssociationId::random();
+        row.association = Some(AddressAssociation {
+            id,
+            interface: interface.id,
+        });
+        tx.put(row)?;
+        for interface in previous.into_iter().chain([interface.id]) {
+            retell(tx, interface)?;
+        }
+        Ok(json!({"AssociationId": id.to_string()}))
+    })
+    .await
+}
+
+/// Has the node told anew of an interface whose public address changed.
+fn retell(tx: &mut Tx<'_>, id: InterfaceId) -> Result<(), ApiError> {
+    let instance = tx
+        .get::<Interface>(&id)
+        .and_then(|row| Some(row.attachment.as_ref()?.instance));
+    let instance = instance.and_then(|id| tx.get::<Instance>(&id));
+    match instance.filter(|row| row.state != State::Terminated) {
+        Some(row) => {
+            let mut row = row.as_ref().clone();
+            row.generation += 1;
+            tx.put(row)
+        }
+        None => Ok(()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Disassociate {
+    association_id: Option<String>,
+    public_ip: Option<String>,
+}
+
+/// DisassociateAddress.
+///
+/// # Errors
+/// `InvalidAssociationID.NotFound`, and EC2's other codes.
+pub async fn disassociate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Disassociate = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let row = match (&params.association_id, &params.public_ip) {
+            (Some(text), _) => {
+                let id = AddressAssociationId::parse(text)?;
+                let rows = tx.rows::<Address>();
+                let has =
+                    |row: &&Arc<Address>| row.association.as_ref().is_some_and(|a| a.id == id);
+                let found = rows.iter().find(has).cloned();
+                found.ok_or_else(|| AddressAssociationId::not_found(text))?
+            }
+            (None, Some(text)) => by_ip(tx.view, &tx.scope, text)?,
+            (None, None) => return Err(ApiError::missing("AssociationId")),
+        };
+        let mut row = row.as_ref().clone();
+        let held = row.association.take();
+        tx.put(row)?;
+        if let Some(held) = held {
+            retell(tx, held.interface)?;
+        }
+        Ok(json!({}))
+    })
+    .await
+}
+
+fn present(view: &View, scope: &Scope, row: &Address) -> Value {
+    let mut item = json!({
+        "AllocationId": row.id.to_string(),
+        "PublicIp": row.public_ip.to_string(),
+        "Domain": "vpc",
+        "PublicIpv4Pool": "amazon",
+        "NetworkBorderGroup": *scope.region,
+        "Tags": tag_set(&row.tags),
+    });
+    let Some(held) = &row.association else {
+        return item;
+    };
+    item["AssociationId"] = held.id.to_string().into();
+    item["NetworkInterfaceId"] = held.interface.to_string().into();
+    item["NetworkInterfaceOwnerId"] = (*scope.account).into();
+    if let Some(interface) = view.get::<Interface>(scope, &held.interface) {
+        item["PrivateIpAddress"] = interface.private_ip.to_string().into();
+        if let Some(attachment) = &interface.attachment {
+            item["InstanceId"] = attachment.instance.to_string().into();
+        }
+    }
+    item
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Describe {
+    #[serde(default)]
+    allocation_ids: Vec<String>,
+    #[serde(default)]
+    public_ips: Vec<String>,
+    #[serde(default)]
+    filters: Vec<Filter>,
+}
+
+/// DescribeAddresses.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let all = params.allocation_ids.is_empty() && params.public_ips.is_empty();
+    let query = Query {
+        action,
+        member: "Addresses",
+        by_id: !all,
+        filters: &params.filters,
+        paths: &[("network-interface-owner-id", "NetworkInterfaceOwnerId")],
+        max_results: None,
+        next_token: None,
+    };
+    ctx.read(|view| {
+        let scope = &ctx.scope;
+        let mut rows: Vec<Arc<Address>> = lookup(
+            &params.allocation_ids,
+            AllocationId::parse,
+            |id| view.get::<Address>(scope, &id).cloned(),
+            |text| AllocationId::not_found(text),
+        )?;
+        for text in &params.public_ips {
+            rows.push(by_ip(view, scope, text)?);
+        }
+        if all {
+            rows = view.all::<Address>(scope).cloned().collect();
+        }
+        rows.sort_by_key(|row| row.id);
+        rows.dedup_by_key(|row| row.id);
+        query.answer(
+            rows.iter()
+                .map(|row| (row.id.to_string(), present(view, scope, row))),
+        )
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attributes {
+    #[serde(default)]
+    allocation_ids: Vec<String>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// DescribeAddressesAttribute: no address has a name of its own.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn attributes(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Attributes = ctx.params(action, request)?;
+    let query = Query {
+        action,
+        member: "Addresses",
+        by_id: false,
+        filters: &[],
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        lookup(
+            &params.allocation_ids,
+            AllocationId::parse,
+            |id| view.get::<Address>(&ctx.scope, &id).cloned(),
+            |text| AllocationId::not_found(text),
+        )?;
+        query.answer([])
+    })
+    .await
+}
