@@ -20,6 +20,7 @@ use crate::outcome::Outcome;
 use crate::pci::hotplug::Hotplug;
 use crate::pci::root::PciRoot;
 use crate::snapshot::restore::{self, Loading};
+use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::tap::Tap;
 use crate::{inherit, layout};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -62,10 +63,11 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         rtc: Rtc::default(),
         power: Power::new(irqs.pin(layout::EVENT_GSI)?),
         pci: PciRoot::default(),
+        mmio: MmioBus::default(),
         hotplug: Hotplug::new(share(&news)?),
         metrics: BusMetrics::default(),
     });
-    let devices = Devices::new(
+    let mut devices = Devices::new(
         Arc::clone(&fd),
         Arc::clone(&irqs),
         ram.clone(),
@@ -74,6 +76,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         Arc::clone(&outcome),
         share(&news)?,
     )?;
+    devices.transport = spec.transport;
     for (net, tap) in spec.net.iter().zip(files.taps) {
         devices.add_net(net, tap, When::Start)?;
     }
@@ -81,7 +84,13 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         devices.add_block(block, listener, When::Start)?;
     }
     let entry = match (&spec.boot, files.kernel) {
-        (Some(boot), Some(kernel)) => Some(load(spec, boot, kernel, files.initrd, &ram)?),
+        (Some(boot), Some(kernel)) => Some(load(
+            spec,
+            boot,
+            (kernel, files.initrd),
+            devices.mmio_count(),
+            &ram,
+        )?),
         _ => None,
     };
     let vcpus = (0..spec.vcpus)
@@ -119,8 +128,8 @@ fn memory_of(spec: &Spec, files: Option<RestoreFiles>) -> Result<(GuestRam, Opti
 fn load(
     spec: &Spec,
     boot: &Boot,
-    kernel: File,
-    initrd: Option<File>,
+    (kernel, initrd): (File, Option<File>),
+    mmio_devices: usize,
     ram: &GuestRam,
 ) -> Result<Entry> {
     let entry = boot::load(
@@ -131,7 +140,7 @@ fn load(
             cmdline: &boot.cmdline,
         },
     )?;
-    acpi::write_tables(ram, spec.vcpus)?;
+    acpi::write_tables(ram, spec.vcpus, mmio_devices)?;
     generation::renew(ram)?;
     boot::write_gdt(ram, entry)?;
     Ok(entry)

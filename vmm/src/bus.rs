@@ -6,6 +6,7 @@ use crate::legacy::rtc::{self, Rtc};
 use crate::legacy::serial::SerialPort;
 use crate::pci::hotplug::{self, Hotplug};
 use crate::pci::root::{self, PciRoot};
+use crate::virtio::mmio::MmioBus;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Exits that reached the VMM.
@@ -29,6 +30,8 @@ pub struct Bus {
     pub power: Power,
     /// Everything behind the root bridge.
     pub pci: PciRoot,
+    /// Devices beside it.
+    pub mmio: MmioBus,
     /// Its hot-plug registers.
     pub hotplug: Hotplug,
     /// Counters.
@@ -101,7 +104,7 @@ impl Bus {
             self.pci.ecam_read(address - layout::ECAM, data);
             true
         } else {
-            self.pci.bar_read(address, data)
+            self.pci.bar_read(address, data) || self.mmio.read(address, data)
         };
         if !claimed {
             count(&self.metrics.unclaimed);
@@ -115,7 +118,7 @@ impl Bus {
             self.pci.ecam_write(address - layout::ECAM, data);
             true
         } else {
-            self.pci.bar_write(address, data)
+            self.pci.bar_write(address, data) || self.mmio.write(address, data)
         };
         if !claimed {
             count(&self.metrics.unclaimed);

@@ -22,13 +22,14 @@ use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
 use crate::virtio::block::{BlockStatus, BlockWorker, Nursery, WorkerThread};
+use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::net::tap::Tap;
 use crate::virtio::net::{NetControl, NetWorker, SharedRing, TapRing, tap_error};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::{Metrics, VirtioDevice};
 use kvm_ioctls::VmFd;
 use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
-use ocs_vmm_spec::{Block, Net, TransmitLimits};
+use ocs_vmm_spec::{Block, Net, TransmitLimits, Transport};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -38,6 +39,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// All devices, and what making one takes.
 pub struct Devices {
+    /// How the guest reaches them.
+    pub transport: Transport,
     vm: Arc<VmFd>,
     irqs: Arc<Irqs>,
     ram: GuestRam,
@@ -101,6 +104,7 @@ impl Devices {
         news: EventFd,
     ) -> Result<Self> {
         Ok(Self {
+            transport: Transport::Pci,
             vm,
             irqs,
             ram,
@@ -115,6 +119,7 @@ impl Devices {
 
     /// Adds an interface.
     pub fn add_net(&self, net: &Net, tap: File, when: When) -> Result<()> {
+        self.check_hot_plug(&net.id, when)?;
         let mut inner = self.lock();
         let slot = inner.free_slot(&net.id)?;
         let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
@@ -135,12 +140,12 @@ impl Devices {
             disk: None,
         });
         self.epoll.push(handler, Box::new(worker));
-        self.plug(&inner, slot, when);
-        Ok(())
+        self.plug(&inner, slot, when)
     }
 
     /// Adds a disk.
     pub fn add_block(&self, block: &Block, listener: UnixListener, when: When) -> Result<()> {
+        self.check_hot_plug(&block.id, when)?;
         let mut inner = self.lock();
         let slot = inner.free_slot(&block.id)?;
         let news = share(&self.news)?;
@@ -165,7 +170,7 @@ impl Devices {
             }),
         });
         if when == When::Start {
-            self.plug(&inner, slot, when);
+            self.plug(&inner, slot, when)?;
         }
         let started = inner.start_disks(&self.outcome);
         if started.is_err() {
@@ -186,6 +191,7 @@ impl Devices {
     /// Begins to take a device away: once the guest let it go, or at once with `force`.
     /// Asking again reminds the guest.
     pub fn remove(&self, kind: DeviceKind, id: &str, force: bool) -> Result<()> {
+        self.check_hot_plug(id, When::Later)?;
         let mut inner = self.lock();
         let device = inner.find(kind, id)?;
         let slot = device.slot;
@@ -226,7 +232,9 @@ impl Devices {
             })
             .collect();
         for slot in came {
-            self.plug(&inner, slot, When::Later);
+            if let Err(error) = self.plug(&inner, slot, When::Later) {
+                tracing::error!(%error, "a device cannot be plugged in");
+            }
         }
         let (gone, left) = std::mem::take(&mut inner.devices)
             .into_iter()
@@ -335,7 +343,7 @@ impl Devices {
             id,
             device,
             // A running guest may have laid other BARs there.
-            (when == When::Start).then(|| slot.initial_bar()),
+            (when == When::Start && self.transport == Transport::Pci).then(|| slot.initial_bar()),
             self.ram.clone(),
             Arc::clone(&self.vm),
             Arc::clone(&self.irqs),
@@ -344,16 +352,42 @@ impl Devices {
     }
 
     /// Puts the device of `slot` on the bus, and tells a guest that may run.
-    fn plug(&self, inner: &Inner, slot: Slot, when: When) {
+    fn plug(&self, inner: &Inner, slot: Slot, when: When) -> Result<()> {
         let Some(device) = inner.devices.iter().find(|device| device.slot == slot) else {
-            return;
+            return Ok(());
         };
+        if self.transport == Transport::Mmio {
+            let function = Arc::clone(&device.function);
+            let device = VirtioMmio::new(function, slot, Arc::clone(&self.vm))?;
+            self.bus.mmio.insert(device);
+            return Ok(());
+        }
         let function: Arc<dyn Function> = Arc::<VirtioPci>::clone(&device.function);
         self.bus.pci.insert(slot, function);
         if when == When::Later {
             self.bus.hotplug.announce(slot);
             self.interrupt();
         }
+        Ok(())
+    }
+
+    /// How many devices the guest finds beside PCI.
+    pub fn mmio_count(&self) -> usize {
+        match self.transport {
+            Transport::Pci => 0,
+            Transport::Mmio => self.lock().devices.len(),
+        }
+    }
+
+    /// Only a bus has slots.
+    fn check_hot_plug(&self, id: &str, when: When) -> Result<()> {
+        if when == When::Start || self.transport == Transport::Pci {
+            return Ok(());
+        }
+        Err(Error::Device {
+            device: id.to_owned(),
+            problem: "transport mmio has no hot-plug".to_owned(),
+        })
     }
 
     fn interrupt(&self) {

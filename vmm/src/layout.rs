@@ -5,7 +5,8 @@
 //! 0x0000_6000  PVH start info          0xe000_0000  PCI configuration (ECAM, bus 0)
 //! 0x0000_7000  memory map, zero page   0xfec0_0000  IOAPIC
 //! 0x0000_9000  page tables (bzImage)   0xfee0_0000  local APICs
-//! 0x0002_0000  command line            0xfffb_c000  identity map, TSS (Intel)
+//! 0x0002_0000  command line            0xe010_0000  virtio over MMIO
+//!                                      0xfffb_c000  identity map, TSS (Intel)
 //! 0x000e_0000  ACPI tables           0x1_0000_0000  RAM above 3 GiB
 //! 0x000f_f000  generation id
 //! 0x0010_0000  kernel … initrd … end of low RAM
@@ -44,6 +45,8 @@ pub const PCI_WINDOW_BYTES: u64 = 0x2000_0000;
 pub const ECAM: u64 = 0xe000_0000;
 /// 32 devices × 8 functions × 4 KiB.
 pub const ECAM_BYTES: u64 = 1 << 20;
+/// Virtio devices beside PCI, a page each.
+pub const VIRTIO_MMIO: u64 = 0xe010_0000;
 /// KVM's in-kernel IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// KVM's in-kernel local APICs.

@@ -115,6 +115,7 @@ impl Machine {
         }
 
         let spec = spec::Spec {
+            transport: spec::Transport::Pci,
             version: spec::SPEC_VERSION,
             id: desired.id.clone(),
             vcpus: u8::try_from(desired.vcpus)

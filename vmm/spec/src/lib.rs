@@ -58,6 +58,9 @@ pub struct Spec {
     pub cpu: Cpu,
     /// The first serial port.
     pub serial: Serial,
+    /// How the guest reaches its devices.
+    #[serde(default)]
+    pub transport: Transport,
     /// Network interfaces, in PCI order.
     #[serde(default)]
     pub net: Vec<Net>,
@@ -118,6 +121,18 @@ pub enum Cpu {
     /// x86-64-v3 of the psABI, with AES, PCLMULQDQ, RDRAND, RDSEED, ADX, SMEP, SMAP, FSGSBASE.
     #[serde(rename = "x86-64-v3")]
     X8664V3,
+}
+
+/// A virtio transport.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// PCI with MSI-X: what stock systems look for, with hot-plug and snapshots.
+    #[default]
+    Pci,
+    /// MMIO, announced by ACPI as `LNRO0005`: 8 devices at most, neither hot-plug nor
+    /// snapshots.
+    Mmio,
 }
 
 /// Kernel, optional initrd, command line.
@@ -275,6 +290,16 @@ impl Spec {
             (16..=16 << 20).contains(&self.memory_mib),
             "memory_mib",
             format!("{} is not in 16..=16777216", self.memory_mib),
+        )?;
+        must(
+            self.transport == Transport::Pci || self.restore.is_none(),
+            "transport",
+            "mmio cannot be restored",
+        )?;
+        must(
+            self.transport == Transport::Pci || self.net.len() + self.block.len() <= 8,
+            "transport",
+            "mmio has places for 8 devices",
         )?;
         match (&self.boot, &self.restore) {
             (None, None) => must(false, "boot", "is missing, and so is restore")?,

@@ -28,8 +28,9 @@ const REVISION: u32 = 1;
 /// FADT boot architecture flags (§5.2.9.3): no VGA.
 const NO_VGA: u16 = 1 << 2;
 
-/// Writes all tables, the RSDP at [`layout::ACPI_TABLES`].
-pub fn write_tables(ram: &GuestRam, vcpus: u8) -> Result<()> {
+/// Writes all tables, the RSDP at [`layout::ACPI_TABLES`]; `mmio_devices` is how many virtio
+/// devices there are beside PCI.
+pub fn write_tables(ram: &GuestRam, vcpus: u8, mmio_devices: usize) -> Result<()> {
     let mut tables = Vec::new();
     let mut place = |bytes: Vec<u8>| {
         tables.resize(tables.len().next_multiple_of(16), 0);
@@ -39,7 +40,7 @@ pub fn write_tables(ram: &GuestRam, vcpus: u8) -> Result<()> {
     };
 
     let mut definition = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
-    definition.append_slice(&dsdt::body(vcpus));
+    definition.append_slice(&dsdt::body(vcpus, mmio_devices));
     let dsdt_at = place(definition.as_slice().to_vec());
     let fadt_at = place(bytes(&fadt(dsdt_at)));
     let madt_at = place(bytes(&madt(vcpus)));
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn tables_link_up_and_sum_to_zero() {
         let ram = memory::create(16).unwrap();
-        write_tables(&ram, 64).unwrap();
+        write_tables(&ram, 64, 8).unwrap();
         let mut rsdp = [0u8; 36];
         ram.read_slice(&mut rsdp, GuestAddress(layout::ACPI_TABLES))
             .unwrap();

@@ -4,6 +4,7 @@ use crate::layout;
 use crate::legacy::{power, rtc};
 use crate::pci::hotplug;
 use crate::pci::root::Slot;
+use crate::virtio::mmio;
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
@@ -22,10 +23,13 @@ const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
 /// All definitions behind the table header.
-pub(super) fn body(vcpus: u8) -> Vec<u8> {
+pub(super) fn body(vcpus: u8, mmio_devices: usize) -> Vec<u8> {
     let mut out = Vec::new();
     pci(&mut out);
     slots(&mut out);
+    for (slot, number) in Slot::all().zip(0..mmio_devices) {
+        virtio_mmio(&mut out, slot, number);
+    }
     legacy(&mut out);
     events(&mut out);
     generation(&mut out);
@@ -154,6 +158,29 @@ impl Aml for SlotNotify {
             If::new(&Local(2), vec![&tell]).to_aml_bytes(sink);
         }
     }
+}
+
+/// A virtio device beside PCI, as Linux's `virtio_mmio` looks for it.
+fn virtio_mmio(out: &mut Vec<u8>, slot: Slot, number: usize) {
+    let Some((at, pin)) = mmio::place(slot) else {
+        return;
+    };
+    Device::new(
+        format!("_SB_.VR{number:02X}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &slot.number()),
+            &Name::new("_CCA".into(), &ONE),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &Memory32Fixed::new(true, low32(at), low32(mmio::WINDOW)),
+                    &Interrupt::new(true, true, false, false, pin),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(out);
 }
 
 /// COM1 and the RTC.

@@ -341,6 +341,7 @@ mod tests {
             rtc: Rtc::default(),
             power: Power::new(event()),
             pci: PciRoot::default(),
+            mmio: Default::default(),
             hotplug: Hotplug::new(event()),
             metrics: Default::default(),
         })

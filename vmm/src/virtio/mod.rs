@@ -19,6 +19,7 @@
 //! `is_reset` says so.
 
 pub mod block;
+pub mod mmio;
 pub mod net;
 pub mod pci;
 pub mod queue;

@@ -47,12 +47,14 @@ echo "stock: interrupts $(grep virtio /proc/interrupts | tr -s ' ' | tr '\n' ';'
 echo "stock: ready"
 
 # What comes and goes later.
-disk vdb
-while [ -e /sys/block/vdb ]; do sleep 0.1; done
-echo "stock: vdb gone"
-net eth1 1
-while [ -e /sys/class/net/eth1 ]; do sleep 0.1; done
-echo "stock: eth1 gone"
+if ! grep -q hotplug=none /proc/cmdline; then
+    disk vdb
+    while [ -e /sys/block/vdb ]; do sleep 0.1; done
+    echo "stock: vdb gone"
+    net eth1 1
+    while [ -e /sys/class/net/eth1 ]; do sleep 0.1; done
+    echo "stock: eth1 gone"
+fi
 
 if grep -q reboot=test /proc/cmdline; then
     echo "stock: reboot"

@@ -42,6 +42,7 @@ struct Inner {
     /// The BAR's address by which KVM watches the kicks.
     kicks_at: Option<u64>,
     resetting: bool,
+    on_pci: bool,
 }
 
 impl VirtioPci {
@@ -83,6 +84,7 @@ impl VirtioPci {
                 ready: false,
                 kicks_at: None,
                 resetting: false,
+                on_pci: true,
             }),
         })
     }
@@ -95,6 +97,29 @@ impl VirtioPci {
     /// Its counters.
     pub fn metrics(&self) -> Arc<TransportMetrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// As the spec calls it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Device type (§5).
+    pub fn kind(&self) -> u16 {
+        self.lock().device.kind()
+    }
+
+    /// The events of all vectors, for a transport that has no vectors.
+    pub fn vector_events(&self) -> Result<Vec<EventFd>> {
+        let inner = self.lock();
+        (0..inner.msix.count())
+            .filter_map(|vector| inner.msix.event(vector).map(share))
+            .collect()
+    }
+
+    /// Another transport serves it, which no snapshot holds.
+    pub fn leave_pci(&self) {
+        self.lock().on_pci = false;
     }
 
     /// Does a driver use the device?

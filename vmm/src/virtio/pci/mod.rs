@@ -16,13 +16,13 @@ mod function;
 pub use function::VirtioPci;
 
 /// Common configuration.
-const COMMON: u64 = 0x0000;
+pub(in crate::virtio) const COMMON: u64 = 0x0000;
 /// ISR status.
-const ISR: u64 = 0x1000;
+pub(in crate::virtio) const ISR: u64 = 0x1000;
 /// The device's own configuration.
-const DEVICE: u64 = 0x2000;
+pub(in crate::virtio) const DEVICE: u64 = 0x2000;
 /// Notifications.
-const NOTIFY: u64 = 0x3000;
+pub(in crate::virtio) const NOTIFY: u64 = 0x3000;
 /// The MSI-X table.
 const MSIX_TABLE: u64 = 0x4000;
 /// MSI-X pending bits.
@@ -32,4 +32,4 @@ const BAR_BYTES: u64 = 0x8000;
 /// Room for each structure.
 const PAGE: u64 = 0x1000;
 /// `notify_off_multiplier`.
-const NOTIFY_STEP: u32 = 4;
+pub(in crate::virtio) const NOTIFY_STEP: u32 = 4;

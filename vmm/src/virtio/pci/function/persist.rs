@@ -33,6 +33,9 @@ impl Lifecycle for VirtioPci {
 
     fn save(&self) -> Result<State, String> {
         let mut inner = self.lock();
+        if !inner.on_pci {
+            return Err("is on transport mmio, which no snapshot holds".to_owned());
+        }
         if inner.resetting {
             return Err("is being reset".to_owned());
         }
