@@ -1,12 +1,12 @@
 //! Forgets what has been gone long enough.
 
 use crate::core::{Core, now_s};
-use crate::rows::{Instance, Reservation, Scope, Token};
+use crate::rows::{Instance, Peering, Reservation, Scope, Token};
 use crate::wire::ApiError;
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// How long terminated instances stay visible, as in EC2.
+/// How long terminated instances and ended peerings stay visible, as in EC2.
 const VISIBLE_S: i64 = 3_600;
 /// How long a token is remembered at least.
 const TOKEN_S: i64 = 86_400;
@@ -40,6 +40,11 @@ pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
             let all = || view.all::<Instance>(&scope);
             for row in all().filter(|row| over(row)).take(GROUP) {
                 tx.delete::<Instance>(&row.id);
+            }
+            let ended = |row: &Peering| !row.is_alive() && row.changed_at_s + VISIBLE_S < now_s;
+            let peerings = view.all::<Peering>(&scope).filter(|row| ended(row));
+            for row in peerings.take(GROUP) {
+                tx.delete::<Peering>(&row.id);
             }
             Ok(())
         })
