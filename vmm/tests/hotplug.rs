@@ -42,6 +42,17 @@ fn held(vmm: &Vmm) -> [usize; 2] {
     })
 }
 
+/// A guest that runs, without devices yet, and what its VMM holds.
+fn ready(bench: &Bench) -> (Vmm, Control, [usize; 2]) {
+    let mut vmm = bench.start();
+    vmm.wait_console("ready");
+    let mut control = vmm.control();
+    // The connection counts from its first answer.
+    assert_eq!(control.devices().len(), 0);
+    let before = held(&vmm);
+    (vmm, control, before)
+}
+
 /// Nothing is left of what went: a thread that has been joined may still be listed for a moment.
 fn wait_released(vmm: &Vmm, before: [usize; 2]) {
     wait_for("descriptors and threads as before", || {
@@ -54,15 +65,7 @@ fn a_disk_comes_is_used_and_goes_again_and_again() {
     let orders = "disk 0 await;disk 0 fill 2MiB 7;disk 0 verify 2MiB 7;disk 0 loop 1MiB";
     let bench = Bench::probe(orders);
     let storaged = Storaged::start(bench.dir.path());
-    let mut vmm = bench.start();
-    vmm.wait_console("ready");
-    let mut control = vmm.control();
-    assert_eq!(
-        control.devices().len(),
-        0,
-        "the connection counts from its first answer"
-    );
-    let before = held(&vmm);
+    let (mut vmm, mut control, before) = ready(&bench);
 
     for round in 1..=3 {
         let socket = bench.path(&format!("hot-{round}.sock"));
@@ -109,15 +112,7 @@ fn a_disk_comes_is_used_and_goes_again_and_again() {
 fn a_disk_is_taken_by_force_or_before_its_backend_came() {
     let bench = Bench::probe("disk 0 await;disk 0 loop 1MiB");
     let storaged = Storaged::start(bench.dir.path());
-    let mut vmm = bench.start();
-    vmm.wait_console("ready");
-    let mut control = vmm.control();
-    assert_eq!(
-        control.devices().len(),
-        0,
-        "the connection counts from its first answer"
-    );
-    let before = held(&vmm);
+    let (mut vmm, mut control, before) = ready(&bench);
 
     let listener = UnixListener::bind(bench.path("idle.sock")).unwrap();
     assert_eq!(add_block(&mut control, "idle", &listener), Reply::Ok);
@@ -143,15 +138,7 @@ fn a_disk_is_taken_by_force_or_before_its_backend_came() {
 #[test]
 fn an_interface_comes_carries_frames_and_goes() {
     let bench = Bench::probe("idle");
-    let mut vmm = bench.start();
-    vmm.wait_console("ready");
-    let mut control = vmm.control();
-    assert_eq!(
-        control.devices().len(),
-        0,
-        "the connection counts from its first answer"
-    );
-    let before = held(&vmm);
+    let (vmm, mut control, before) = ready(&bench);
     for round in 1..=2 {
         let (tap, host) = tap::make();
         assert_eq!(add_net(&mut control, "eni", &tap), Reply::Ok);
@@ -183,15 +170,7 @@ fn an_interface_comes_carries_frames_and_goes() {
 fn what_cannot_be_plugged_is_refused_by_name() {
     let mut bench = Bench::probe("idle");
     bench.spec["block"] = json!([]);
-    let mut vmm = bench.start();
-    vmm.wait_console("ready");
-    let mut control = vmm.control();
-    assert_eq!(
-        control.devices().len(),
-        0,
-        "the connection counts from its first answer"
-    );
-    let before = held(&vmm);
+    let (mut vmm, mut control, before) = ready(&bench);
     let listener = UnixListener::bind(bench.path("one.sock")).unwrap();
     assert_eq!(add_block(&mut control, "one", &listener), Reply::Ok);
     let mut refused = |line: serde_json::Value, fds: &[std::os::fd::BorrowedFd<'_>], why: &str| {
