@@ -3,6 +3,8 @@
 use crate::disk::Disk;
 use crate::request::MAX_ZERO_SECTORS;
 
+/// `VHOST_F_LOG_ALL`: writes into guest memory are noted in the frontend's log.
+pub const LOG_ALL: u64 = 1 << 26;
 /// `VIRTIO_RING_F_INDIRECT_DESC`.
 pub const RING_INDIRECT: u64 = 1 << 28;
 /// `VIRTIO_RING_F_EVENT_IDX`.
@@ -40,7 +42,7 @@ pub const CONFIG_BYTES: usize = 60;
 /// The features offered for `disk`.
 #[must_use]
 pub fn features(disk: &Disk) -> u64 {
-    let always = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT | PROTOCOL_FEATURES;
+    let always = LOG_ALL | VERSION_1 | RING_EVENT_IDX | RING_INDIRECT | PROTOCOL_FEATURES;
     let block = SEG_MAX | BLK_SIZE | FLUSH | TOPOLOGY | MQ;
     let writes = if disk.read_only {
         READ_ONLY

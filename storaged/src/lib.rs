@@ -18,6 +18,7 @@ pub mod control;
 pub mod cow;
 pub mod crypt;
 pub mod daemon;
+pub mod dirty;
 pub mod disk;
 pub mod handover;
 pub mod inflight;

@@ -295,6 +295,12 @@ impl Queue {
         self.has_more()
     }
 
+    /// Bytes of the used ring.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        6 + 8 * u64::from(self.size)
+    }
+
     /// Where the queue goes on when it is started again (`GET_VRING_BASE`).
     #[must_use]
     pub fn base(&self) -> u16 {

@@ -271,6 +271,7 @@ fn run_queue(shard: &Shard, memory: &[u8], avail: u16) {
         flush: true,
         zeroes: true,
         inflight: None,
+        log: None,
         kick,
         call: None,
         err: None,

@@ -2,10 +2,12 @@
 
 use super::{Session, Vring, call, eventfd, refuse};
 use crate::config;
+use crate::dirty::DirtyLog;
 use crate::inflight::{Region, region_bytes};
 use crate::memory::Memory;
 use crate::queue::{Addresses, MAX_QUEUE_SIZE};
 use std::fs::File;
+use std::sync::Arc;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -81,14 +83,17 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         self.stop(index)?;
-        self.ring(index)?.addresses = Some(Addresses { desc, avail, used });
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        let ring = self.ring(index)?;
+        ring.addresses = Some(Addresses { desc, avail, used });
+        ring.log_used = logged.then_some(log);
         self.try_start(index)
     }
 
@@ -148,6 +153,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(Proto::MQ
             | Proto::CONFIG
             | Proto::INFLIGHT_SHMFD
+            | Proto::LOG_SHMFD
             | Proto::REPLY_ACK
             | Proto::CONFIGURE_MEM_SLOTS
             | Proto::RESET_DEVICE)
@@ -267,7 +273,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(refuse("there is no shared memory of the device's"))
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(refuse("dirty logging is not offered"))
+    fn set_log_base(&mut self, given: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::new(&file, given.mmap_offset, given.mmap_size, self.trust);
+        let log = Arc::new(log.map_err(refuse)?);
+        self.while_stopped(|s| {
+            s.log = Some(log);
+            Ok(())
+        })
     }
 }

@@ -13,6 +13,7 @@ mod handler;
 pub use frozen::{Frozen, Record};
 
 use crate::config;
+use crate::dirty::{DirtyLog, QueueLog};
 use crate::disk::Disk;
 use crate::inflight::Region;
 use crate::memory::{Memory, Trust};
@@ -49,6 +50,8 @@ pub enum Served {
 struct Vring {
     size: u32,
     addresses: Option<Addresses>,
+    /// Guest address of the used ring, where it shall be logged.
+    log_used: Option<u64>,
     base: u16,
     kick: Option<File>,
     call: Option<File>,
@@ -69,6 +72,7 @@ pub struct Session {
     memory: Memory,
     rings: Vec<Vring>,
     inflight: Option<Arc<Region>>,
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl Session {
@@ -90,6 +94,7 @@ impl Session {
             protocol_features: 0,
             memory: Memory::default(),
             inflight: None,
+            log: None,
         }
     }
 
@@ -134,6 +139,7 @@ impl Session {
         let trust = self.trust;
         let (features, memory) = (self.features, self.memory.clone());
         let region = self.inflight.clone();
+        let log = self.log.clone();
         let ring = self.ring(index)?;
         let (Some(addresses), Some(kick), true, false) =
             (ring.addresses, &ring.kick, ring.enabled, ring.runs)
@@ -151,6 +157,12 @@ impl Session {
             ),
             None => None,
         };
+        // A frontend may accept to be logged long before it hands a log over.
+        let log = log.filter(|_| features & config::LOG_ALL != 0);
+        let log = log.map(|log| QueueLog {
+            log,
+            used: ring.log_used,
+        });
         let event = |file: &Option<File>| match file {
             Some(file) => call(file.try_clone().map_err(refuse)?, trust).map(Some),
             None => Ok(None),
@@ -165,6 +177,7 @@ impl Session {
             flush: features & config::FLUSH != 0,
             zeroes: features & (config::DISCARD | config::WRITE_ZEROES) != 0,
             inflight,
+            log,
             kick: kick.try_clone().map_err(refuse)?,
             call,
             err,

@@ -4,6 +4,7 @@ use super::bounce::Bounce;
 use super::slot::Slot;
 use super::{Call, QueueStart};
 use crate::cow::head::Head;
+use crate::dirty::QueueLog;
 use crate::disk::{Backing, Disk};
 use crate::memory::Memory;
 use crate::queue::{Descriptor, Queue, QueueError};
@@ -45,6 +46,7 @@ pub struct Running {
     pub stopping: Option<Sender<Option<u16>>>,
     dsync: bool,
     zeroes: bool,
+    log: Option<QueueLog>,
     // Behind `queue`, whose pointers lie in it.
     memory: Arc<Memory>,
 }
@@ -77,8 +79,35 @@ impl Running {
             stopping: None,
             dsync: !start.flush,
             zeroes: start.zeroes,
+            log: start.log,
             memory: start.memory,
         })
+    }
+
+    /// Notes what the chain at `head` gave to write, before its completion is shown.
+    pub fn log_chain(&self, head: u16, scratch: &mut Scratch) {
+        let Some(log) = &self.log else {
+            return;
+        };
+        // One that its driver broke meanwhile is its driver's loss.
+        if self
+            .queue
+            .chain(head, &self.memory, &mut scratch.chain)
+            .is_ok()
+        {
+            for part in scratch.chain.iter().filter(|part| part.writable) {
+                log.log.mark(part.addr, u64::from(part.len));
+            }
+        }
+    }
+
+    /// Notes that the used ring was written.
+    pub fn log_used(&self) {
+        if let Some(log) = &self.log
+            && let Some(used) = log.used
+        {
+            log.log.mark(used, self.queue.used_bytes());
+        }
     }
 
     /// The next chain to serve.

@@ -58,6 +58,7 @@ impl Worker {
             Kind::Read(_) | Kind::GetId if status == STATUS_OK => slot.data_bytes as u32 + 1,
             _ => 1,
         };
+        running.log_chain(slot.head, &mut self.scratch);
         running.queue.push(slot.head, written);
         running.outstanding -= 1;
         if !std::mem::replace(&mut running.touched, true) {
@@ -71,7 +72,9 @@ impl Worker {
             let (device, queue) = self.touched[at];
             if let Some(running) = self.slot_queue(device, queue) {
                 running.touched = false;
-                if running.queue.publish() {
+                let wanted = running.queue.publish();
+                running.log_used();
+                if wanted {
                     let generation = running.generation;
                     self.call(Place {
                         device: device as u16,

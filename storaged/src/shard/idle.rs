@@ -101,7 +101,9 @@ impl Worker {
         while let Some((device, queue)) = self.parked.pop() {
             if let Some(running) = self.slot_queue(device, queue) {
                 running.parked = false;
-                if running.queue.enable_kicks() {
+                let offered = running.queue.enable_kicks();
+                running.log_used();
+                if offered {
                     self.make_ready(device, queue);
                 }
             }

@@ -25,6 +25,7 @@ pub mod token;
 pub mod window;
 pub mod worker;
 
+use crate::dirty::QueueLog;
 use crate::disk::Disk;
 use crate::inflight::QueueInflight;
 use crate::memory::Memory;
@@ -60,6 +61,8 @@ pub struct QueueStart {
     pub zeroes: bool,
     /// The queue's in-flight part.
     pub inflight: Option<QueueInflight>,
+    /// Where writes into guest memory are noted.
+    pub log: Option<QueueLog>,
     /// An eventfd that the driver's notifications signal.
     pub kick: File,
     /// An eventfd that interrupts the driver.
