@@ -19,6 +19,7 @@ use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::hotplug::Hotplug;
 use crate::pci::root::PciRoot;
+use crate::snapshot::incoming::{self, Incoming};
 use crate::snapshot::restore::{self, Loading};
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::tap::Tap;
@@ -28,7 +29,7 @@ use ocs_vmm_spec::console::RingWriter;
 use ocs_vmm_spec::{Boot, Restore, Source, Spec};
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
@@ -39,6 +40,8 @@ pub struct Built {
     pub machine: Machine,
     /// What it goes on from, to be loaded once its disks' threads run.
     pub loading: Option<Loading>,
+    /// The VMM that it comes from.
+    pub incoming: Option<Incoming>,
     /// The control socket.
     pub control: Option<UnixListener>,
     /// Signalled when devices come or go.
@@ -50,7 +53,11 @@ pub struct Built {
 /// Builds what `spec` says of its open `files`, to be served by the event loop behind `epoll`;
 /// `started_ns` is when the process began.
 pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> Result<Built> {
-    let (ram, loading) = memory_of(spec, files.restore)?;
+    let (ram, loading, incoming) = memory_of(spec, files.restore, files.incoming)?;
+    let when = match loading {
+        Some(_) => When::Restored,
+        None => When::Start,
+    };
     let (kvm_fd, fd) = create_vm(files.kvm, &ram)?;
     let irqs = Arc::new(Irqs::new(Arc::clone(&fd)));
     let news = crate::irq::new_event()?;
@@ -78,10 +85,10 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     )?;
     devices.transport = spec.transport;
     for (net, tap) in spec.net.iter().zip(files.taps) {
-        devices.add_net(net, tap, When::Start)?;
+        devices.add_net(net, tap, when)?;
     }
     for (block, listener) in spec.block.iter().zip(files.block_listeners) {
-        devices.add_block(block, listener, When::Start)?;
+        devices.add_block(block, listener, when)?;
     }
     let entry = match (&spec.boot, files.kernel) {
         (Some(boot), Some(kernel)) => Some(load(
@@ -107,6 +114,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     Ok(Built {
         machine,
         loading,
+        incoming,
         control: files.control,
         news,
         ended,
@@ -114,14 +122,22 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
 }
 
 /// New memory, or a snapshot's, with the state that belongs to it.
-fn memory_of(spec: &Spec, files: Option<RestoreFiles>) -> Result<(GuestRam, Option<Loading>)> {
+fn memory_of(
+    spec: &Spec,
+    files: Option<RestoreFiles>,
+    incoming: Option<UnixStream>,
+) -> Result<(GuestRam, Option<Loading>, Option<Incoming>)> {
+    if let Some(stream) = incoming {
+        let (ram, loading, incoming) = incoming::receive(stream, spec)?;
+        return Ok((ram, Some(loading), Some(incoming)));
+    }
     let Some(files) = files else {
-        return Ok((memory::create(spec.memory_mib)?, None));
+        return Ok((memory::create(spec.memory_mib)?, None, None));
     };
     let loading = Loading::read(files.state)?;
     loading.check(spec)?;
     let ram = restore::map(files.memory, &loading.machine, files.verify)?;
-    Ok((ram, Some(loading)))
+    Ok((ram, Some(loading), None))
 }
 
 /// Fills new memory.
@@ -152,6 +168,7 @@ pub struct Files {
     kernel: Option<File>,
     initrd: Option<File>,
     restore: Option<RestoreFiles>,
+    incoming: Option<UnixStream>,
     ring: RingWriter,
     taps: Vec<File>,
     block_listeners: Vec<UnixListener>,
@@ -212,6 +229,11 @@ impl Files {
                 .map(|source| inherit::read("boot.initrd", source))
                 .transpose()?,
             restore: spec.restore.as_ref().map(RestoreFiles::open).transpose()?,
+            incoming: spec
+                .incoming
+                .as_ref()
+                .map(|source| inherit::connected("incoming", source))
+                .transpose()?,
             ring,
             taps,
             block_listeners,

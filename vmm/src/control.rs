@@ -9,6 +9,7 @@ use crate::irq::{borrow, new_event};
 use crate::machine::Machine;
 use crate::snapshot::worker::{Job, Jobs};
 use ocs_vmm_spec::control::{MAX_DESCRIPTORS, MAX_LINE_BYTES, Reply, Request};
+use ocs_vmm_spec::exit::ExitReason;
 use rustix::event::epoll::EventFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::process::geteuid;
@@ -20,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 /// More clients at a time are turned away.
@@ -164,13 +166,17 @@ impl ControlServer {
         // Reading only clears the event.
         let _ = self.answered.read();
         while let Ok((source, reply)) = self.replies.1.try_recv() {
-            let Some(client) = self.clients.get_mut(&source) else {
-                continue;
-            };
-            client.busy = false;
-            let kept = client.reply(&reply).is_ok() && self.answer(source).unwrap_or(false);
-            if !kept {
-                self.clients.remove(&source);
+            if let Some(client) = self.clients.get_mut(&source) {
+                client.busy = false;
+                let kept = client.reply(&reply).is_ok() && self.answer(source).unwrap_or(false);
+                if !kept {
+                    self.clients.remove(&source);
+                }
+            }
+            // Whoever asked has heard of it, or has gone.
+            if let Reply::Migrated { .. } = reply {
+                let message = "moved to another process".to_owned();
+                self.machine.outcome.end(ExitReason::Migrated, message);
             }
         }
     }
@@ -181,6 +187,13 @@ fn job(request: &Request, passed: &mut Passed) -> Result<Option<Job>> {
     Ok(Some(match request {
         Request::Pause => Job::Pause,
         Request::Resume => Job::Resume,
+        Request::Migrate {
+            socket,
+            downtime_ms,
+        } => Job::Migrate {
+            socket: UnixStream::from(passed.take("socket", socket)?),
+            downtime: Duration::from_millis((*downtime_ms).into()),
+        },
         Request::Snapshot {
             state,
             memory,

@@ -21,7 +21,7 @@ use crate::legacy::power::EVENT_PCI;
 use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
-use crate::virtio::block::{BlockStatus, BlockWorker, Nursery, WorkerThread};
+use crate::virtio::block::{BlockStatus, BlockWorker, DiskKind, Nursery, WorkerThread};
 use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::net::tap::Tap;
 use crate::virtio::net::{NetControl, NetWorker, SharedRing, TapRing, tap_error};
@@ -87,6 +87,8 @@ struct Disk {
 pub enum When {
     /// Part of the spec.
     Start,
+    /// Part of the spec of a machine that goes on: it is loaded before the guest runs.
+    Restored,
     /// By the control socket.
     Later,
 }
@@ -149,8 +151,11 @@ impl Devices {
         let mut inner = self.lock();
         let slot = inner.free_slot(&block.id)?;
         let news = share(&self.news)?;
-        let bounced = !memory::is_shared(&self.ram);
-        let (device, worker) = BlockWorker::new(block, listener, bounced, news)?;
+        let kind = DiskKind {
+            bounced: !memory::is_shared(&self.ram),
+            restored: when == When::Restored,
+        };
+        let (device, worker) = BlockWorker::new(block, listener, kind, news)?;
         let status = device.status();
         let function = self.function(&block.id, Box::new(device), slot, when)?;
         inner.devices.push(Device {
@@ -169,7 +174,7 @@ impl Devices {
                 thread: None,
             }),
         });
-        if when == When::Start {
+        if when != When::Later {
             self.plug(&inner, slot, when)?;
         }
         let started = inner.start_disks(&self.outcome);
@@ -343,7 +348,7 @@ impl Devices {
             id,
             device,
             // A running guest may have laid other BARs there.
-            (when == When::Start && self.transport == Transport::Pci).then(|| slot.initial_bar()),
+            (when != When::Later && self.transport == Transport::Pci).then(|| slot.initial_bar()),
             self.ram.clone(),
             Arc::clone(&self.vm),
             Arc::clone(&self.irqs),

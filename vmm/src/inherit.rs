@@ -65,6 +65,15 @@ fn checked_listener(fd: OwnedFd) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes a connected Unix socket, or connects to one.
+pub fn connected(field: &str, source: &Source) -> Result<UnixStream> {
+    let stream = match source {
+        Source::Path(path) => UnixStream::connect(path),
+        Source::Fd(fd) => take(*fd).map(UnixStream::from),
+    };
+    stream.map_err(fail(field, describe(source)))
+}
+
 /// Descriptors that came with a control request, each taken once.
 #[derive(Default)]
 pub struct Passed(Vec<Option<OwnedFd>>);

@@ -30,6 +30,7 @@
 
 use crate::memory::dirty::BackendLog;
 use crate::persist::State;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A part of the machine that survives in a snapshot. See the module's documentation for who
@@ -48,6 +49,17 @@ pub trait Lifecycle: Send + Sync {
 
     /// Goes on.
     fn resume(&self) {}
+
+    /// While paused, for a part that moves to another process: what a descriptor that it holds
+    /// for others is, and the descriptor.
+    fn hand_over(&self) -> Option<(Vec<u8>, OwnedFd)> {
+        None
+    }
+
+    /// Takes what the same part of another process handed over, before `load`.
+    fn take_over(&self, _info: &[u8], _fd: OwnedFd) -> Result<(), String> {
+        Err("takes nothing over".to_owned())
+    }
 
     /// While paused: from `resume` on, other processes note in `log` what they write into
     /// guest memory for this part, or no longer. What this process writes is noted anyway.

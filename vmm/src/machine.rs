@@ -165,22 +165,28 @@ impl Machine {
         self.run_if_ready();
     }
 
-    /// Makes a machine that was built but never ran into the one that `loading` holds, with
-    /// an identity of its own.
-    pub fn load(&self, loading: Loading) -> Result<()> {
+    /// Makes a machine that was built but never ran into the one that `loading` holds: a clone,
+    /// with an identity of its own, or the same machine, moved.
+    pub fn load(&self, loading: Loading, clone: bool) -> Result<()> {
         self.vm.irqs.defer();
         loading.load(self)?;
         self.vm
             .irqs
             .settle()
             .map_err(kvm("route the interrupts of a snapshot"))?;
-        generation::renew(&self.vm.ram)?;
-        self.bus
-            .power
-            .raise(EVENT_GENERATION)
-            .map_err(host("tell the guest that it is a clone"))?;
-        self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
+        if clone {
+            generation::renew(&self.vm.ram)?;
+            self.bus
+                .power
+                .raise(EVENT_GENERATION)
+                .map_err(host("tell the guest that it is a clone"))?;
+        }
         Ok(())
+    }
+
+    /// Lets the parts of a loaded machine go on; its vCPUs come later.
+    pub fn wake(&self) {
+        self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
     }
 
     /// While paused: other processes log what they write from now on, or no longer.
@@ -218,7 +224,10 @@ impl Machine {
                 counters: self.metrics(),
             },
             // The state thread's: `crate::control` does not bring them here.
-            Request::Pause | Request::Resume | Request::Snapshot { .. } => Reply::Error {
+            Request::Pause
+            | Request::Resume
+            | Request::Snapshot { .. }
+            | Request::Migrate { .. } => Reply::Error {
                 message: "is not answered at once".to_owned(),
             },
             Request::PowerButton => match self.bus.power.raise(EVENT_BUTTON) {

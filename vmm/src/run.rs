@@ -13,6 +13,8 @@ use crate::events::{Epoll, EventLoop, Handler, HandlerId};
 use crate::irq::borrow;
 use crate::jail;
 use crate::machine::Machine;
+use crate::snapshot::incoming::Incoming;
+use crate::snapshot::restore::Loading;
 use crate::snapshot::worker::Jobs;
 use crate::virtio::block::Nursery;
 use ocs_vmm_spec::Spec;
@@ -70,7 +72,7 @@ fn run_built(built: Built, events: &mut EventLoop, signals: OwnedFd) -> Result<E
         let nursery = Nursery::spawn(jail::confine_nursery, jail::confine_disk)?;
         machine.devices.start(nursery)?;
         if let Some(loading) = built.loading {
-            machine.load(loading)?;
+            go_on(&machine, loading, built.incoming)?;
         }
         for (index, vcpu) in (0u8..).zip(machine.vcpus()) {
             machine.add_vcpu(cpu::spawn(
@@ -98,6 +100,20 @@ fn run_built(built: Built, events: &mut EventLoop, signals: OwnedFd) -> Result<E
         reason: ExitReason::Error,
         message: "the event loop ended without a cause".to_owned(),
     }))
+}
+
+/// Continues the machine that a snapshot's files hold, or that comes from another process.
+fn go_on(machine: &Machine, loading: Loading, incoming: Option<Incoming>) -> Result<()> {
+    match incoming {
+        None => machine.load(loading, true)?,
+        Some(mut incoming) => {
+            let handed_on = incoming.hand_on(machine).map_err(Error::from);
+            let loaded = handed_on.and_then(|()| machine.load(loading, false));
+            incoming.settle(loaded)?;
+        }
+    }
+    machine.wake();
+    Ok(())
 }
 
 /// Ends the loop at the machine's end, tends the devices, and starts the vCPUs when the

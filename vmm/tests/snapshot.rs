@@ -7,9 +7,12 @@ use common::storaged::Storaged;
 use common::{Bench, Control, Vmm, dhcp, tap, wait_for};
 use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control::{Reply, Request, RunState};
+use ocs_vmm_spec::exit::ExitReason;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
@@ -45,12 +48,17 @@ fn clone_of(bench: &Bench, state: &str, memory: &[&str]) -> Bench {
 
 /// Starts with a tap that the VMM inherits.
 fn start_with(bench: &Bench, tap: &File) -> Vmm {
-    let fd = tap.as_raw_fd();
+    start_inheriting(bench, vec![tap.as_raw_fd()])
+}
+
+fn start_inheriting(bench: &Bench, fds: Vec<RawFd>) -> Vmm {
     let mut command = bench.command();
-    // SAFETY: only clears a flag of a descriptor that stays open in this process.
+    // SAFETY: only clears a flag of descriptors that stay open in this process.
     unsafe {
         command.pre_exec(move || {
-            libc::fcntl(fd, libc::F_SETFD, 0);
+            for fd in &fds {
+                libc::fcntl(*fd, libc::F_SETFD, 0);
+            }
             Ok(())
         });
     }
@@ -165,6 +173,25 @@ fn a_paused_machine_is_saved_paused_and_one_of_several_vcpus_too() {
     vmm.wait_console("...");
 }
 
+/// The first page of 64 MiB in which the layers `names`, on each other, are not the file `whole`.
+fn first_difference(dir: &Path, names: &[&str], whole: &str) -> Option<usize> {
+    const PAGE: usize = 4096;
+    let mut layered = vec![0u8; 64 << 20];
+    for name in names {
+        let layer = File::open(dir.join(format!("{name}.memory"))).unwrap();
+        let layer = ocs_vmm::snapshot::memory_file::MemoryFile::open(layer).unwrap();
+        layer.verify().unwrap();
+        for extent in &layer.extents {
+            let at = usize::try_from(extent.at).unwrap();
+            let into = &mut layered[at..at + extent.bytes as usize];
+            layer.file.read_exact_at(into, 4096 + extent.at).unwrap();
+        }
+    }
+    let base = std::fs::read(dir.join(format!("{whole}.memory"))).unwrap();
+    (0..layered.len() / PAGE)
+        .find(|page| layered[page * PAGE..][..PAGE] != base[(page + 1) * PAGE..][..PAGE])
+}
+
 #[test]
 fn differences_lie_on_what_they_differ_from() {
     // Writes its counter to memory at 16 MiB, page after page, and says so.
@@ -211,21 +238,7 @@ fn differences_lie_on_what_they_differ_from() {
     }
     // The same machine, saved whole: the layers must come to the same memory.
     snapshot(&mut control, dir, "whole", "");
-    let base = std::fs::read(dir.join("whole.memory")).unwrap();
-    let mut layered = vec![0u8; 64 << 20];
-    for name in &names {
-        let layer = File::open(dir.join(format!("{name}.memory"))).unwrap();
-        let layer = ocs_vmm::snapshot::memory_file::MemoryFile::open(layer).unwrap();
-        layer.verify().unwrap();
-        for extent in &layer.extents {
-            let at = usize::try_from(extent.at).unwrap();
-            let into = &mut layered[at..at + extent.bytes as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&layer.file, into, 4096 + extent.at).unwrap();
-        }
-    }
-    let different = (0..layered.len() / 4096)
-        .find(|page| layered[page * 4096..][..4096] != base[(page + 1) * 4096..][..4096]);
-    assert_eq!(different, None, "a page is not as it was");
+    assert_eq!(first_difference(dir, &names, "whole"), None);
 
     let clone = clone_of(&bench, "c", &names);
     let mut vmm = clone.start();
@@ -345,12 +358,7 @@ fn a_tcp_stream_outlives_its_process() {
 #[test]
 fn a_disk_under_load_goes_on_through_the_bounce_region() {
     let mut bench = Bench::probe("disk 0 loop 1MiB");
-    let disk = |bench: &Bench| {
-        json!([{
-            "id": "vol1", "listener": {"path": bench.path("blk.sock")}, "backend_uid": 0,
-        }])
-    };
-    bench.spec["block"] = disk(&bench);
+    bench.spec["block"] = one_disk(&bench);
     let storaged = Storaged::start(bench.dir.path());
     let mut vmm = bench.start();
     storaged.attach("vol-1", VolumeKind::Persistent, bench.path("blk.sock"));
@@ -364,7 +372,7 @@ fn a_disk_under_load_goes_on_through_the_bounce_region() {
     storaged.detach("vol-1");
 
     let mut clone = clone_of(&bench, "a", &["a"]);
-    clone.spec["block"] = disk(&clone);
+    clone.spec["block"] = one_disk(&clone);
     let mut vmm = clone.start();
     let mut control = vmm.control();
     let Reply::Status { state, .. } = control.ask(&Request::Status) else {
@@ -389,4 +397,132 @@ fn a_disk_under_load_goes_on_through_the_bounce_region() {
         last_number(&clone.console(), "rounds").filter(|rounds| *rounds > before + 2)
     });
     assert_eq!(last_number(&clone.console(), "errors"), Some(0));
+}
+
+fn one_disk(bench: &Bench) -> Value {
+    json!([{
+        "id": "vol1", "listener": {"path": bench.path("blk.sock")}, "backend_uid": 0,
+    }])
+}
+
+#[test]
+fn what_a_backend_writes_is_in_the_difference() {
+    let mut bench = Bench::probe("disk 0 loop 4MiB");
+    bench.spec["block"] = one_disk(&bench);
+    let storaged = Storaged::start(bench.dir.path());
+    let mut vmm = bench.start();
+    storaged.attach("vol-1", VolumeKind::Ephemeral, bench.path("blk.sock"));
+    vmm.wait_console("loop rounds=");
+    let mut control = vmm.control();
+    let dir = bench.dir.path();
+    // Its disk reads into memory in every phase: before the logs, while they are on, between.
+    snapshot(&mut control, dir, "a", r#","track":true"#);
+    let rounds = |more: u64| {
+        let before = last_number(&bench.console(), "rounds").unwrap();
+        wait_for("rounds", || {
+            last_number(&bench.console(), "rounds").filter(|rounds| *rounds > before + more)
+        });
+    };
+    rounds(2);
+    snapshot(
+        &mut control,
+        dir,
+        "b",
+        r#","differential":true,"track":true"#,
+    );
+    rounds(1);
+    assert_eq!(control.ask(&Request::Pause), Reply::Ok);
+    snapshot(
+        &mut control,
+        dir,
+        "c",
+        r#","differential":true,"track":true"#,
+    );
+    snapshot(&mut control, dir, "whole", "");
+    assert_eq!(first_difference(dir, &["a", "b", "c"], "whole"), None);
+    assert_eq!(control.ask(&Request::Resume), Reply::Ok);
+    rounds(1);
+    assert_eq!(last_number(&bench.console(), "errors"), Some(0));
+}
+
+#[test]
+fn a_machine_moves_with_its_stream_and_its_disk() {
+    let (tap, host) = tap::make_with_echo();
+    let mut bench = Bench::probe("stream 172.31.0.1:7777;disk 0 loop 1MiB");
+    bench.spec["net"] = json!([{
+        "id": "eni-1", "tap": {"fd": tap.as_raw_fd()}, "mac": "02:00:00:00:00:01", "mtu": 1500,
+    }]);
+    bench.spec["block"] = one_disk(&bench);
+    let storaged = Storaged::start(bench.dir.path());
+    let mut vmm = start_with(&bench, &tap);
+    // Its key is in memory alone: in the region that goes along.
+    storaged.attach("vol-1", VolumeKind::Ephemeral, bench.path("blk.sock"));
+    dhcp::serve(&host);
+    vmm.wait_console("alive");
+    vmm.wait_console("loop rounds=");
+
+    let (here, there) = UnixStream::pair().unwrap();
+    let mut to = clone_of(&bench, "", &[]);
+    to.spec.as_object_mut().unwrap().remove("restore");
+    to.spec["incoming"] = json!({"fd": there.as_raw_fd()});
+    to.spec["block"] = one_disk(&to);
+    let mut moved = start_inheriting(&to, vec![tap.as_raw_fd(), there.as_raw_fd()]);
+    drop(there);
+    let line = r#"{"cmd":"migrate","socket":{"fd":0},"downtime_ms":100}"#;
+    let reply = vmm.control().pass(line, &[here.as_fd()]);
+    let Reply::Migrated {
+        rounds, sent_bytes, ..
+    } = reply
+    else {
+        panic!("{reply:?}");
+    };
+    assert!(rounds >= 1 && sent_bytes > 1 << 20, "{rounds} {sent_bytes}");
+    let before = last_number(&bench.console(), "records").unwrap();
+    assert_eq!(vmm.finish().2.reason, ExitReason::Migrated);
+    storaged.detach("vol-1");
+    storaged.attach("vol-1", VolumeKind::Ephemeral, to.path("blk.sock"));
+
+    wait_for("records after the move", || {
+        last_number(&to.console(), "records").filter(|records| *records > before + 10)
+    });
+    let console = moved.wait_console("loop rounds=");
+    assert_eq!(last_number(&console, "errors"), Some(0), "{console}");
+    assert!(!console.contains("broken"), "{console}");
+    let mut control = moved.control();
+    assert_eq!(control.counter("block.vol1.bounced_requests"), 0);
+    assert_eq!(control.counter("block.vol1.faults"), 0);
+}
+
+#[test]
+fn a_move_that_fails_leaves_the_machine_where_it_was() {
+    let count = [print("."), vec![0xeb, 0xf7]].concat();
+    let bench = Bench::new(&elf(&count));
+    let mut vmm = bench.start();
+    vmm.wait_console("...");
+    let mut control = vmm.control();
+    let line = r#"{"cmd":"migrate","socket":{"fd":0},"downtime_ms":100}"#;
+    // Nobody at the other end, then a machine of another size.
+    let (here, there) = UnixStream::pair().unwrap();
+    drop(there);
+    assert!(matches!(
+        control.pass(line, &[here.as_fd()]),
+        Reply::Error { .. }
+    ));
+    let (here, there) = UnixStream::pair().unwrap();
+    let mut to = clone_of(&bench, "", &[]);
+    to.spec.as_object_mut().unwrap().remove("restore");
+    to.spec["incoming"] = json!({"fd": there.as_raw_fd()});
+    to.spec["memory_mib"] = json!(128);
+    let other = start_inheriting(&to, vec![there.as_raw_fd()]);
+    drop(there);
+    let reply = control.pass(line, &[here.as_fd()]);
+    assert!(
+        matches!(&reply, Reply::Error { message } if message.contains("the spec expects")),
+        "{reply:?}"
+    );
+    assert_eq!(other.finish().0.code(), Some(1));
+    let exits = control.counter("cpu.port_exits");
+    wait_for("more exits", || {
+        (control.counter("cpu.port_exits") > exits).then_some(())
+    });
 }

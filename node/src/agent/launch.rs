@@ -123,6 +123,7 @@ impl Machine {
             memory_mib: desired.memory_mib,
             boot: Some(self.boot(desired, &mut inherited)?),
             restore: None,
+            incoming: None,
             cpu: spec::Cpu::Host,
             serial: spec::Serial {
                 ring: inherited.add(self.open_console(&desired.id)?),

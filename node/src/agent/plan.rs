@@ -259,7 +259,7 @@ fn end_of(want: &Want, seen: &Seen, words: Option<&ExitRecord>) -> Option<End> {
                     "Instance initiated shutdown".to_owned(),
                 )?
             }),
-            ExitReason::Stopped | ExitReason::Error => {
+            ExitReason::Stopped | ExitReason::Migrated | ExitReason::Error => {
                 end("Server.InternalError", words.message.clone())
             }
         },

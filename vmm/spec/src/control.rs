@@ -54,6 +54,16 @@ pub enum Request {
         #[serde(default)]
         track: bool,
     },
+    /// Moves the machine to the VMM that was started with the other end of `socket` (see
+    /// [`crate::Spec::incoming`]), on this host. Its guest runs until what is left can be sent
+    /// in the downtime; then this process ends. Answers [`Reply::Migrated`], or an error, and
+    /// then the guest runs here as before.
+    Migrate {
+        /// A passed, connected `SOCK_STREAM` Unix socket.
+        socket: Source,
+        /// How long the guest may stand still, in ms.
+        downtime_ms: u32,
+    },
     /// Adds a disk, whose `listener` is a passed descriptor. The guest finds it once the
     /// backend has connected.
     AddBlock {
@@ -173,6 +183,15 @@ pub enum Reply {
         id: String,
         /// Bytes of guest memory in it.
         written_bytes: u64,
+        /// How long the guest stood still, in µs.
+        paused_us: u64,
+    },
+    /// To [`Request::Migrate`].
+    Migrated {
+        /// Rounds of pages while the guest ran.
+        rounds: u32,
+        /// Bytes of guest memory sent.
+        sent_bytes: u64,
         /// How long the guest stood still, in µs.
         paused_us: u64,
     },

@@ -23,6 +23,8 @@ pub enum ExitReason {
     GuestReset,
     /// [`crate::control::Request::Stop`] or SIGTERM.
     Stopped,
+    /// The machine goes on in another process ([`crate::control::Request::Migrate`]).
+    Migrated,
     /// The VMM could not start or go on.
     Error,
 }

@@ -53,6 +53,10 @@ pub struct Spec {
     /// What the guest goes on from, instead of `boot`.
     #[serde(default)]
     pub restore: Option<Restore>,
+    /// A connected `SOCK_STREAM` Unix socket whose other end [`control::Request::Migrate`] is
+    /// given: the guest goes on from what comes, instead of `boot`.
+    #[serde(default)]
+    pub incoming: Option<Source>,
     /// Which CPU the guest sees.
     #[serde(default)]
     pub cpu: Cpu,
@@ -302,7 +306,12 @@ impl Spec {
             "mmio has places for 8 devices",
         )?;
         match (&self.boot, &self.restore) {
-            (None, None) => must(false, "boot", "is missing, and so is restore")?,
+            (_, _) if self.incoming.is_some() => must(
+                self.boot.is_none() && self.restore.is_none(),
+                "incoming",
+                "cannot be with boot or restore",
+            )?,
+            (None, None) => must(false, "boot", "is missing, and so are restore and incoming")?,
             (Some(_), Some(_)) => must(false, "restore", "cannot be with boot")?,
             (Some(boot), None) => must(
                 boot.cmdline.len() <= 2047,
@@ -366,6 +375,7 @@ impl Spec {
             }
         }
         let optional = [
+            ("incoming", &self.incoming),
             ("control", &self.control),
             ("exit_record", &self.exit_record),
             ("kvm", &self.kvm),

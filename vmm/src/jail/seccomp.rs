@@ -31,7 +31,7 @@ const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
 /// What saving a machine asks of KVM, and its dirty logs.
-const KVM_READS: [u64; 19] = [
+const KVM_READS: [u64; 20] = [
     0xae03,      // CHECK_EXTENSION
     0xaea3,      // GET_TSC_KHZ
     0xaead,      // KVMCLOCK_CTRL
@@ -42,15 +42,16 @@ const KVM_READS: [u64; 19] = [
     0x8030_ae7c, // GET_CLOCK
     0x8004_ae98, // GET_MP_STATE
     KVM_GET_REGS,
-    0x8138_ae83, // GET_SREGS
-    0x8188_aea6, // GET_XCRS
-    0x9000_aea4, // GET_XSAVE
-    0x9000_aecf, // GET_XSAVE2
-    0x8080_aea1, // GET_DEBUGREGS
-    0x8400_ae8e, // GET_LAPIC
-    0x8040_ae9f, // GET_VCPU_EVENTS
-    0x4010_ae42, // GET_DIRTY_LOG
-    0x4020_ae46, // SET_USER_MEMORY_REGION
+    0x8138_ae83,   // GET_SREGS
+    0x8188_aea6,   // GET_XCRS
+    0x9000_aea4,   // GET_XSAVE
+    0x9000_aecf,   // GET_XSAVE2
+    0x8080_aea1,   // GET_DEBUGREGS
+    0x8400_ae8e,   // GET_LAPIC
+    0x8040_ae9f,   // GET_VCPU_EVENTS
+    0x4010_ae42,   // GET_DIRTY_LOG
+    0x4020_ae46,   // SET_USER_MEMORY_REGION
+    libc::FIONBIO, // the socket of a migration
 ];
 
 /// What the runtime itself needs in any thread.
@@ -206,6 +207,11 @@ pub fn confine_state() -> io::Result<()> {
             libc::SYS_ftruncate,
             libc::SYS_fdatasync,
             libc::SYS_fstat,
+            libc::SYS_sendmsg,
+            libc::SYS_sendto,
+            libc::SYS_recvmsg,
+            libc::SYS_recvfrom,
+            libc::SYS_setsockopt,
             libc::SYS_memfd_create,
             libc::SYS_poll,
             libc::SYS_ppoll,

@@ -5,7 +5,8 @@
 //!   machine ─────────────────────────────────────────────────────────────────▶ machine
 //!      │          state file ─▶ check ─▶ map memory file privately ─▶ load parts  [restore.rs]
 //!      │
-//!      └── pages, pages again, … ─▶ pause ─▶ last pages, state, disks' regions ─▶  [migrate.rs]
+//!      └── pages, pages again, … ─▶ pause ─▶ last pages, state, disks' regions
+//!                              [migrate.rs] ─▶ [stream.rs] ─▶ [incoming.rs]
 //! ```
 //! *Two files.* The state ([`crate::persist`]) is a few dozen KiB and read whole. The memory
 //! ([`memory_file`]) is mapped, and read page by page when the guest touches it; a differential
@@ -20,7 +21,9 @@
 //! *Who does it.* One thread, [`worker`], for all that stops the machine or takes long: the event
 //! thread goes on serving frames and requests.
 
+pub mod incoming;
 pub mod memory_file;
+pub mod migrate;
 pub mod restore;
 pub mod stream;
 pub mod take;

@@ -10,7 +10,7 @@
 
 use super::memory_file::SnapshotId;
 use super::take::{self, Pages};
-use super::{SnapshotError, hex, new_id};
+use super::{SnapshotError, hex, migrate, new_id};
 use crate::error::{Result, host};
 use crate::jail;
 use crate::machine::Machine;
@@ -20,9 +20,10 @@ use ocs_vmm_spec::control::Reply;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the thread is asked to do.
 pub enum Job {
@@ -30,6 +31,13 @@ pub enum Job {
     Pause,
     /// Let them go on.
     Resume,
+    /// Move the machine to the VMM at the other end.
+    Migrate {
+        /// A connected Unix socket.
+        socket: UnixStream,
+        /// How long the guest may stand still.
+        downtime: Duration,
+    },
     /// Save the machine into two empty files.
     Snapshot {
         /// For the state.
@@ -105,6 +113,7 @@ impl Worker {
                     self.machine.resume();
                     Ok(Reply::Ok)
                 }
+                Job::Migrate { socket, downtime } => self.migrate(socket, downtime),
                 Job::Snapshot {
                     mut state,
                     memory,
@@ -116,6 +125,22 @@ impl Worker {
                 message: error.to_string(),
             }));
         }
+    }
+
+    /// Afterwards the machine is another process's, and this one ends once the reply is out.
+    fn migrate(
+        &mut self,
+        socket: UnixStream,
+        downtime: Duration,
+    ) -> std::result::Result<Reply, SnapshotError> {
+        // A migration has logs of its own; no differential snapshot can follow.
+        (self.logs, self.last) = (None, None);
+        let moved = migrate::send(&self.machine, socket, downtime)?;
+        Ok(Reply::Migrated {
+            rounds: moved.rounds,
+            sent_bytes: moved.sent_bytes,
+            paused_us: moved.paused_us,
+        })
     }
 
     fn snapshot(

@@ -28,6 +28,7 @@ use crate::memory::GuestRam;
 use crate::memory::dirty::BackendLog;
 use queue::VirtQueue;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use vmm_sys_util::eventfd::EventFd;
@@ -67,6 +68,14 @@ pub trait VirtioDevice: Send {
     fn resume(&mut self);
     /// What the transport does not know, while paused.
     fn save(&mut self) -> Result<Saved, String>;
+    /// While paused: see [`crate::lifecycle::Lifecycle::hand_over`].
+    fn hand_over(&mut self) -> Option<(Vec<u8>, OwnedFd)> {
+        None
+    }
+    /// Before `load`: see [`crate::lifecycle::Lifecycle::take_over`].
+    fn take_over(&mut self, _info: &[u8], _fd: OwnedFd) -> Result<(), String> {
+        Err("takes nothing over".to_owned())
+    }
     /// While paused: see [`crate::lifecycle::Lifecycle::log_dirty`].
     fn log_dirty(&mut self, _log: Option<&Arc<BackendLog>>) -> Result<(), String> {
         Ok(())

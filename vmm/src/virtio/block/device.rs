@@ -1,9 +1,11 @@
 //! The driver's side of a disk.
 
+use super::inflight::Inflight;
 use super::session::F_MQ;
 use super::{Active, BlockStatus, Positions, QUEUE_SIZE, Rest, Shared, persist};
 use crate::memory::dirty::BackendLog;
 use crate::virtio::{Activation, Loaded, Saved, VirtioDevice, read_bytes};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -140,6 +142,21 @@ impl VirtioDevice for BlockDevice {
             queues: positions,
             own: persist::encode(&self.shared.offer()),
         })
+    }
+
+    fn hand_over(&mut self) -> Option<(Vec<u8>, OwnedFd)> {
+        let mut region = self.shared.region.lock();
+        let region = region
+            .as_mut()
+            .map_or_else(|e| e.get_mut().take(), |r| r.take());
+        region.map(|(info, fd)| (persist::encode_region(&info), fd))
+    }
+
+    fn take_over(&mut self, info: &[u8], fd: OwnedFd) -> Result<(), String> {
+        let info = persist::decode_region(info)?;
+        let region = Inflight::new(info, fd.into()).map_err(|e| e.to_string())?;
+        self.shared.wishes().region = Some(region);
+        self.wake()
     }
 
     fn log_dirty(&mut self, log: Option<&Arc<BackendLog>>) -> Result<(), String> {

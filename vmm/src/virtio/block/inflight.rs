@@ -8,7 +8,7 @@
 use super::QUEUE_SIZE;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use vhost::vhost_user::message::VhostUserInflight;
 
@@ -45,6 +45,11 @@ impl Inflight {
             )));
         }
         Ok(Self { info, file })
+    }
+
+    /// A second handle of it.
+    pub fn share(&self) -> io::Result<(VhostUserInflight, OwnedFd)> {
+        Ok((self.info, self.file.try_clone()?.into()))
     }
 
     /// Its descriptor.

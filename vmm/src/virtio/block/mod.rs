@@ -26,15 +26,18 @@ mod worker;
 pub use device::BlockDevice;
 pub use metrics::BlockMetrics;
 pub use nursery::Nursery;
-pub use worker::{BlockWorker, WorkerThread};
+pub use worker::{BlockWorker, DiskKind, WorkerThread};
 
 use super::queue::VirtQueue;
 use super::{Fault, Position};
 use crate::memory::dirty::BackendLog;
+use inflight::Inflight;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use vhost::vhost_user::message::VhostUserInflight;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Size of each queue.
@@ -86,6 +89,8 @@ struct Wishes {
     reset: bool,
     /// The ring shall rest, or go on.
     rest: Option<Rest>,
+    /// What an earlier process kept for the backend.
+    region: Option<Inflight>,
     /// Backends note what they write here, from the ring's next start on, or nowhere.
     log: Option<Option<Arc<BackendLog>>>,
     /// The machine ends.
@@ -149,6 +154,8 @@ struct Shared {
     is_reset: AtomicBool,
     connected: AtomicBool,
     ever_connected: AtomicBool,
+    /// A second handle of the in-flight region, for whoever takes the disk over.
+    region: Mutex<Option<(VhostUserInflight, OwnedFd)>>,
     /// The backend can note what it writes.
     can_log: AtomicBool,
     /// `offer` is known: from a backend, or from a snapshot.

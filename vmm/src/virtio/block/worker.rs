@@ -17,7 +17,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
@@ -42,6 +42,15 @@ pub struct BlockWorker {
     /// For a guest whose memory no backend sees.
     bounce: Option<Bounce>,
     log: Option<Arc<BackendLog>>,
+}
+
+/// How a disk differs from one of a machine that starts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskKind {
+    /// No backend sees guest memory.
+    pub bounced: bool,
+    /// It is paused until it was loaded; no backend is heard before that.
+    pub restored: bool,
 }
 
 /// A running worker.
@@ -86,14 +95,14 @@ impl WorkerThread {
 
 impl BlockWorker {
     /// The two halves of a disk; `news` is signalled when a backend first connects, and when
-    /// the thread has ended. A disk is `bounced` where its backend cannot see guest memory.
+    /// the thread has ended.
     pub fn new(
         spec: &Block,
         listener: UnixListener,
-        bounced: bool,
+        kind: DiskKind,
         news: EventFd,
     ) -> Result<(BlockDevice, Self)> {
-        if bounced && spec.queues > 1 {
+        if kind.bounced && spec.queues > 1 {
             return Err(Error::Device {
                 device: spec.id.clone(),
                 problem: format!(
@@ -109,11 +118,12 @@ impl BlockWorker {
             is_reset: AtomicBool::new(true),
             connected: AtomicBool::new(false),
             ever_connected: AtomicBool::new(false),
+            region: Mutex::default(),
             can_log: AtomicBool::new(false),
             offered: AtomicBool::new(false),
             line: Mutex::default(),
         });
-        let device = BlockDevice::new(Arc::clone(&shared), spec.queues, bounced);
+        let device = BlockDevice::new(Arc::clone(&shared), spec.queues, kind.bounced);
         let worker = Self {
             id: spec.id.clone(),
             queues: spec.queues,
@@ -127,8 +137,8 @@ impl BlockWorker {
             inflight: None,
             session: None,
             active: None,
-            resting: false,
-            bounce: match bounced {
+            resting: kind.restored,
+            bounce: match kind.bounced {
                 true => Some(Bounce::new().map_err(host("make a bounce region"))?),
                 false => None,
             },
@@ -213,9 +223,14 @@ impl BlockWorker {
     /// either side of the bounce region.
     fn wait(&self) -> std::io::Result<[bool; 5]> {
         let wake = borrow(&self.shared.wake);
+        let listening = match self.resting {
+            true => PollFlags::empty(),
+            false => PollFlags::IN,
+        };
         let mut fds = vec![
             PollFd::new(&wake, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            // A backend that comes meanwhile waits: what it is to be told is not known yet.
+            PollFd::new(&self.listener, listening),
             PollFd::from_borrowed_fd(borrow(&self.broken), PollFlags::IN),
         ];
         let backend = self.session.as_ref().map(Session::fd);
@@ -306,6 +321,9 @@ impl BlockWorker {
         if wishes.stop {
             return false;
         }
+        if let Some(region) = wishes.region {
+            self.inflight = Some(region);
+        }
         if let Some(log) = wishes.log {
             self.log = log;
         }
@@ -334,6 +352,7 @@ impl BlockWorker {
     fn rest(&mut self) -> std::result::Result<Option<Positions>, String> {
         if self.active.is_none() || self.resting {
             self.resting = true;
+            self.share_region();
             return Ok(None);
         }
         self.drain()?;
@@ -352,6 +371,7 @@ impl BlockWorker {
         match positions {
             Ok(positions) => {
                 self.resting = true;
+                self.share_region();
                 Ok(Some(positions))
             }
             Err(error) => {
@@ -361,6 +381,20 @@ impl BlockWorker {
                 Err(why)
             }
         }
+    }
+
+    /// Leaves a handle of the in-flight region for whoever may take the disk over.
+    fn share_region(&self) {
+        let shared = self
+            .inflight
+            .as_ref()
+            .and_then(|region| region.share().ok());
+        let mut place = self
+            .shared
+            .region
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *place = shared;
     }
 
     fn accept(&mut self) {

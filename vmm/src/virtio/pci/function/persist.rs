@@ -8,6 +8,7 @@ use crate::persist::State;
 use crate::virtio::pci::common::CommonState;
 use crate::virtio::{Activation, Loaded, Position, Saved};
 use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -75,6 +76,14 @@ impl Lifecycle for VirtioPci {
 
     fn resume(&self) {
         self.lock().device.resume();
+    }
+
+    fn hand_over(&self) -> Option<(Vec<u8>, OwnedFd)> {
+        self.lock().device.hand_over()
+    }
+
+    fn take_over(&self, info: &[u8], fd: OwnedFd) -> Result<(), String> {
+        self.lock().device.take_over(info, fd)
     }
 
     fn log_dirty(&self, log: Option<&Arc<BackendLog>>) -> Result<(), String> {
