@@ -7,6 +7,7 @@
 use crate::alternate::alternate;
 use crate::process::{Guarded, own_dir};
 use crate::report::{Better, Row};
+use crate::restore::Snapshot;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,9 @@ use std::time::{Duration, Instant};
 const TIME_OUT: Duration = Duration::from_secs(20);
 const MEMORY_MIB: u64 = 64;
 const OVERHEAD_LIMIT_KIB: f64 = 4096.0;
+/// Machines that run at once from one snapshot.
+const CLONES: usize = 100;
+const CLONES_LIMIT_MS: f64 = 2000.0;
 
 /// Measures the area.
 pub fn measure(bin_dir: &Path, probe: &Path, quick: bool) -> Result<Vec<Row>> {
@@ -39,6 +43,18 @@ pub fn measure(bin_dir: &Path, probe: &Path, quick: bool) -> Result<Vec<Row>> {
     let mut floor = || start_floor(probe);
     let figures = alternate(runs, &mut [&mut ours, &mut peer, &mut floor])?;
 
+    let snapshot = Snapshot::take(&vmm, dir.path())?;
+    let mut restored = || snapshot.restore();
+    let mut restore_floor = || snapshot.floor();
+    let restores = alternate(runs, &mut [&mut restored, &mut restore_floor])?;
+    let (mut clones_ms, mut one_kib, mut many_kib) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..if quick { 1 } else { 5 } {
+        one_kib.extend(snapshot.clones(1)?.1);
+        let (elapsed_ms, held_kib) = snapshot.clones(CLONES)?;
+        clones_ms.push(elapsed_ms);
+        many_kib.push(crate::report::median(&held_kib));
+    }
+
     let qemu = "qemu-system-x86_64 -M microvm -accel kvm";
     let limit = |metric: usize| crate::report::median(&figures[2][metric]);
     Ok(vec![
@@ -55,6 +71,19 @@ pub fn measure(bin_dir: &Path, probe: &Path, quick: bool) -> Result<Vec<Row>> {
             .limited_by(limit(1)),
         Row::new("overhead_rss_kib", "KiB", Better::Lower, &figures[0][2])
             .limited_by(OVERHEAD_LIMIT_KIB),
+        Row::new("overhead_private_kib", "KiB", Better::Lower, &one_kib)
+            .limited_by(OVERHEAD_LIMIT_KIB),
+        Row::new("overhead_private_100_kib", "KiB", Better::Lower, &many_kib)
+            .limited_by(OVERHEAD_LIMIT_KIB),
+        Row::new(
+            "restore_to_first_instruction_us",
+            "us",
+            Better::Lower,
+            &restores[0][0],
+        )
+        .limited_by(crate::report::median(&restores[1][0])),
+        Row::new("clones_100_running_ms", "ms", Better::Lower, &clones_ms)
+            .limited_by(CLONES_LIMIT_MS),
     ])
 }
 

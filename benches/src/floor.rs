@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use std::fs::File;
 use std::path::Path;
@@ -31,20 +31,39 @@ pub fn run(probe: &Path) -> Result<()> {
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
     vm.create_irq_chip()?;
+    map(&vm, &memory, MEMORY_BYTES as u64)?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    enter(&kvm, &vcpu, entry.0, START_INFO.0)?;
+    loop {
+        match vcpu.run()? {
+            VcpuExit::IoOut(SERIAL_PORT, _) => return Ok(()),
+            VcpuExit::IoOut(..) => {}
+            VcpuExit::IoIn(_, data) => data.fill(0xff),
+            VcpuExit::MmioRead(_, data) => data.fill(0),
+            VcpuExit::MmioWrite(..) => {}
+            exit => bail!("the image ended before its first output: {exit:?}"),
+        }
+    }
+}
+
+/// Gives the VM all of `memory`, which must outlive it.
+pub fn map(vm: &VmFd, memory: &GuestMemoryMmap<()>, bytes: u64) -> Result<()> {
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
         guest_phys_addr: 0,
-        memory_size: MEMORY_BYTES as u64,
+        memory_size: bytes,
         userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
     };
-    // SAFETY: the region is `memory`'s own mapping, which outlives `vm`.
+    // SAFETY: the region is `memory`'s own mapping, which outlives the VM's use of it.
     unsafe { vm.set_user_memory_region(region)? };
-    let mut vcpu = vm.create_vcpu(0)?;
+    Ok(())
+}
+
+/// PVH entry state at `ip`: 32-bit protected mode, flat segments, paging off.
+pub fn enter(kvm: &Kvm, vcpu: &VcpuFd, ip: u64, start_info: u64) -> Result<()> {
     let cpuid: CpuId = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     vcpu.set_cpuid2(&cpuid)?;
-
-    // PVH entry state: 32-bit protected mode, flat segments, paging off.
     let mut sregs = vcpu.get_sregs()?;
     sregs.cr0 = 0x11;
     sregs.cr4 = 0;
@@ -68,19 +87,9 @@ pub fn run(probe: &Path) -> Result<()> {
     }
     vcpu.set_sregs(&sregs)?;
     let mut regs = vcpu.get_regs()?;
-    regs.rip = entry.0;
-    regs.rbx = START_INFO.0;
+    regs.rip = ip;
+    regs.rbx = start_info;
     regs.rflags = 2;
     vcpu.set_regs(&regs)?;
-
-    loop {
-        match vcpu.run()? {
-            VcpuExit::IoOut(SERIAL_PORT, _) => return Ok(()),
-            VcpuExit::IoOut(..) => {}
-            VcpuExit::IoIn(_, data) => data.fill(0xff),
-            VcpuExit::MmioRead(_, data) => data.fill(0),
-            VcpuExit::MmioWrite(..) => {}
-            exit => bail!("the image ended before its first output: {exit:?}"),
-        }
-    }
+    Ok(())
 }

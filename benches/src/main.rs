@@ -15,6 +15,7 @@ mod floor;
 mod net;
 mod process;
 mod report;
+mod restore;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -77,6 +78,12 @@ enum Area {
         #[arg(long, default_value = "target")]
         disk_dir: PathBuf,
     },
+    /// The least that any VMM must do to continue a snapshot; used by `boot`.
+    #[command(hide = true)]
+    RestoreFloor {
+        /// The memory file.
+        memory: PathBuf,
+    },
     /// The least that any VMM must do to reach the image's first output; used by `boot`.
     #[command(hide = true)]
     Floor {
@@ -121,5 +128,6 @@ fn main() -> Result<()> {
             report::publish("api", &rows, &common.out)
         }
         Area::Floor { probe } => floor::run(&probe),
+        Area::RestoreFloor { memory } => restore::floor(&memory),
     }
 }

@@ -90,14 +90,26 @@ impl Guarded {
         Ok(total_ns as f64 / 1e3)
     }
 
+    /// Resident memory that no other process shares and that is not in mappings of
+    /// `guest_memory`, in KiB.
+    pub fn private_kib(&self, guest_memory: &str) -> Result<f64> {
+        self.resident_kib(guest_memory, &["Private_Clean:", "Private_Dirty:"])
+    }
+
     /// Resident memory that is not the guest's (mappings of `memfd:` left out), in KiB.
     pub fn overhead_rss_kib(&self, guest_memory: &str) -> Result<f64> {
+        self.resident_kib(guest_memory, &["Rss:"])
+    }
+
+    fn resident_kib(&self, guest_memory: &str, lines: &[&str]) -> Result<f64> {
         let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
         let (mut total, mut skip) = (0u64, false);
         for line in smaps.lines() {
             if line.as_bytes().first().is_some_and(u8::is_ascii_hexdigit) && line.contains('-') {
                 skip = line.contains(guest_memory);
-            } else if !skip && let Some(rest) = line.strip_prefix("Rss:") {
+            } else if !skip
+                && let Some(rest) = lines.iter().find_map(|name| line.strip_prefix(name))
+            {
                 total += rest
                     .trim()
                     .trim_end_matches(" kB")
