@@ -8,14 +8,47 @@
 //!         │ exits           │ tap, kicks            │ vhost-user
 //!      bus.rs ─▶ legacy/, pci/ ─▶ virtio/pci ─▶ virtio/net, virtio/block
 //!                                   │                │
-//!                          memory.rs: one sealed memfd, shared with backends
+//!                          memory/: one sealed memfd, shared with backends,
+//!                                   or a snapshot's file, mapped privately
 //! ```
 //!
-//! *Threads.* A vCPU thread runs the guest and answers register accesses; it takes a
-//! device's register lock and never waits for I/O. The event thread moves frames and
-//! serves control. A disk's thread speaks vhost-user and may wait for its backend.
+//! # The manual
 //!
-//! *Trust.* The guest is hostile: whatever it writes into memory, queues or registers,
+//! | to learn | read |
+//! |---|---|
+//! | what a machine is and does, state by state | [`machine`], [`run`] |
+//! | how parts stop, are saved, loaded and go on | [`lifecycle`], [`persist`] |
+//! | how guest memory is made, shared and watched | [`memory`], [`memory::dirty`] |
+//! | snapshots, clones, migration | [`snapshot`] |
+//! | how a virtio device lives, and where to add one | [`virtio`] |
+//! | what the guest finds at start | [`boot`], [`layout`] |
+//! | what the process gives up | [`jail`] |
+//!
+//! # Threads
+//!
+//! ```text
+//!            control socket, signals, taps                          backend (vhost-user)
+//!                      │                                                  │
+//!   ┌──────────────────▼─────────┐   jobs, replies   ┌─────────┐   ┌──────▼──────┐
+//!   │ event thread               │◀─────────────────▶│ state   │   │ a thread    │
+//!   │ epoll; never blocks        │                   │ thread  │   │ a disk      │
+//!   └───────┬────────────▲───────┘                   └────┬────┘   └──▲───────┬──┘
+//!       plug│            │kick                  pause, save│     wishes│       │rests
+//!           │        ┌───┴──────────────────────────┐      │          │       │
+//!           └───────▶│ a thread a vCPU: KVM_RUN,    │◀─────┴──────────┘       │
+//!                    │ exits; waits only at the gate│◀── interrupts (irqfd) ──┘
+//!                    └──────────────────────────────┘
+//! ```
+//! A vCPU thread runs the guest and answers register accesses; it takes a device's register lock
+//! and never waits for I/O. The event thread moves frames and serves control. A disk's thread
+//! speaks vhost-user and may wait for its backend. The state thread does what stops the whole
+//! machine or takes long. Locks are taken in this order: the machine's list of devices, a
+//! function's registers, what a device shares with its thread; none is held over a wait but by
+//! the state thread, while every vCPU stands still.
+//!
+//! # Trust
+//!
+//! The guest is hostile: whatever it writes into memory, queues or registers,
 //! its device stops (`NEEDS_RESET`, counted) and the process goes on. Nothing is
 //! opened after [`builder::build`].
 //!
