@@ -18,6 +18,8 @@ use crate::error::{Error, Result, host};
 use crate::events::{Epoll, HandlerId};
 use crate::irq::{Irqs, share};
 use crate::legacy::power::EVENT_PCI;
+use crate::lifecycle::Lifecycle;
+use crate::memory::dirty::BackendLog;
 use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
@@ -301,6 +303,15 @@ impl Devices {
                 Some((device.id.clone(), connected))
             })
             .collect()
+    }
+
+    /// Tells all devices, those too that are not on the bus yet, where to note what is written.
+    pub fn log_dirty(&self, log: &Arc<BackendLog>) {
+        for device in &self.lock().devices {
+            if let Err(error) = device.function.log_dirty(Some(log)) {
+                tracing::warn!(device = device.id, error, "a device does not log");
+            }
+        }
     }
 
     /// The id of the device in this slot.

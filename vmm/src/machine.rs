@@ -58,6 +58,8 @@ pub struct Machine {
     /// When the process began.
     pub started_ns: u64,
     vm: Vm,
+    /// Where backends note what they write, while somebody wants to know.
+    log: Mutex<Option<Arc<BackendLog>>>,
     vcpus: Mutex<Vec<VcpuThread>>,
     paused: AtomicBool,
 }
@@ -81,6 +83,7 @@ impl Machine {
             outcome,
             started_ns,
             vm,
+            log: Mutex::default(),
             vcpus: Mutex::default(),
             paused: AtomicBool::new(false),
         }
@@ -137,9 +140,9 @@ impl Machine {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Stops vCPUs, then everything else; idempotent. On an error the machine goes on.
+    /// Stops vCPUs, then everything else; idempotent. On an error the machine goes on if it ran.
     pub fn pause(&self) -> std::result::Result<(), SnapshotError> {
-        self.paused.store(true, Ordering::SeqCst);
+        let was_paused = self.paused.swap(true, Ordering::SeqCst);
         self.gate.set(GateState::Held);
         self.kick();
         let count = self.lock_vcpus().len();
@@ -152,7 +155,7 @@ impl Machine {
                 })
             })
         });
-        if stopped.is_err() {
+        if stopped.is_err() && !was_paused {
             self.resume();
         }
         stopped
@@ -189,11 +192,13 @@ impl Machine {
         self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
     }
 
-    /// While paused: other processes log what they write from now on, or no longer.
+    /// While paused: other processes log what they write from now on, or no longer. Devices that
+    /// come later log, too.
     pub fn log_devices(
         &self,
         log: Option<&Arc<BackendLog>>,
     ) -> std::result::Result<(), SnapshotError> {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = log.map(Arc::clone);
         self.with_parts(|parts| {
             parts.iter().try_for_each(|(name, part)| {
                 part.log_dirty(log).map_err(|problem| SnapshotError::Part {
@@ -255,7 +260,9 @@ impl Machine {
     }
 
     fn hot_plug(&self, request: &Request, mut passed: Passed) -> Result<()> {
-        match request {
+        // A device that comes has no driver and no backend yet, so the log is there in time.
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let done: Result<()> = match request {
             Request::AddBlock { block } => {
                 block.check("block")?;
                 let listener = passed.take("block.listener", &block.listener)?;
@@ -276,7 +283,12 @@ impl Machine {
             }
             Request::RemoveNet { id, force } => self.devices.remove(DeviceKind::Net, id, *force),
             _ => Ok(()),
+        };
+        done?;
+        if let Some(log) = log.as_ref() {
+            self.devices.log_dirty(log);
         }
+        Ok(())
     }
 
     /// Lets the vCPUs run, unless a disk is missing or the machine is paused: a disk

@@ -198,7 +198,10 @@ impl Worker {
         let written = jail::with_files_of(most, || {
             take::write(&self.machine, id, &pages, state, memory)
         })
-        .map_err(dirty)??;
+        .map_err(|source| SnapshotError::File {
+            what: "memory file",
+            source,
+        })??;
         if track && self.logs.is_none() {
             let logs = DirtyLogs::start(self.machine.vm(), self.machine.ram()).map_err(dirty)?;
             self.machine.log_devices(Some(logs.backend()))?;
