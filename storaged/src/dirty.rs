@@ -17,6 +17,8 @@ const PAGE_BYTES: u64 = 4096;
 /// A frontend's log.
 pub struct DirtyLog {
     map: Mapping,
+    file: File,
+    offset: u64,
     bytes: u64,
 }
 
@@ -24,7 +26,21 @@ impl DirtyLog {
     /// Maps `bytes` of `file` at `offset`.
     pub fn new(file: &File, offset: u64, bytes: u64, trust: Trust) -> Result<Self, MemoryError> {
         let map = Mapping::new(file, offset, bytes, trust)?;
-        Ok(Self { map, bytes })
+        let file = file.try_clone().map_err(|error| {
+            let code = error.raw_os_error().unwrap_or(libc::EMFILE);
+            MemoryError::Os(rustix::io::Errno::from_raw_os_error(code))
+        })?;
+        Ok(Self {
+            map,
+            file,
+            offset,
+            bytes,
+        })
+    }
+
+    /// The file, where the log begins in it, and its length: for whoever serves on.
+    pub fn parts(&self) -> (&File, u64, u64) {
+        (&self.file, self.offset, self.bytes)
     }
 
     /// Marks `len` bytes at guest address `guest`; what lies beyond the log is the frontend's

@@ -287,7 +287,7 @@ impl Devices {
         self.lock()
             .devices
             .iter()
-            .filter(|device| device.when == When::Start && device.is_missing())
+            .filter(|device| device.when != When::Later && device.is_missing())
             .filter(|device| device.state == DeviceState::Waiting)
             .map(|device| device.id.clone())
             .collect()

@@ -5,12 +5,14 @@
 //! the requests in flight take, and go on where they were.
 
 use super::{Session, Vring};
+use crate::dirty::DirtyLog;
 use crate::inflight::Region;
 use crate::memory::Memory;
 use crate::queue::Addresses;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What a frontend has told, but for the descriptors.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,9 @@ pub struct Record {
     rings: Vec<RingRecord>,
     /// Where its in-flight region is in its descriptor, if it has one.
     inflight: Option<InflightRecord>,
+    /// Where its dirty log is in its descriptor, and its length, if it has one.
+    #[serde(default)]
+    log: Option<(u64, u64)>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +50,9 @@ struct RingRecord {
     runs: bool,
     /// Which of kick, call and err there are.
     events: [bool; 3],
+    /// Guest address of the used ring, where it is logged.
+    #[serde(default)]
+    log_used: Option<u64>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +66,7 @@ struct InflightRecord {
 pub struct Frozen {
     /// What was told.
     pub record: Record,
-    /// In the order of the record: regions, rings, in-flight region.
+    /// In the order of the record: regions, rings, in-flight region, dirty log.
     pub files: Vec<OwnedFd>,
 }
 
@@ -91,6 +99,7 @@ impl Session {
                 enabled: ring.enabled,
                 runs,
                 events: events.each_ref().map(Option::is_some),
+                log_used: ring.log_used,
             });
             files.extend(events.into_iter().flatten().map(OwnedFd::from));
         }
@@ -105,6 +114,14 @@ impl Session {
             }
             None => None,
         };
+        let log = match &self.log {
+            Some(log) => {
+                let (file, offset, bytes) = log.parts();
+                files.push(file.try_clone().map_err(super::refuse)?.into());
+                Some((offset, bytes))
+            }
+            None => None,
+        };
         // Not `end`: the region stays in use.
         (self.secrets, self.inflight) = (None, None);
         Ok(Frozen {
@@ -114,6 +131,7 @@ impl Session {
                 regions,
                 rings,
                 inflight,
+                log,
             },
             files,
         })
@@ -157,6 +175,11 @@ impl Session {
             let region = Region::open(&file, record.offset, record.queues, record.size);
             self.track(region.map_err(super::refuse)?)?;
         }
+        if let Some((offset, bytes)) = frozen.record.log {
+            let file = files.next().ok_or_else(missing)?;
+            let log = DirtyLog::new(&file, offset, bytes, self.trust);
+            self.log = Some(Arc::new(log.map_err(super::refuse)?));
+        }
         for (index, (record, [kick, call, err])) in
             frozen.record.rings.iter().zip(events).enumerate()
         {
@@ -172,6 +195,7 @@ impl Session {
                 call,
                 err,
                 enabled: record.enabled,
+                log_used: record.log_used,
                 runs: false,
             };
             if record.runs {
