@@ -476,7 +476,10 @@ fn a_machine_moves_with_its_stream_and_its_disk() {
     else {
         panic!("{reply:?}");
     };
-    assert!(rounds >= 1 && sent_bytes > 256 << 10, "{rounds} {sent_bytes}");
+    assert!(
+        rounds >= 1 && sent_bytes > 256 << 10,
+        "{rounds} {sent_bytes}"
+    );
     let before = last_number(&bench.console(), "records").unwrap();
     assert_eq!(vmm.finish().2.reason, ExitReason::Migrated);
     storaged.detach("vol-1");
