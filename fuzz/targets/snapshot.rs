@@ -17,13 +17,15 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-fuzz_target!(|data: (&[u8], Vec<(u8, u16, Vec<u8>)>, Vec<(u32, u16)>, &[u8])| {
-    let (raw, sections, extents, patch) = data;
-    let _ = Sections::parse(raw);
-    let _ = Loading::parse(raw);
-    parts(&sections);
-    memory(&extents, patch);
-});
+fuzz_target!(
+    |data: (&[u8], Vec<(u8, u16, Vec<u8>)>, Vec<(u32, u16)>, &[u8])| {
+        let (raw, sections, extents, patch) = data;
+        let _ = Sections::parse(raw);
+        let _ = Loading::parse(raw);
+        parts(&sections);
+        memory(&extents, patch);
+    }
+);
 
 /// Sections that are well formed, with contents that may not be.
 fn parts(sections: &[(u8, u16, Vec<u8>)]) {
@@ -51,7 +53,11 @@ fn parts(sections: &[(u8, u16, Vec<u8>)]) {
     let distinct: std::collections::BTreeSet<_> =
         sections.iter().map(|(name, _, _)| name % 3).collect();
     let parsed = Sections::parse(&bytes);
-    assert_eq!(parsed.is_ok(), distinct.len() == sections.len(), "{parsed:?}");
+    assert_eq!(
+        parsed.is_ok(),
+        distinct.len() == sections.len(),
+        "{parsed:?}"
+    );
     let _ = Loading::parse(&bytes);
 }
 
@@ -74,7 +80,12 @@ fn memory(extents: &[(u32, u16)], patch: &[u8]) {
     let opened = MemoryFile::open(file.try_clone().expect("a descriptor"));
     assert_eq!(opened.is_ok(), good, "{opened:?}");
     if let Ok(opened) = opened {
-        assert!(opened.extents.iter().all(|e| e.at + u64::from(e.bytes) <= MEMORY_BYTES));
+        assert!(
+            opened
+                .extents
+                .iter()
+                .all(|e| e.at + u64::from(e.bytes) <= MEMORY_BYTES)
+        );
     }
     // Any change of the header is refused, or changes nothing.
     if !patch.is_empty() {
