@@ -397,7 +397,7 @@ impl Devices {
 
     /// Only a bus has slots.
     fn check_hot_plug(&self, id: &str, when: When) -> Result<()> {
-        if when == When::Start || self.transport == Transport::Pci {
+        if when != When::Later || self.transport == Transport::Pci {
             return Ok(());
         }
         Err(Error::Device {

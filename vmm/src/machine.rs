@@ -192,6 +192,17 @@ impl Machine {
         self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
     }
 
+    /// Can this machine be saved? Devices of transport mmio are no parts of it.
+    pub fn check_savable(&self) -> std::result::Result<(), SnapshotError> {
+        match self.devices.mmio_count() {
+            0 => Ok(()),
+            _ => Err(SnapshotError::Part {
+                part: "transport".to_owned(),
+                problem: "mmio: its devices cannot be saved".to_owned(),
+            }),
+        }
+    }
+
     /// While paused: other processes log what they write from now on, or no longer. Devices that
     /// come later log, too.
     pub fn log_devices(

@@ -296,7 +296,7 @@ impl Spec {
             format!("{} is not in 16..=16777216", self.memory_mib),
         )?;
         must(
-            self.transport == Transport::Pci || self.restore.is_none(),
+            self.transport == Transport::Pci || (self.restore.is_none() && self.incoming.is_none()),
             "transport",
             "mmio cannot be restored",
         )?;

@@ -135,6 +135,7 @@ impl Worker {
     ) -> std::result::Result<Reply, SnapshotError> {
         // A migration has logs of its own; no differential snapshot can follow.
         (self.logs, self.last) = (None, None);
+        self.machine.check_savable()?;
         let moved = migrate::send(&self.machine, socket, downtime)?;
         Ok(Reply::Migrated {
             rounds: moved.rounds,
@@ -150,6 +151,7 @@ impl Worker {
         differential: bool,
         track: bool,
     ) -> std::result::Result<Reply, SnapshotError> {
+        self.machine.check_savable()?;
         let base = match (differential, &self.logs, self.last) {
             (false, _, _) => None,
             (true, Some(_), Some(last)) => Some(last),
