@@ -84,3 +84,45 @@ fn a_backend_of_another_uid_is_refused() {
     assert_eq!(control.counter("block.vol1.connects"), 0);
     assert_eq!(bench.console(), "", "the guest ran without its disk");
 }
+
+/// How often the threads other than vCPUs went to sleep: one that never wakes makes no call.
+fn sleeps(pid: u32) -> Vec<(String, u64)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut found: Vec<(String, u64)> = tasks
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .map(|status| {
+            let value = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap().trim().to_owned()
+            };
+            let count = value("voluntary_ctxt_switches:").parse().unwrap();
+            (value("Name:"), count)
+        })
+        .filter(|(name, _)| !name.starts_with("vcpu"))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn requests_wake_no_thread_of_the_vmm() {
+    let bench = bench("disk 0 loop 1MiB", 0);
+    let (mut vmm, _storaged) = start(&bench, VolumeKind::Persistent);
+    vmm.wait_console("loop rounds=");
+    let rounds = || last_number(&bench.console(), "rounds");
+    let (before, slept) = (rounds().unwrap(), sleeps(vmm.pid()));
+    assert!(
+        slept.iter().any(|(name, _)| name.starts_with("blk-")),
+        "{slept:?}"
+    );
+    // 1 MiB written and read in pieces of 64 KiB: 32 requests and a flush a round.
+    let after = wait_for("rounds", || rounds().filter(|rounds| *rounds > before + 10));
+    assert_eq!(
+        sleeps(vmm.pid()),
+        slept,
+        "{} requests",
+        33 * (after - before)
+    );
+    vmm.control().ask(&control::Request::Stop);
+    assert!(vmm.finish().0.success());
+}
