@@ -75,6 +75,8 @@ shard! {
     instances: Instance,
     reservations: Reservation,
     volumes: Volume,
+    snapshots: Snapshot,
+    own_images: OwnImage,
     interfaces: Interface,
     groups: Group,
     vpcs: Vpc,

@@ -1,9 +1,12 @@
-//! Block devices of a launch: the root, further volumes, instance-store disks.
+//! Block devices of a launch: the image's, and what the request says of them.
 
+use super::Ctx;
+use super::amis::Template;
 use super::launch::{Disks, NewVolume};
 use super::types::InstanceType;
-use super::volume_types::{self, Asked};
-use crate::catalogue::{Image, RootType};
+use super::volume_types::Asked;
+use super::volumes::{is_device, source};
+use crate::core::Tx;
 use crate::rows::StoreDisk;
 use crate::wire::ApiError;
 use serde::Deserialize;
@@ -30,6 +33,7 @@ struct Ebs {
     iops: Option<i64>,
     throughput: Option<i64>,
     snapshot_id: Option<String>,
+    encrypted: Option<bool>,
 }
 
 /// What an image and a request's mappings make together.
@@ -37,41 +41,32 @@ struct Ebs {
 /// # Errors
 /// `InvalidBlockDeviceMapping`, `InvalidParameterCombination`, ….
 pub fn plan(
-    image: &Image,
-    region: &str,
+    ctx: &Ctx,
+    tx: &Tx<'_>,
+    template: Template,
     kind: InstanceType,
     mappings: &[Mapping],
 ) -> Result<Disks, ApiError> {
-    let mut disks = Disks::default();
-    match image.root_type {
-        RootType::Ebs => disks.volumes.push(NewVolume {
-            device: image.root_device().to_owned(),
-            size_gib: image.root_size_gib,
-            given: volume_types::give(&Asked::default(), i64::from(image.root_size_gib))?,
-            delete_on_termination: true,
-            image: image.root_image.clone(),
-            snapshot: Some(image.snapshot(region)),
-        }),
-        RootType::InstanceStore if kind.disks.0 == 0 => {
-            return Err(ApiError::combination(format!(
-                "The instance type {} has no instance storage, which the image's root device needs.",
-                kind.name
-            )));
-        }
-        RootType::InstanceStore => disks.store.push(StoreDisk {
-            device: image.root_device().to_owned(),
-            virtual_name: String::new(),
-            size_bytes: u64::from(image.root_size_gib) << 30,
-            image: image.root_image.clone(),
-        }),
+    if template.store.is_some() && kind.disks.0 == 0 {
+        return Err(ApiError::combination(format!(
+            "The instance type {} has no instance storage, which the image's root device needs.",
+            kind.name
+        )));
     }
+    let mut disks = Disks {
+        volumes: template.volumes,
+        store: template.store.into_iter().collect(),
+    };
     for mapping in mappings {
-        apply(image, region, kind, mapping, &mut disks)?;
+        apply(ctx, tx, &template.root_device, kind, mapping, &mut disks)?;
     }
     if disks.volumes.len() + disks.store.len() > MAX_DEVICES {
         return Err(bad(&format!(
             "An instance has at most {MAX_DEVICES} block devices."
         )));
+    }
+    for volume in &disks.volumes {
+        volume.given()?;
     }
     Ok(disks)
 }
@@ -81,8 +76,9 @@ fn bad(why: &str) -> ApiError {
 }
 
 fn apply(
-    image: &Image,
-    region: &str,
+    ctx: &Ctx,
+    tx: &Tx<'_>,
+    root_device: &str,
     kind: InstanceType,
     mapping: &Mapping,
     disks: &mut Disks,
@@ -91,33 +87,23 @@ fn apply(
         .device_name
         .as_deref()
         .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.DeviceName"))?;
-    let letters = device.strip_prefix("/dev/").unwrap_or(device);
-    let plain = (2..=10).contains(&letters.len())
-        && letters
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    if !plain {
+    if !is_device(device) {
         return Err(bad(&format!("'{device}' is not a valid device name.")));
     }
-    if mapping.no_device.is_some() {
-        return Err(ApiError::unsupported_parameter(
-            "BlockDeviceMapping.1.NoDevice",
-        ));
-    }
-    let root = device == image.root_device();
-    let taken = disks.store.iter().any(|disk| disk.device == device)
-        || disks
-            .volumes
-            .iter()
-            .skip(1)
-            .any(|volume| volume.device == device);
-    if taken {
+    let root = device == root_device;
+    let stored = disks.store.iter().any(|disk| disk.device == device);
+    let asked = disks.volumes.iter().any(|v| v.device == device && v.asked);
+    if (stored && !root) || asked {
         return Err(bad(&format!(
             "The device '{device}' is used in more than one block-device mapping."
         )));
     }
-    match (&mapping.virtual_name, &mapping.ebs) {
-        (Some(name), None) if !root => {
+    match (&mapping.no_device, &mapping.virtual_name, &mapping.ebs) {
+        (Some(_), None, None) if !root => {
+            disks.volumes.retain(|volume| volume.device != device);
+            Ok(())
+        }
+        (None, Some(name), None) if !root => {
             let number = name
                 .strip_prefix("ephemeral")
                 .and_then(|n| n.parse::<u32>().ok());
@@ -141,7 +127,10 @@ fn apply(
             }
             Ok(())
         }
-        (None, Some(ebs)) => volume(image, region, device, ebs, root, disks),
+        (None, None, Some(_)) if stored => Err(bad(&format!(
+            "'{device}' is the root device and on an instance store."
+        ))),
+        (None, None, Some(ebs)) => volume(ctx, tx, device, ebs, root, disks),
         _ => Err(bad(&format!(
             "The mapping of '{device}' names neither one volume nor one disk."
         ))),
@@ -149,67 +138,65 @@ fn apply(
 }
 
 fn volume(
-    image: &Image,
-    region: &str,
+    ctx: &Ctx,
+    tx: &Tx<'_>,
     device: &str,
     ebs: &Ebs,
     root: bool,
     disks: &mut Disks,
 ) -> Result<(), ApiError> {
-    let snapshot = image.snapshot(region);
-    let named = ebs
-        .snapshot_id
-        .as_deref()
-        .map(crate::rows::SnapshotId::parse)
-        .transpose()?;
-    if let Some(named) = named.filter(|named| !root || *named != snapshot) {
-        return Err(crate::rows::SnapshotId::not_found(named));
-    }
-    let asked = Asked {
-        volume_type: ebs
-            .volume_type
-            .clone()
-            .unwrap_or_else(|| Asked::default().volume_type),
-        iops: ebs.iops,
-        throughput_mib_s: ebs.throughput,
-    };
-    let snapshot_gib = root.then_some(image.root_size_gib);
-    let size = match (ebs.volume_size, snapshot_gib) {
-        (Some(size), _) => size,
-        (None, Some(size)) => i64::from(size),
-        (None, None) => {
-            return Err(ApiError::missing("BlockDeviceMapping.1.Ebs.VolumeSize"));
-        }
-    };
-    let given = volume_types::give(&asked, size)?;
-    let size_gib = u32::try_from(size).unwrap_or(u32::MAX);
-    if !root {
-        disks.volumes.push(NewVolume {
+    let known = disks.volumes.iter().position(|v| v.device == device);
+    let mut new = match known {
+        Some(at) => disks.volumes.remove(at),
+        None => NewVolume {
             device: device.to_owned(),
-            size_gib,
-            given,
-            delete_on_termination: ebs.delete_on_termination.unwrap_or(false),
-            image: String::new(),
-            snapshot: None,
-        });
-        return Ok(());
-    }
-    let Some(first) = disks
-        .volumes
-        .first_mut()
-        .filter(|_| image.root_type == RootType::Ebs)
-    else {
-        return Err(bad(&format!(
-            "'{device}' is the root device and on an instance store."
-        )));
+            size_gib: 0,
+            kind: Asked::default(),
+            delete_on_termination: false,
+            source: None,
+            encrypted: false,
+            asked: true,
+        },
     };
-    if size_gib < image.root_size_gib {
-        return Err(bad(&format!(
-            "Volume of size {size}GB is smaller than snapshot '{snapshot}', expect size>= {}GB",
-            image.root_size_gib
-        )));
+    new.asked = true;
+    if let Some(text) = &ebs.snapshot_id {
+        let from = source(ctx, tx, text)?;
+        if root && new.source.as_ref().and_then(|s| s.snapshot) != from.snapshot {
+            return Err(bad("The snapshot of the root device is the image's."));
+        }
+        new.size_gib = new.size_gib.max(from.size_gib);
+        new.source = Some(from);
     }
-    (first.size_gib, first.given) = (size_gib, given);
-    first.delete_on_termination = ebs.delete_on_termination.unwrap_or(true);
+    if let Some(size) = ebs.volume_size {
+        let least = new.source.as_ref().map_or(1, |source| source.size_gib);
+        let snapshot = new.source.as_ref().and_then(|source| source.snapshot);
+        // Bounds are the type's, below.
+        new.size_gib = u32::try_from(size)
+            .map_err(|_| ApiError::value(size, "VolumeSize", "It must be a number of GiB."))?;
+        if new.size_gib > 0 && new.size_gib < least {
+            return Err(bad(&format!(
+                "Volume of size {size}GB is smaller than snapshot '{}', expect size>= {least}GB",
+                snapshot.map(|id| id.to_string()).unwrap_or_default()
+            )));
+        }
+    }
+    if new.size_gib == 0 && ebs.volume_size.is_none() {
+        return Err(ApiError::missing("BlockDeviceMapping.1.Ebs.VolumeSize"));
+    }
+    let chosen = ebs.volume_type.is_some() || ebs.iops.is_some() || ebs.throughput.is_some();
+    if chosen {
+        new.kind = Asked {
+            volume_type: ebs.volume_type.clone().unwrap_or(new.kind.volume_type),
+            iops: ebs.iops,
+            throughput_mib_s: ebs.throughput,
+        };
+    }
+    new.encrypted |= ebs.encrypted == Some(true);
+    new.delete_on_termination = ebs
+        .delete_on_termination
+        .unwrap_or(known.is_some() && new.delete_on_termination);
+    disks
+        .volumes
+        .insert(known.unwrap_or(disks.volumes.len()), new);
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! Images.
 
-use super::Ctx;
 use super::list::{Query, lookup};
 use super::params::Filter;
+use super::snapshots::{ALL, is_shared};
+use super::{Ctx, amis};
 use crate::catalogue::{Image, RootType, SYSTEM_ACCOUNT};
-use crate::rows::ImageId;
+use crate::rows::{ImageId, OwnImage};
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -24,7 +27,7 @@ struct Describe {
     next_token: Option<String>,
 }
 
-/// DescribeImages: all images are the system account's and public.
+/// DescribeImages: the system account's, the caller's, and those shared with it.
 ///
 /// # Errors
 /// EC2's codes.
@@ -44,13 +47,6 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             ));
         }
     }
-    let owned = params.owners.is_empty()
-        || params
-            .owners
-            .iter()
-            .any(|owner| owner == "amazon" || owner == SYSTEM_ACCOUNT);
-    let public = params.executable_users.is_empty()
-        || params.executable_users.iter().any(|user| user == "all");
     let query = Query {
         action,
         member: "Images",
@@ -88,30 +84,71 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         max_results: params.max_results,
         next_token: params.next_token.as_deref(),
     };
+    let named = |names: &[String], account: &str| {
+        names.iter().any(|name| {
+            name == account
+                || (name == "self" && account == ctx.account())
+                || (name == "amazon" && account == SYSTEM_ACCOUNT)
+        })
+    };
+    ctx.read(|view| {
+        let mut all = seen(ctx, view);
+        if !params.image_ids.is_empty() {
+            let ids = lookup(
+                &params.image_ids,
+                ImageId::parse,
+                |id| all.iter().find(|seen| seen.0 == id).map(|seen| seen.0),
+                |ids| {
+                    ApiError::new(
+                        "InvalidAMIID.NotFound",
+                        format!("The image id '[{ids}]' does not exist"),
+                    )
+                },
+            )?;
+            all.retain(|seen| ids.contains(&seen.0));
+        }
+        let executable = |seen: &Seen| {
+            params
+                .executable_users
+                .iter()
+                .any(|user| match user.as_str() {
+                    ALL => seen.2.contains(ALL),
+                    "self" => seen.2.contains(ctx.account()),
+                    account => seen.2.contains(account),
+                })
+        };
+        all.retain(|seen| {
+            (params.owners.is_empty() || named(&params.owners, &seen.1))
+                && (params.executable_users.is_empty() || executable(seen))
+        });
+        query.answer(all.into_iter().map(|seen| (seen.0.to_string(), seen.3)))
+    })
+    .await
+}
+
+/// One image that a caller may see: id, owner, who may launch it, itself.
+type Seen = (ImageId, String, BTreeSet<String>, Value);
+
+fn seen(ctx: &Ctx, view: &View) -> Vec<Seen> {
     let (images, region) = (ctx.core.images(), ctx.region());
-    let mut shown: Vec<&Image> = lookup(
-        &params.image_ids,
-        ImageId::parse,
-        |id| images.find(region, id),
-        |ids| {
-            ApiError::new(
-                "InvalidAMIID.NotFound",
-                format!("The image id '[{ids}]' does not exist"),
-            )
-        },
-    )?;
-    if params.image_ids.is_empty() {
-        shown = images.images.iter().collect();
+    let public = |image: &Image| {
+        let all = BTreeSet::from([ALL.to_owned()]);
+        let shown = present(image, region);
+        (image.id(region), SYSTEM_ACCOUNT.to_owned(), all, shown)
+    };
+    let mut all: Vec<Seen> = images.images.iter().map(public).collect();
+    for (scope, _) in view.shards().filter(|(scope, _)| *scope.region == *region) {
+        let mine = scope.account == ctx.scope.account;
+        for row in view.all::<OwnImage>(scope) {
+            if mine || is_shared(&row.shared_with, ctx.account()) {
+                let shown = amis::present(view, scope, row);
+                let owner = scope.account.to_string();
+                all.push((row.id, owner, row.shared_with.clone(), shown));
+            }
+        }
     }
-    let mut items: Vec<(String, Value)> = shown
-        .into_iter()
-        .filter(|_| owned && public)
-        .map(|image| (image.id(region).to_string(), present(image, region)))
-        .collect();
-    items.sort_by(|a, b| a.0.cmp(&b.0));
-    items.dedup_by(|a, b| a.0 == b.0);
-    let answer = query.answer(items)?;
-    ctx.read(|_| Ok(answer)).await
+    all.sort_by_key(|seen| seen.0);
+    all
 }
 
 fn present(image: &Image, region: &str) -> Value {

@@ -1,6 +1,8 @@
 //! From a launch's plan to rows: reservation, instances, interfaces, volumes.
 
 use super::types::InstanceType;
+use super::volume_types::{self, Asked, Given};
+use super::volumes::Source;
 use super::{Ctx, place};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
@@ -115,13 +117,25 @@ pub struct NewVolume {
     /// Size.
     pub size_gib: u32,
     /// Its type and performance.
-    pub given: super::volume_types::Given,
+    pub kind: Asked,
     /// It ends with the instance.
     pub delete_on_termination: bool,
-    /// First content, or nothing.
-    pub image: String,
-    /// The snapshot that stands for that content.
-    pub snapshot: Option<SnapshotId>,
+    /// What it begins as; nothing: zeros.
+    pub source: Option<Source>,
+    /// Encrypted at rest.
+    pub encrypted: bool,
+    /// The request has a mapping for it; else the image alone has.
+    pub asked: bool,
+}
+
+impl NewVolume {
+    /// Its performance.
+    ///
+    /// # Errors
+    /// Those of [`volume_types::give`].
+    pub fn given(&self) -> Result<Given, ApiError> {
+        volume_types::give(&self.kind, self.size_gib.into())
+    }
 }
 
 /// Reserves capacity and addresses for `max` instances, `min` at least, and
@@ -162,7 +176,8 @@ pub fn launch(
             maps.insert(subnet.id, map);
         }
     }
-    let nodes = place::take(ctx, tx, plan.kind, free, plan.placement.as_ref())?;
+    let only = node_of(&plan.disks)?;
+    let nodes = place::take(ctx, tx, plan.kind, free, plan.placement.as_ref(), only)?;
     if u32::try_from(nodes.len()).is_ok_and(|placed| placed < min) {
         return Err(place::insufficient(&plan.zone));
     }
@@ -219,6 +234,22 @@ pub fn interface(
         attachment: None,
         tags: Tags::new(),
     })
+}
+
+/// The one node that holds the snapshots of a launch, if it has any.
+fn node_of(disks: &Disks) -> Result<Option<&str>, ApiError> {
+    let mut nodes = disks
+        .volumes
+        .iter()
+        .filter_map(|volume| volume.source.as_ref()?.node.as_deref());
+    let first = nodes.next();
+    if nodes.any(|node| Some(node) != first) {
+        return Err(ApiError::new(
+            "UnsupportedOperation",
+            "The snapshots of one instance must be on one host.",
+        ));
+    }
+    Ok(first)
 }
 
 fn no_address(subnet: SubnetId) -> ApiError {
@@ -318,7 +349,7 @@ fn one(
         .ok_or_else(|| ApiError::internal(&"a launch without an interface"))?;
     let mut mappings = Vec::with_capacity(plan.disks.volumes.len());
     for new in &plan.disks.volumes {
-        let volume = volume_row(new, plan, &node, id, at_s);
+        let volume = volume_row(new, plan, &node, id, at_s)?;
         mappings.push(Mapping {
             device: new.device.clone(),
             volume: volume.id,
@@ -355,6 +386,8 @@ fn one(
         interfaces: interfaces.iter().map(|row| row.id).collect(),
         groups: primary.groups.clone(),
         mappings,
+        detaching: Vec::new(),
+        force_detach: Vec::new(),
         store_disks: plan.disks.store.clone(),
         root_device: plan.root_device.clone(),
         metadata: plan.metadata.clone(),
@@ -382,17 +415,29 @@ fn one(
     Ok(id)
 }
 
-fn volume_row(new: &NewVolume, plan: &Plan, node: &str, instance: InstanceId, at_s: i64) -> Volume {
-    Volume {
+fn volume_row(
+    new: &NewVolume,
+    plan: &Plan,
+    node: &str,
+    instance: InstanceId,
+    at_s: i64,
+) -> Result<Volume, ApiError> {
+    let given = new.given()?;
+    let source = new.source.as_ref();
+    Ok(Volume {
         id: VolumeId::random(),
         zone: plan.zone.clone(),
         node: node.to_owned(),
         size_gib: new.size_gib,
-        volume_type: new.given.volume_type.clone(),
-        iops: new.given.iops,
-        throughput_mib_s: new.given.throughput_mib_s,
-        image: new.image.clone(),
-        snapshot: new.snapshot,
+        volume_type: given.volume_type,
+        iops: given.iops,
+        throughput_mib_s: given.throughput_mib_s,
+        image: source.map(|s| s.image.clone()).unwrap_or_default(),
+        snapshot: source.and_then(|source| source.snapshot),
+        of_snapshot: source.is_some_and(|source| source.node.is_some()),
+        encrypted: new.encrypted || source.is_some_and(|source| source.encrypted),
+        boot: source.and_then(|source| source.boot.clone()),
+        modification: None,
         state: VolumeState::Creating,
         generation: 1,
         created_at_s: at_s,
@@ -401,7 +446,9 @@ fn volume_row(new: &NewVolume, plan: &Plan, node: &str, instance: InstanceId, at
             device: new.device.clone(),
             delete_on_termination: new.delete_on_termination,
             at_s,
+            attaching: 0,
+            detaching: 0,
         }),
         tags: plan.volume_tags.clone(),
-    }
+    })
 }

@@ -2,7 +2,6 @@
 //! `optional`), and the account's defaults.
 
 use super::Ctx;
-use crate::catalogue::Image;
 use crate::core::Tx;
 use crate::rows::{MetadataOptions, Settings};
 use crate::wire::{ApiError, Value};
@@ -45,13 +44,13 @@ fn is(text: Option<&String>, word: &str) -> Option<bool> {
 pub fn resolve(
     tx: &Tx<'_>,
     request: Option<&Request>,
-    image: &Image,
+    imds_support: &str,
 ) -> Result<MetadataOptions, ApiError> {
     let hops = request.and_then(|r| r.http_put_response_hop_limit);
     check_hops(hops)?;
     let account = tx.get::<Settings>(&Settings::NAME.to_owned());
     let account = account.as_deref().cloned().unwrap_or_default();
-    let by_image = image.imds_support == "v2.0";
+    let by_image = imds_support == "v2.0";
     let tokens = request.and_then(|r| is(r.http_tokens.as_ref(), "required"));
     let enabled = request.and_then(|r| is(r.http_endpoint.as_ref(), "enabled"));
     let tags = request.and_then(|r| is(r.instance_metadata_tags.as_ref(), "enabled"));

@@ -11,6 +11,7 @@
 pub mod account;
 pub mod acls;
 pub mod addresses;
+pub mod amis;
 pub mod attributes;
 pub mod console;
 pub mod defaults;
@@ -28,6 +29,7 @@ pub mod launch;
 pub mod lifecycle;
 pub mod list;
 pub mod metadata;
+pub mod modifications;
 pub mod monitoring;
 pub mod network;
 pub mod params;
@@ -43,6 +45,7 @@ pub mod routes;
 pub mod rule_changes;
 pub mod rules;
 pub mod run;
+pub mod snapshots;
 pub mod storage;
 pub mod subnets;
 pub mod tags;
@@ -50,6 +53,7 @@ pub mod templates;
 pub mod token;
 pub mod types;
 pub mod volume_types;
+pub mod volumes;
 pub mod vpcs;
 
 use crate::core::{Core, Tx};
@@ -194,6 +198,25 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "AssociateVpcCidrBlock" => vpcs::associate(ctx, action, request).await,
         "AttachInternetGateway" => gateways::attach(ctx, action, request).await,
         "AttachNetworkInterface" => interfaces::attach(ctx, action, request).await,
+        "AttachVolume" => volumes::attach(ctx, action, request).await,
+        "CreateImage" => amis::create(ctx, action, request).await,
+        "CreateSnapshot" => snapshots::create(ctx, action, request).await,
+        "CreateVolume" => volumes::create(ctx, action, request).await,
+        "DeleteSnapshot" => snapshots::delete(ctx, action, request).await,
+        "DeregisterImage" => amis::deregister(ctx, action, request).await,
+        "DescribeImageAttribute" => amis::attribute(ctx, action, request).await,
+        "DescribeSnapshotAttribute" => snapshots::attribute(ctx, action, request).await,
+        "DescribeSnapshots" => snapshots::describe(ctx, action, request).await,
+        "DescribeVolumeAttribute" => storage::attribute(ctx, action, request).await,
+        "DescribeVolumeStatus" => storage::status(ctx, action, request).await,
+        "DescribeVolumesModifications" => storage::modifications(ctx, action, request).await,
+        "DetachVolume" => volumes::detach(ctx, action, request).await,
+        "ModifyImageAttribute" => amis::modify(ctx, action, request).await,
+        "ModifySnapshotAttribute" => snapshots::modify_attribute(ctx, action, request).await,
+        "ModifyVolume" => volumes::modify(ctx, action, request).await,
+        "RegisterImage" => amis::register(ctx, action, request).await,
+        "ResetImageAttribute" => amis::reset(ctx, action, request).await,
+        "ResetSnapshotAttribute" => snapshots::reset_attribute(ctx, action, request).await,
         "AuthorizeSecurityGroupEgress" => rules::authorize(ctx, action, request, true).await,
         "AuthorizeSecurityGroupIngress" => rules::authorize(ctx, action, request, false).await,
         "CreateDefaultSubnet" => subnets::create_default(ctx, action, request).await,

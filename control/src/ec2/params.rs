@@ -8,6 +8,16 @@ use serde::de::DeserializeOwned;
 
 /// Parameters (action, path without list indices) and EC2's default.
 pub const DEFAULTS: &[(&str, &str, &str)] = &[
+    ("CreateVolume", "MultiAttachEnabled", "false"),
+    ("ModifyVolume", "MultiAttachEnabled", "false"),
+    (
+        "DescribeVolumesModifications",
+        "IncludeManagedResources",
+        "false",
+    ),
+    ("RegisterImage", "VirtualizationType", "hvm"),
+    ("RegisterImage", "EnaSupport", "false"),
+    ("DeregisterImage", "DeleteAssociatedSnapshots", "false"),
     ("RunInstances", "EbsOptimized", "false"),
     ("RunInstances", "EnablePrimaryIpv6", "false"),
     ("RunInstances", "Ipv6AddressCount", "0"),
@@ -57,7 +67,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ),
     ("RunInstances", "NetworkInterfaces.NetworkCardIndex", "0"),
     ("RunInstances", "NetworkInterfaces.Ipv6AddressCount", "0"),
-    ("RunInstances", "BlockDeviceMappings.Ebs.Encrypted", "false"),
     (
         "ModifyInstanceMetadataOptions",
         "HttpProtocolIpv6",

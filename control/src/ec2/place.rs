@@ -19,6 +19,16 @@ pub fn insufficient(zone: &str) -> ApiError {
     )
 }
 
+/// A node that can be reached, for what needs no capacity: the one with most memory.
+pub fn any(ctx: &Ctx, tx: &Tx<'_>) -> Option<String> {
+    let free = |node: &Node| node.memory_mib.saturating_sub(node.used_memory_mib);
+    tx.view
+        .all::<Node>(&Scope::global())
+        .filter(|node| ctx.core.fleet.reachable(&node.name))
+        .max_by_key(|node| free(node))
+        .map(|node| node.name.clone())
+}
+
 /// A placement group, and the partition asked for.
 pub type Wish = (Arc<PlacementGroup>, Option<u32>);
 
@@ -32,7 +42,7 @@ pub struct Place {
 }
 
 /// Charges up to `count` instances of a type to nodes that can be reached, the
-/// emptiest first, as their placement group has it.
+/// emptiest first, as their placement group has it; to `only` one, where there is one.
 ///
 /// # Errors
 /// Only those of writing a row.
@@ -42,6 +52,7 @@ pub fn take(
     kind: InstanceType,
     count: u32,
     group: Option<&Wish>,
+    only: Option<&str>,
 ) -> Result<Vec<Place>, ApiError> {
     let global = Scope::global();
     let (vcpus, memory_mib) = (kind.vcpus, kind.memory_mib);
@@ -49,6 +60,7 @@ pub fn take(
         .view
         .all::<Node>(&global)
         .filter(|node| ctx.core.fleet.reachable(&node.name))
+        .filter(|node| only.is_none_or(|only| only == node.name))
         .map(|node| {
             tx.get_in::<Node>(&global, &node.name)
                 .unwrap_or_else(|| node.clone())

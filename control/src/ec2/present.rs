@@ -251,11 +251,26 @@ pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
 }
 
 fn attachment_status(volume: &Volume) -> &'static str {
-    if volume.state == VolumeState::InUse {
-        "attached"
-    } else {
-        "attaching"
+    match &volume.attachment {
+        Some(attachment) if attachment.detaching != 0 => "detaching",
+        Some(attachment) if attachment.attaching != 0 => "attaching",
+        _ if volume.state == VolumeState::InUse => "attached",
+        _ => "attaching",
     }
+}
+
+/// A volume's attachment; null where it has none.
+pub fn attachment(row: &Volume) -> Value {
+    row.attachment.as_ref().map_or(Value::Null, |attachment| {
+        json!({
+            "VolumeId": row.id.to_string(),
+            "InstanceId": attachment.instance.to_string(),
+            "Device": attachment.device,
+            "State": attachment_status(row),
+            "AttachTime": timestamp(attachment.at_s),
+            "DeleteOnTermination": attachment.delete_on_termination,
+        })
+    })
 }
 
 /// A volume.
@@ -269,7 +284,7 @@ pub fn volume(row: &Volume) -> Value {
         "State": row.state.name(),
         "CreateTime": timestamp(row.created_at_s),
         "VolumeType": row.volume_type,
-        "Encrypted": false,
+        "Encrypted": row.encrypted,
         "MultiAttachEnabled": false,
         "Tags": tag_set(&row.tags),
         "Attachments": [],
@@ -280,15 +295,8 @@ pub fn volume(row: &Volume) -> Value {
     if let Some(throughput) = row.throughput_mib_s {
         item["Throughput"] = throughput.into();
     }
-    if let Some(attachment) = &row.attachment {
-        item["Attachments"] = json!([{
-            "VolumeId": row.id.to_string(),
-            "InstanceId": attachment.instance.to_string(),
-            "Device": attachment.device,
-            "State": attachment_status(row),
-            "AttachTime": timestamp(attachment.at_s),
-            "DeleteOnTermination": attachment.delete_on_termination,
-        }]);
+    if row.attachment.is_some() {
+        item["Attachments"] = json!([attachment(row)]);
     }
     item
 }

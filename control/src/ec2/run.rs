@@ -10,8 +10,8 @@
 use super::launch::{Disks, Nic, NicSource, Plan, launch};
 use super::params::TagSpecification;
 use super::{
-    Ctx, disks, groups, instances, interfaces, keys, metadata, place, placement_groups, present,
-    quotas, tags, templates, types,
+    Ctx, amis, disks, groups, instances, interfaces, keys, metadata, place, placement_groups,
+    present, quotas, tags, templates, types,
 };
 use crate::core::Tx;
 use crate::rows::*;
@@ -182,19 +182,21 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
         .image_id
         .as_deref()
         .ok_or_else(|| ApiError::missing("ImageId"))?;
-    let images = ctx.core.images();
-    let image = images
-        .find(ctx.region(), ImageId::parse(text)?)
-        .ok_or_else(|| {
-            ApiError::new(
-                "InvalidAMIID.NotFound",
-                format!("The image id '[{text}]' does not exist"),
-            )
-        })?;
+    let template = amis::template(ctx, tx, text)?;
     let key = params.key_name.as_deref().map(|name| keys::named(tx, name));
     let kind = types::find(params.instance_type.as_deref().unwrap_or(types::DEFAULT))?;
     let (zone, nics) = nics(ctx, tx, params, kind)?;
-    let disks: Disks = disks::plan(image, ctx.region(), kind, &params.block_device_mappings)?;
+    let metadata = metadata::resolve(tx, params.metadata_options.as_ref(), &template.imds_support)?;
+    let boot = Boot {
+        image: template.id,
+        kernel: template.boot.kernel.clone(),
+        initrd: template.boot.initrd.clone(),
+        cmdline: template.boot.cmdline.clone(),
+        instance_store: template.store.is_some(),
+        architecture: template.boot.architecture.clone(),
+    };
+    let root_device = template.root_device.clone();
+    let disks: Disks = disks::plan(ctx, tx, template, kind, &params.block_device_mappings)?;
     Ok(Plan {
         nics,
         zone,
@@ -207,17 +209,10 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
             .unwrap_or(false),
         credits: credits(params, kind)?,
         placement: placement(tx, params)?,
-        boot: Boot {
-            image: image.id(ctx.region()),
-            kernel: image.kernel.clone(),
-            initrd: image.initrd.clone(),
-            cmdline: image.cmdline.clone(),
-            instance_store: image.root_type == crate::catalogue::RootType::InstanceStore,
-            architecture: image.architecture.clone(),
-        },
-        root_device: image.root_device().to_owned(),
+        boot,
+        root_device,
         disks,
-        metadata: metadata::resolve(tx, params.metadata_options.as_ref(), image)?,
+        metadata,
         user_data: params.user_data.clone().unwrap_or_default(),
         client_token: ctx.client_token().to_owned(),
         disable_termination: params.disable_api_termination,

@@ -26,41 +26,19 @@ struct Describe {
 /// EC2's codes.
 pub async fn volumes(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Describe = ctx.params(action, request)?;
-    let query = Query {
-        action,
-        member: "Volumes",
-        by_id: !params.volume_ids.is_empty(),
-        filters: &params.filters,
-        paths: &[
-            ("attachment.attach-time", "Attachments.AttachTime"),
-            (
-                "attachment.delete-on-termination",
-                "Attachments.DeleteOnTermination",
-            ),
-            ("attachment.device", "Attachments.Device"),
-            ("attachment.instance-id", "Attachments.InstanceId"),
-            ("attachment.status", "Attachments.State"),
-            ("status", "State"),
-        ],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    ctx.read(|view| {
-        let mut rows: Vec<Arc<Volume>> = lookup(
-            &params.volume_ids,
-            VolumeId::parse,
-            |id| view.get::<Volume>(&ctx.scope, &id).cloned(),
-            |text| VolumeId::not_found(text),
-        )?;
-        if params.volume_ids.is_empty() {
-            rows = view.all::<Volume>(&ctx.scope).cloned().collect();
-        }
-        rows.sort_by_key(|row| row.id);
-        rows.dedup_by_key(|row| row.id);
-        query.answer(
-            rows.iter()
-                .map(|row| (row.id.to_string(), present::volume(row))),
-        )
+    let paths = &[
+        ("attachment.attach-time", "Attachments.AttachTime"),
+        (
+            "attachment.delete-on-termination",
+            "Attachments.DeleteOnTermination",
+        ),
+        ("attachment.device", "Attachments.Device"),
+        ("attachment.instance-id", "Attachments.InstanceId"),
+        ("attachment.status", "Attachments.State"),
+        ("status", "State"),
+    ];
+    described(ctx, action, &params, "Volumes", paths, |row| {
+        Some(present::volume(row))
     })
     .await
 }
@@ -100,4 +78,125 @@ pub async fn delete_volume(ctx: &Ctx, action: &str, request: Value) -> Result<Va
         Ok(json!({}))
     })
     .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DescribeAttribute {
+    volume_id: String,
+    attribute: String,
+}
+
+/// DescribeVolumeAttribute.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: DescribeAttribute = ctx.params(action, request)?;
+    ctx.read(|view| {
+        let id = VolumeId::parse(&params.volume_id)?;
+        view.get::<Volume>(&ctx.scope, &id)
+            .ok_or_else(|| VolumeId::not_found(id))?;
+        let id = id.to_string();
+        match params.attribute.as_str() {
+            "autoEnableIO" => Ok(json!({"VolumeId": id, "AutoEnableIO": {"Value": false}})),
+            "productCodes" => Ok(json!({"VolumeId": id, "ProductCodes": []})),
+            other => Err(ApiError::value(other, "attribute", "Unknown attribute.")),
+        }
+    })
+    .await
+}
+
+/// DescribeVolumeStatus.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn status(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    let paths = &[
+        ("volume-status.status", "VolumeStatus.Status"),
+        ("volume-status.details-name", "VolumeStatus.Details.Name"),
+        (
+            "volume-status.details-status",
+            "VolumeStatus.Details.Status",
+        ),
+    ];
+    described(ctx, action, &params, "VolumeStatuses", paths, |row| {
+        Some(json!({
+            "VolumeId": row.id.to_string(),
+            "AvailabilityZone": row.zone,
+            "AvailabilityZoneId": crate::config::zone_id(&row.zone),
+            "Actions": [],
+            "Events": [],
+            "VolumeStatus": {
+                "Status": "ok",
+                "Details": [
+                    {"Name": "io-enabled", "Status": "passed"},
+                    {"Name": "io-performance", "Status": "not-applicable"},
+                ],
+            },
+        }))
+    })
+    .await
+}
+
+/// DescribeVolumesModifications.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn modifications(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    described(ctx, action, &params, "VolumesModifications", &[], |row| {
+        row.modification
+            .is_some()
+            .then(|| super::modifications::modification(row))
+    })
+    .await
+}
+
+async fn described(
+    ctx: &Ctx,
+    action: &str,
+    params: &Describe,
+    member: &str,
+    paths: super::filters::Paths,
+    shown: impl Fn(&Volume) -> Option<Value>,
+) -> Result<Value, ApiError> {
+    let query = Query {
+        action,
+        member,
+        by_id: !params.volume_ids.is_empty(),
+        filters: &params.filters,
+        paths,
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        let rows = chosen(ctx, view, &params.volume_ids)?;
+        let items = rows
+            .iter()
+            .filter_map(|row| Some((row.id.to_string(), shown(row)?)));
+        query.answer(items)
+    })
+    .await
+}
+
+/// The volumes of some ids, or all.
+fn chosen(
+    ctx: &Ctx,
+    view: &crate::view::View,
+    ids: &[String],
+) -> Result<Vec<Arc<Volume>>, ApiError> {
+    let mut rows: Vec<Arc<Volume>> = lookup(
+        ids,
+        VolumeId::parse,
+        |id| view.get::<Volume>(&ctx.scope, &id).cloned(),
+        |text| VolumeId::not_found(text),
+    )?;
+    if ids.is_empty() {
+        rows = view.all::<Volume>(&ctx.scope).cloned().collect();
+    }
+    rows.sort_by_key(|row| row.id);
+    rows.dedup_by_key(|row| row.id);
+    Ok(rows)
 }

@@ -218,6 +218,8 @@ macro_rules! tagged {
 tagged! {
     "i-" => Instance, InstanceId, "instance";
     "vol-" => Volume, VolumeId, "volume";
+    "snap-" => Snapshot, SnapshotId, "snapshot";
+    "ami-" => OwnImage, ImageId, "image";
     "eni-" => Interface, InterfaceId, "network-interface";
     "sg-" => Group, GroupId, "security-group";
     "vpc-" => Vpc, VpcId, "vpc";

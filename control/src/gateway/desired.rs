@@ -8,7 +8,8 @@ use crate::ec2::dhcp_options::OWN_RESOLVER;
 use crate::ec2::present::public_ip;
 use crate::ec2::{types, volume_types};
 use crate::rows::{
-    self, GroupId, InstanceId, Record as _, Scope, State, VolumeState, VpcId, parse_key,
+    self, GroupId, InstanceId, Record as _, Scope, SnapshotState, State, VolumeState, VpcId,
+    parse_key,
 };
 use crate::store::Revision;
 use crate::view::View;
@@ -49,6 +50,12 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
             .all::<rows::Volume>(scope)
             .filter(|row| row.node == node);
         snapshot.volumes.extend(volumes.map(|row| volume(row)));
+        let frozen = view
+            .all::<rows::Snapshot>(scope)
+            .filter(|row| row.node == node);
+        snapshot
+            .volume_snapshots
+            .extend(frozen.map(|row| frozen_volume(row)));
     }
     snapshot
 }
@@ -92,6 +99,16 @@ pub fn delta(
                     .volumes
                     .extend(row.filter(|row| row.node == node).map(|row| volume(row)));
             }
+            rows::Snapshot::KIND => {
+                let row = id
+                    .parse()
+                    .ok()
+                    .and_then(|id| view.get::<rows::Snapshot>(&scope, &id));
+                delta.volume_snapshots.extend(
+                    row.filter(|row| row.node == node)
+                        .map(|row| frozen_volume(row)),
+                );
+            }
             rows::Group::KIND => {
                 if let Ok(id) = id.parse::<GroupId>() {
                     group_changed(view, &scope, id, told, &mut delta);
@@ -116,6 +133,7 @@ pub fn delta(
     }
     let nothing = delta.instances.is_empty()
         && delta.volumes.is_empty()
+        && delta.volume_snapshots.is_empty()
         && delta.security_groups.is_empty()
         && delta.security_groups_gone.is_empty()
         && delta.networks.is_empty()
@@ -235,12 +253,36 @@ fn volume(row: &rows::Volume) -> api::Volume {
         desired: desired.into(),
         size_bytes: u64::from(row.size_gib) << 30,
         image: row.image.clone(),
+        snapshot: match row.snapshot {
+            Some(id) if row.of_snapshot => id.to_string(),
+            _ => String::new(),
+        },
+        encrypted: row.encrypted,
         limits: Some(volume_types::limits(
             &row.volume_type,
             row.size_gib,
             row.iops,
             row.throughput_mib_s,
         )),
+    }
+}
+
+fn frozen_volume(row: &rows::Snapshot) -> api::VolumeSnapshot {
+    let desired = match row.state {
+        SnapshotState::Deleting => api::Desired::Absent,
+        _ => api::Desired::Present,
+    };
+    let (while_down, while_down_reboots) = match row.while_down {
+        Some((instance, reboots)) => (instance.to_string(), reboots),
+        None => (String::new(), 0),
+    };
+    api::VolumeSnapshot {
+        id: row.id.to_string(),
+        generation: row.generation,
+        desired: desired.into(),
+        volume_id: row.volume.to_string(),
+        while_down,
+        while_down_reboots,
     }
 }
 
@@ -292,6 +334,7 @@ fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api::Ins
         network_rate: types::find(&row.instance_type)
             .ok()
             .map(|kind| network_rate(kind.bandwidth)),
+        force_detach: row.force_detach.iter().map(ToString::to_string).collect(),
     })
 }
 

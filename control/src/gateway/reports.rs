@@ -11,11 +11,13 @@
 use crate::core::{Core, Tx, now_s};
 use crate::ec2::{lifecycle::desire, place};
 use crate::rows::{
-    Address, Addresses, Instance, InstanceId, Interface, Reason, Scope, State, Volume, VolumeId,
-    VolumeState,
+    Address, Addresses, Instance, InstanceId, Interface, Reason, Scope, Snapshot, SnapshotId,
+    SnapshotState, State, Volume, VolumeId, VolumeState,
 };
 use crate::wire::ApiError;
-use ocs_node_api::{ObservedInstance, ObservedVolume, Phase, Report, report::Object};
+use ocs_node_api::{
+    ObservedInstance, ObservedSnapshot, ObservedVolume, Phase, Report, report::Object,
+};
 
 /// Reports of one transaction: each may touch half a dozen rows, and a
 /// transaction is limited.
@@ -35,6 +37,7 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
                 match &report.object {
                     Some(Object::Instance(seen)) => instance(tx, node, report.generation, seen)?,
                     Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
+                    Some(Object::Snapshot(seen)) => snapshot(tx, node, report.generation, seen)?,
                     Some(Object::NatGateway(_)) | None => {}
                 }
             }
@@ -88,6 +91,7 @@ fn instance(
         }
         _ => {}
     }
+    disks(tx, &scope, &mut new, seen)?;
     if new == *row {
         return Ok(());
     }
@@ -203,6 +207,51 @@ fn gone(
     Ok(())
 }
 
+/// Which volumes have come to it and left it, by its node's word.
+fn disks(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &mut Instance,
+    seen: &ObservedInstance,
+) -> Result<(), ApiError> {
+    let down = matches!(row.state, State::Stopped | State::Terminated);
+    if !down && seen.disks_generation == 0 {
+        return Ok(());
+    }
+    let is_so = |generation: u64| down || generation <= seen.disks_generation;
+    for id in std::mem::take(&mut row.detaching) {
+        let Some(volume) = tx.get_in::<Volume>(scope, &id) else {
+            continue;
+        };
+        let detaching = volume.attachment.as_ref().map_or(0, |a| a.detaching);
+        if !is_so(detaching) {
+            row.detaching.push(id);
+            continue;
+        }
+        row.force_detach.retain(|forced| *forced != id);
+        let mut volume = volume.as_ref().clone();
+        volume.attachment = None;
+        if volume.state == VolumeState::InUse {
+            volume.state = VolumeState::Available;
+        }
+        tx.put_in(scope, volume)?;
+    }
+    for mapping in &row.mappings {
+        let Some(volume) = tx.get_in::<Volume>(scope, &mapping.volume) else {
+            continue;
+        };
+        let mut volume = volume.as_ref().clone();
+        if let Some(attachment) = &mut volume.attachment
+            && attachment.attaching != 0
+            && is_so(attachment.attaching)
+        {
+            attachment.attaching = 0;
+            tx.put_in(scope, volume)?;
+        }
+    }
+    Ok(())
+}
+
 fn volume(
     tx: &mut Tx<'_>,
     node: &str,
@@ -234,6 +283,16 @@ fn volume(
             };
             tx.put_in(&scope, new)
         }
+        (VolumeState::Available | VolumeState::InUse, Phase::Up)
+            if row.modification.as_ref().is_some_and(|m| !m.done) =>
+        {
+            let mut new = row.as_ref().clone();
+            if let Some(modification) = &mut new.modification {
+                modification.done = true;
+                modification.ended_at_s = Some(now_s());
+            }
+            tx.put_in(&scope, new)
+        }
         (VolumeState::Deleting, Phase::Gone) => {
             tx.delete_in::<Volume>(&scope, &row.id);
             Ok(())
@@ -244,4 +303,45 @@ fn volume(
         }
         _ => Ok(()),
     }
+}
+
+fn snapshot(
+    tx: &mut Tx<'_>,
+    node: &str,
+    generation: u64,
+    seen: &ObservedSnapshot,
+) -> Result<(), ApiError> {
+    let found = seen
+        .id
+        .parse::<SnapshotId>()
+        .ok()
+        .and_then(|id| tx.view.find::<Snapshot>(&id));
+    let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
+        return Ok(());
+    };
+    let scope = scope.clone();
+    let row = tx
+        .get_in::<Snapshot>(&scope, &row.id)
+        .unwrap_or_else(|| row.clone());
+    if generation < row.generation {
+        return Ok(());
+    }
+    let mut new = row.as_ref().clone();
+    match (row.state, seen.phase()) {
+        (SnapshotState::Pending, Phase::Up) => {
+            new.state = SnapshotState::Completed;
+            new.completed_at_s = Some(now_s());
+            (new.full_bytes, new.changed_bytes) = (seen.full_bytes, seen.changed_bytes);
+        }
+        (SnapshotState::Pending, Phase::Failed) => {
+            new.state = SnapshotState::Error;
+            new.message.clone_from(&seen.message);
+        }
+        (SnapshotState::Deleting, Phase::Gone) => {
+            tx.delete_in::<Snapshot>(&scope, &row.id);
+            return Ok(());
+        }
+        _ => return Ok(()),
+    }
+    tx.put_in(&scope, new)
 }

@@ -1,8 +1,8 @@
 //! Instances, the reservations they come in, and their volumes.
 
 use super::{
-    GroupId, ImageId, InstanceId, InterfaceId, ReservationId, SnapshotId, SubnetId, Tags, VolumeId,
-    VpcId,
+    BootFiles, GroupId, ImageId, InstanceId, InterfaceId, Modification, ReservationId, SnapshotId,
+    SubnetId, Tags, VolumeId, VpcId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +177,12 @@ pub struct Instance {
     pub groups: Vec<GroupId>,
     /// Its volumes in device order.
     pub mappings: Vec<Mapping>,
+    /// Volumes that are to leave it, and are not gone yet.
+    #[serde(default)]
+    pub detaching: Vec<VolumeId>,
+    /// Of those, the ones that go without the guest's consent.
+    #[serde(default)]
+    pub force_detach: Vec<VolumeId>,
     /// Its instance-store disks.
     pub store_disks: Vec<StoreDisk>,
     /// `/dev/sda1`.
@@ -262,6 +268,12 @@ pub struct VolumeAttachment {
     pub delete_on_termination: bool,
     /// Unix seconds.
     pub at_s: i64,
+    /// The instance's generation with which it is there; 0: it is.
+    #[serde(default)]
+    pub attaching: u64,
+    /// The instance's generation with which it is gone; 0: it stays.
+    #[serde(default)]
+    pub detaching: u64,
 }
 
 /// A volume.
@@ -286,6 +298,18 @@ pub struct Volume {
     pub image: String,
     /// The snapshot that stands for that content.
     pub snapshot: Option<SnapshotId>,
+    /// It begins as that snapshot, not as a file.
+    #[serde(default)]
+    pub of_snapshot: bool,
+    /// Encrypted at rest.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// What an instance boots that has this as its root.
+    #[serde(default)]
+    pub boot: Option<BootFiles>,
+    /// The last ModifyVolume.
+    #[serde(default)]
+    pub modification: Option<Modification>,
     /// Its state.
     pub state: VolumeState,
     /// Grows with each change of what the node is to do.

@@ -7,12 +7,14 @@ pub mod ids;
 pub mod instance;
 pub mod launching;
 pub mod network;
+pub mod storage;
 pub mod system;
 
 pub use ids::*;
 pub use instance::*;
 pub use launching::*;
 pub use network::*;
+pub use storage::*;
 pub use system::*;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -71,6 +73,8 @@ records! {
     Instance: "instance", InstanceId, id;
     Reservation: "reservation", ReservationId, id;
     Volume: "volume", VolumeId, id;
+    Snapshot: "snapshot", SnapshotId, id;
+    OwnImage: "image", ImageId, id;
     Interface: "interface", InterfaceId, id;
     Group: "group", GroupId, id;
     Vpc: "vpc", VpcId, id;

@@ -219,8 +219,13 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   burst credits that EC2 documents, counted as EC2 counts. A volume has 16 TiB at most.
   Of magnetic ones (standard) EC2 gives ranges: here 200 operations and 90 MiB a second.
 * **GetConsoleOutput** gives the newest output whether `Latest` is set or not, on every type.
-* **Images** belong to the account `137112412989`, owner alias `amazon`, and have the same
-  content in each region under different ids.
+* **Public images** belong to the account `137112412989`, owner alias `amazon`, and have the
+  same content in each region under different ids. Tenants' images boot the kernel that their
+  origin booted; RegisterImage takes snapshots whose volume was an instance's root.
+* **Volumes and snapshots** are on one host: a volume attaches to instances of its host, and a
+  launch from snapshots goes to theirs. Encrypted ones are under keys of the host, not of a
+  KMS. ModifyVolume is followed by another at once. CreateSnapshots, CopySnapshot and
+  CopyImage are not offered.
 * **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs, memory
   and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
   word only (`Low`), the figure is ours, and so are all packet rates.

@@ -8,6 +8,7 @@ mod grpc;
 mod lifecycle;
 mod networks;
 mod shape;
+mod storage;
 mod support;
 mod unauthorised;
 mod world;

@@ -2,8 +2,8 @@
 
 use super::error::EffectError;
 use ocs_storaged_api::{
-    Client, ClientError, ErrorCode, Reply, Request, VolumeKind, VolumeLimits, VolumeName,
-    VolumeStatus,
+    Client, ClientError, ErrorCode, Reply, Request, SnapshotStatus, VolumeKind, VolumeLimits,
+    VolumeName, VolumeStatus,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -23,13 +23,17 @@ pub struct Definition {
     pub kind: VolumeKind,
     /// First content, or none.
     pub image: Option<String>,
+    /// First content: a snapshot.
+    pub snapshot: Option<String>,
+    /// Encrypted at rest.
+    pub encrypted: bool,
     /// What it is held to; none: nothing is said of it.
     pub limits: Option<VolumeLimits>,
 }
 
 /// What is asked of storaged; all of it may be repeated.
 pub trait Blocks: Send + Sync {
-    /// The volume shall exist.
+    /// The volume shall exist, grown where it is smaller.
     fn put(&self, volume: &Definition) -> Result<(), EffectError>;
     /// It shall be served on `socket`.
     fn attach(&self, name: &str, socket: &Path, read_only: bool) -> Result<(), EffectError>;
@@ -39,6 +43,12 @@ pub trait Blocks: Send + Sync {
     fn delete(&self, name: &str) -> Result<(), EffectError>;
     /// All there are.
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError>;
+    /// The snapshot shall exist.
+    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError>;
+    /// It shall not; absent is fine.
+    fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError>;
+    /// All there are.
+    fn snapshots(&self) -> Result<Vec<SnapshotStatus>, EffectError>;
 }
 
 /// storaged itself, over its control socket; connects again after its restarts.
@@ -95,22 +105,36 @@ impl Storaged {
 
 impl Blocks for Storaged {
     fn put(&self, volume: &Definition) -> Result<(), EffectError> {
-        self.ask(&Request::PutVolume {
-            volume: VolumeName(volume.name.clone()),
+        let name = VolumeName(volume.name.clone());
+        let put = self.call(&Request::PutVolume {
+            volume: name.clone(),
             size_bytes: volume.size_bytes,
             kind: volume.kind,
             image: volume.image.clone(),
-            snapshot: None,
-            encrypted: false,
-        })
-        .and_then(|()| match &volume.limits {
-            None => Ok(()),
-            Some(limits) => self.ask(&Request::SetLimits {
-                volume: VolumeName(volume.name.clone()),
-                limits: limits.clone(),
+            snapshot: volume.snapshot.clone().map(VolumeName),
+            encrypted: volume.encrypted,
+        });
+        let put = match put {
+            // Of another size perhaps: what cannot be grown so is told again.
+            Err(ClientError::Refused {
+                code: ErrorCode::Conflict,
+                ..
+            }) => self.call(&Request::ResizeVolume {
+                volume: name.clone(),
+                size_bytes: volume.size_bytes,
             }),
-        })
-        .map_err(|e| e.doing(format_args!("volume {}", volume.name)))
+            other => other,
+        };
+        let limited = put.and_then(|_| match &volume.limits {
+            Some(limits) => self
+                .call(&Request::SetLimits {
+                    volume: name,
+                    limits: limits.clone(),
+                })
+                .map(drop),
+            None => Ok(()),
+        });
+        limited.map_err(|e| EffectError::from(e).doing(format_args!("volume {}", volume.name)))
     }
 
     fn attach(&self, name: &str, socket: &Path, read_only: bool) -> Result<(), EffectError> {
@@ -139,6 +163,30 @@ impl Blocks for Storaged {
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
         match self.call(&Request::List)? {
             Reply::Volumes { volumes } => Ok(volumes),
+            other => Err(EffectError::Transient(format!(
+                "storaged answered a list with {other:?}"
+            ))),
+        }
+    }
+
+    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError> {
+        self.ask(&Request::PutSnapshot {
+            snapshot: VolumeName(snapshot.to_owned()),
+            volume: VolumeName(volume.to_owned()),
+        })
+        .map_err(|e| e.doing(format_args!("snapshot {snapshot}")))
+    }
+
+    fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError> {
+        self.ask(&Request::DeleteSnapshot {
+            snapshot: VolumeName(snapshot.to_owned()),
+        })
+        .map_err(|e| e.doing(format_args!("deleting {snapshot}")))
+    }
+
+    fn snapshots(&self) -> Result<Vec<SnapshotStatus>, EffectError> {
+        match self.call(&Request::ListSnapshots)? {
+            Reply::Snapshots { snapshots } => Ok(snapshots),
             other => Err(EffectError::Transient(format!(
                 "storaged answered a list with {other:?}"
             ))),
@@ -181,5 +229,17 @@ impl Blocks for Perhaps {
 
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
         Ok(self.0.list().unwrap_or_default())
+    }
+
+    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError> {
+        self.0.snapshot(snapshot, volume)
+    }
+
+    fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError> {
+        self.0.delete_snapshot(snapshot)
+    }
+
+    fn snapshots(&self) -> Result<Vec<SnapshotStatus>, EffectError> {
+        self.0.snapshots()
     }
 }

@@ -18,6 +18,8 @@ pub struct Slice {
     pub instances: BTreeMap<String, api::Instance>,
     /// Volumes.
     pub volumes: BTreeMap<String, api::Volume>,
+    /// Snapshots.
+    pub snapshots: BTreeMap<String, api::VolumeSnapshot>,
     /// Security groups.
     pub security_groups: BTreeMap<String, api::SecurityGroup>,
 }
@@ -29,6 +31,8 @@ pub struct Changed {
     pub instances: BTreeSet<String>,
     /// Volumes.
     pub volumes: BTreeSet<String>,
+    /// Snapshots.
+    pub snapshots: BTreeSet<String>,
     /// Any security group.
     pub groups: bool,
 }
@@ -38,6 +42,7 @@ impl Changed {
     pub fn merge(&mut self, other: Self) {
         self.instances.extend(other.instances);
         self.volumes.extend(other.volumes);
+        self.snapshots.extend(other.snapshots);
         self.groups |= other.groups;
     }
 }
@@ -58,6 +63,7 @@ impl Slice {
         let mut changed = Changed {
             instances: self.instances.keys().cloned().collect(),
             volumes: self.volumes.keys().cloned().collect(),
+            snapshots: self.snapshots.keys().cloned().collect(),
             groups: true,
         };
         *self = Self::default();
@@ -65,6 +71,7 @@ impl Slice {
             revision: snapshot.revision,
             instances: snapshot.instances,
             volumes: snapshot.volumes,
+            volume_snapshots: snapshot.volume_snapshots,
             security_groups: snapshot.security_groups,
             ..api::Delta::default()
         }));
@@ -85,6 +92,12 @@ impl Slice {
             if plain(&volume.id) {
                 changed.volumes.insert(volume.id.clone());
                 self.volumes.insert(volume.id.clone(), volume);
+            }
+        }
+        for snapshot in delta.volume_snapshots {
+            if plain(&snapshot.id) && plain(&snapshot.volume_id) {
+                changed.snapshots.insert(snapshot.id.clone());
+                self.snapshots.insert(snapshot.id.clone(), snapshot);
             }
         }
         for group in delta.security_groups {

@@ -14,10 +14,11 @@ use super::machine::{Body, Machine};
 use super::outbox::Outbox;
 use super::owner::RunDir;
 use super::plan::Step;
+use super::snapshots::SnapshotUnit;
 use super::units::Unit;
 use super::volumes::VolumeUnit;
 use ocs_node_api as api;
-use ocs_storaged_api::VolumeStatus;
+use ocs_storaged_api::{SnapshotStatus, VolumeStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,12 @@ pub(super) enum Event {
     Wake(String),
     Volume(String, u64, bool, Result<(), EffectError>),
     WakeVolume(String),
+    Snapshot(
+        api::VolumeSnapshot,
+        bool,
+        Result<Option<SnapshotStatus>, EffectError>,
+    ),
+    WakeSnapshot(String),
     Swept(Vec<VolumeStatus>),
     NotSwept(u32),
     Policy(Result<(), EffectError>),
@@ -58,6 +65,7 @@ pub struct Engine {
     pub(super) outbox: Arc<Outbox>,
     pub(super) slice: Slice,
     pub(super) volumes: BTreeMap<String, VolumeUnit>,
+    pub(super) snapshots: BTreeMap<String, SnapshotUnit>,
     pub(super) units: BTreeMap<String, Unit>,
     pub(super) host_stopping: bool,
     pub(super) launches: Arc<Semaphore>,
@@ -83,6 +91,7 @@ impl Engine {
             outbox,
             slice,
             volumes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             units: BTreeMap::new(),
             host_stopping,
             launches: Arc::new(Semaphore::new(LAUNCHES_AT_ONCE)),
@@ -219,6 +228,9 @@ impl Engine {
         for id in changed.volumes {
             self.reconsider_volume(&id);
         }
+        for id in changed.snapshots {
+            self.reconsider_snapshot(&id);
+        }
         for id in changed.instances {
             let unit = self.units.entry(id.clone()).or_default();
             unit.not_before = None;
@@ -258,6 +270,10 @@ impl Engine {
             Event::Swept(volumes) => self.on_swept(volumes),
             Event::NotSwept(failures) => self.sweep(failures),
             Event::WakeVolume(id) => self.reconsider_volume(&id),
+            Event::Snapshot(desired, absent, result) => {
+                self.on_snapshot_done(&desired, absent, result);
+            }
+            Event::WakeSnapshot(id) => self.reconsider_snapshot(&id),
             Event::Policy(Ok(())) => self.policy_failures = 0,
             Event::Policy(Err(error)) => {
                 tracing::error!(%error, "the packet path does not take the policy");

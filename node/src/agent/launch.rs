@@ -24,6 +24,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 /// The VMM's user may not open it.
 const KVM: &str = "/dev/kvm";
@@ -59,6 +61,11 @@ fn store_name(id: &str, store: &api::InstanceStore) -> String {
     format!("{id}-ephemeral{}", store.index)
 }
 
+/// What a guest reads as a volume's serial: EC2's, the id without its dash.
+pub(super) fn serial(volume: &str) -> String {
+    volume.replace('-', "")
+}
+
 /// Block devices in the guest's order: the root first.
 fn devices(desired: &api::Instance) -> Vec<Device> {
     let stores = |root| {
@@ -77,6 +84,8 @@ fn devices(desired: &api::Instance) -> Vec<Device> {
                         size_bytes: store.size_bytes,
                         kind: VolumeKind::Ephemeral,
                         image: Some(store.image.clone()).filter(|image| !image.is_empty()),
+                        snapshot: None,
+                        encrypted: false,
                         limits: None,
                     }),
                 }
@@ -84,7 +93,7 @@ fn devices(desired: &api::Instance) -> Vec<Device> {
     };
     let attached = desired.attachments.iter().map(|attachment| Device {
         volume: attachment.volume_id.clone(),
-        serial: attachment.volume_id.replace('-', ""),
+        serial: serial(&attachment.volume_id),
         read_only: attachment.read_only,
         store: None,
     });
@@ -201,6 +210,7 @@ impl Machine {
                 .filter(|device| device.store.is_none())
                 .map(|device| device.volume.clone())
                 .collect(),
+            plugged: BTreeMap::new(),
             taps: BTreeMap::new(),
             process: None,
             up_since_s: None,
@@ -222,10 +232,7 @@ impl Machine {
             if let Some(store) = &device.store {
                 self.blocks.put(store)?;
             }
-            let path = run.block_socket(index);
-            let listener = vmm::listen(&path).doing(path.display())?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).doing(path.display())?;
-            chown(&path, Some(self.config.storaged_uid()), None).doing(path.display())?;
+            let listener = self.listen_at(&run.block_socket(index))?;
             block.push(spec::Block {
                 id: device.serial.clone(),
                 listener: inherited.add(listener),
@@ -234,6 +241,14 @@ impl Machine {
             });
         }
         Ok(block)
+    }
+
+    /// Listens at `path`, where storaged's user alone may connect.
+    pub(super) fn listen_at(&self, path: &Path) -> Result<UnixListener, EffectError> {
+        let listener = vmm::listen(path).doing(path.display())?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).doing(path.display())?;
+        chown(path, Some(self.config.storaged_uid()), None).doing(path.display())?;
+        Ok(listener)
     }
 
     /// A tap an ENI, known to the packet path when this returns.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a VMM may take to answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one [`Step::Confirm`] waits for a vCPU before it is tried again.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -202,6 +202,7 @@ impl Machine {
         self.plug(desired, &record, &owner);
         self.board.settle()?;
         self.tell_responder(desired, &record)?;
+        self.converge_disks(desired, &dir, &mut owner)?;
         if owner.generation != desired.generation {
             owner.generation = desired.generation;
             dir.set_owner(&owner).doing("owner.json")?;

@@ -120,6 +120,15 @@ impl Blocks for Fake {
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
         Ok(Vec::new())
     }
+    fn snapshot(&self, _snapshot: &str, _volume: &str) -> Result<(), EffectError> {
+        Ok(())
+    }
+    fn delete_snapshot(&self, _snapshot: &str) -> Result<(), EffectError> {
+        Ok(())
+    }
+    fn snapshots(&self) -> Result<Vec<ocs_storaged_api::SnapshotStatus>, EffectError> {
+        Ok(Vec::new())
+    }
 }
 
 impl Network for Fake {

@@ -48,6 +48,7 @@ impl Outbox {
             message: observed.message,
             reboots: observed.reboots,
             since_s: now_s(),
+            disks_generation: observed.disks_generation,
         };
         if let Some(api::report::Object::Instance(before)) =
             state.latest.get(id).and_then(|r| r.object.as_ref())
@@ -76,6 +77,13 @@ impl Outbox {
             generation,
             api::report::Object::Volume(now),
         );
+    }
+
+    /// A snapshot is so, in answer to desired `generation`.
+    pub fn snapshot(&self, generation: u64, observed: api::ObservedSnapshot) {
+        let id = observed.id.clone();
+        let object = api::report::Object::Snapshot(observed);
+        self.put(&mut self.lock(), &id, generation, object);
     }
 
     /// Everything, for a session's first message; nothing is news after it.
@@ -138,6 +146,7 @@ fn is_gone(report: &api::Report) -> bool {
     let phase = match &report.object {
         Some(api::report::Object::Instance(instance)) => instance.phase(),
         Some(api::report::Object::Volume(volume)) => volume.phase(),
+        Some(api::report::Object::Snapshot(snapshot)) => snapshot.phase(),
         Some(api::report::Object::NatGateway(nat)) => nat.phase(),
         None => return true,
     };
@@ -154,6 +163,7 @@ mod tests {
             reason_code: String::new(),
             message: String::new(),
             reboots: 0,
+            disks_generation: 0,
         }
     }
 

@@ -33,6 +33,9 @@ pub struct Owner {
     pub boot_id: String,
     /// Volumes at storaged that may be attached to it.
     pub volumes: BTreeSet<String>,
+    /// Of those, the ones that came while it ran, and the number of each one's socket.
+    #[serde(default)]
+    pub plugged: BTreeMap<String, usize>,
     /// Interface index of each ENI's tap, once made.
     pub taps: BTreeMap<String, u32>,
     /// The process, once started.
@@ -184,6 +187,7 @@ mod tests {
             nonce: "n".into(),
             boot_id: "b".into(),
             volumes: BTreeSet::new(),
+            plugged: BTreeMap::new(),
             taps: BTreeMap::new(),
             process: None,
             up_since_s: None,

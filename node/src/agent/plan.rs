@@ -278,6 +278,8 @@ pub struct Observed {
     pub message: String,
     /// Of the running VMM.
     pub reboots: u64,
+    /// The running VMM has the attachments of this generation; 0: none runs.
+    pub disks_generation: u64,
 }
 
 /// `seen` in the protocol's words.
@@ -288,6 +290,10 @@ pub fn observe(want: &Want, seen: &Seen) -> Observed {
         reason_code: String::new(),
         message: String::new(),
         reboots: seen.run.as_ref().map_or(0, |run| run.reboots),
+        disks_generation: (seen.run.as_ref())
+            .filter(|run| run.up)
+            .and_then(|run| run.told)
+            .unwrap_or(0),
     };
     if want.wants_run(seen) {
         let up = match &seen.run {

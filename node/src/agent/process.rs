@@ -208,6 +208,7 @@ mod tests {
             nonce: nonce.to_owned(),
             boot_id: boot_id().unwrap(),
             volumes: BTreeSet::new(),
+            plugged: BTreeMap::new(),
             taps: BTreeMap::new(),
             process: None,
             up_since_s: None,

@@ -80,6 +80,9 @@ impl Engine {
             _ => Vec::new(),
         };
         self.watch(id);
+        if matches!(step, Step::Clear) {
+            self.reconsider_snapshots_of(id);
+        }
         self.reconsider(id);
         for volume in volumes {
             self.reconsider_volume(&volume);

@@ -44,6 +44,9 @@ impl Engine {
     /// How the volumes of an instance stand.
     pub(super) fn volumes_of(&self, desired: &api::Instance) -> Volumes {
         let mut all = Volumes::Ready;
+        if self.is_frozen_while_down(&desired.id) {
+            all = Volumes::Pending;
+        }
         for id in of(desired) {
             match self.volumes.get(&id).map(|unit| unit.state) {
                 Some(State::Present(_)) => {}
@@ -78,16 +81,16 @@ impl Engine {
     pub(super) fn on_swept(&mut self, volumes: Vec<VolumeStatus>) {
         self.swept = true;
         for volume in volumes {
-            let Some(desired) = self.slice.volumes.get(&volume.volume.0) else {
-                continue;
-            };
-            if desired.size_bytes == volume.size_bytes {
+            if self.slice.volumes.contains_key(&volume.volume.0) {
                 let unit = self.volumes.entry(volume.volume.0).or_default();
                 unit.state = State::Present(0);
             }
         }
         for id in self.slice.volumes.keys().cloned().collect::<Vec<_>>() {
             self.reconsider_volume(&id);
+        }
+        for id in self.slice.snapshots.keys().cloned().collect::<Vec<_>>() {
+            self.reconsider_snapshot(&id);
         }
         self.reconsider_all();
     }
@@ -100,7 +103,7 @@ impl Engine {
             return;
         };
         let absent = desired.desired() == api::Desired::Absent;
-        let in_use = self.is_in_use(id);
+        let (in_use, waited_for) = (self.is_in_use(id), self.is_to_be_frozen(id));
         let unit = self.volumes.entry(id.to_owned()).or_default();
         if unit.busy || unit.not_before.is_some_and(|at| at > Instant::now()) {
             return;
@@ -115,7 +118,7 @@ impl Engine {
                 State::Refused(generation) if generation == desired.generation => return,
                 State::Present(_) | State::Refused(_) | State::Unknown => {}
             }
-        } else if in_use {
+        } else if in_use || waited_for {
             return;
         }
         unit.busy = true;
@@ -165,7 +168,11 @@ impl Engine {
             }
             Err(EffectError::Permanent(why)) if !absent => {
                 tracing::error!(volume = id, why, "cannot be made");
-                unit.state = State::Refused(generation);
+                // What is there and cannot be changed is there.
+                unit.state = match unit.state {
+                    State::Present(_) => State::Present(generation),
+                    State::Unknown | State::Refused(_) => State::Refused(generation),
+                };
                 self.outbox.volume(id, generation, api::Phase::Failed, why);
             }
             Err(error) => {
@@ -222,11 +229,14 @@ fn sweep(machine: &Machine) -> Result<Vec<VolumeStatus>, EffectError> {
 }
 
 fn definition(desired: &api::Volume) -> Definition {
+    let named = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     Definition {
         name: desired.id.clone(),
         size_bytes: desired.size_bytes,
         kind: VolumeKind::Persistent,
-        image: Some(desired.image.clone()).filter(|image| !image.is_empty()),
+        image: named(&desired.image),
+        snapshot: named(&desired.snapshot),
+        encrypted: desired.encrypted,
         limits: Some(limits(desired.limits.unwrap_or_default())),
     }
 }

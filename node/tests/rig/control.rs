@@ -40,6 +40,7 @@ fn id_of(report: &api::Report) -> String {
         api::report::Object::Instance(i) => i.id.clone(),
         api::report::Object::Volume(v) => v.id.clone(),
         api::report::Object::NatGateway(nat) => nat.id.clone(),
+        api::report::Object::Snapshot(snapshot) => snapshot.id.clone(),
     }
 }
 

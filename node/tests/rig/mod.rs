@@ -292,6 +292,7 @@ pub fn volume(n: u64) -> api::Volume {
         size_bytes: 64 << 20,
         image: String::new(),
         limits: None,
+        ..api::Volume::default()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use ocs_node_api::node_gateway_client::NodeGatewayClient;
 use ocs_node_api::{
-    Answer, Desired, FromNode, Hello, Instance, ObservedInstance, ObservedVolume, Phase, Report,
-    ToNode, Volume, from_node, query, report, to_node,
+    Answer, Desired, FromNode, Hello, Instance, ObservedInstance, ObservedSnapshot, ObservedVolume,
+    Phase, Report, ToNode, Volume, VolumeSnapshot, from_node, query, report, to_node,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub struct Seen {
     pub instances: BTreeMap<String, Instance>,
     /// Volumes by id, as last desired.
     pub volumes: BTreeMap<String, Volume>,
+    /// Snapshots by id, as last desired.
+    pub snapshots: BTreeMap<String, VolumeSnapshot>,
     /// Groups by id.
     pub groups: BTreeMap<String, ocs_node_api::SecurityGroup>,
     /// Networks by number.
@@ -112,6 +114,7 @@ impl FakeNode {
                         .groups
                         .insert(group.id.clone(), group);
                 }
+                self.freeze(all.volume_snapshots).await;
                 self.follow(all.volumes, all.instances).await;
             }
             Some(to_node::Message::Delta(delta)) => {
@@ -126,6 +129,7 @@ impl FakeNode {
                 for id in delta.security_groups_gone {
                     self.seen.lock().unwrap().groups.remove(&id);
                 }
+                self.freeze(delta.volume_snapshots).await;
                 self.follow(delta.volumes, delta.instances).await;
             }
             Some(to_node::Message::Query(query)) => {
@@ -149,6 +153,26 @@ impl FakeNode {
         seen.networks.retain(|vni, _| !gone.contains(vni));
         let networks = networks.into_iter().map(|network| (network.vni, network));
         seen.networks.extend(networks);
+    }
+
+    async fn freeze(&self, snapshots: Vec<VolumeSnapshot>) {
+        for snapshot in snapshots {
+            let phase = match snapshot.desired() {
+                Desired::Absent => Phase::Gone,
+                _ => Phase::Up,
+            };
+            let (id, generation) = (snapshot.id.clone(), snapshot.generation);
+            let seen = ObservedSnapshot {
+                id: id.clone(),
+                phase: phase.into(),
+                changed_bytes: 65_536,
+                full_bytes: 131_072,
+                ..ObservedSnapshot::default()
+            };
+            self.seen.lock().unwrap().snapshots.insert(id, snapshot);
+            self.report(generation, report::Object::Snapshot(seen))
+                .await;
+        }
     }
 
     async fn follow(&self, volumes: Vec<Volume>, instances: Vec<Instance>) {
@@ -193,6 +217,7 @@ impl FakeNode {
             message: String::new(),
             reboots: 0,
             since_s: 0,
+            disks_generation: if phase == Phase::Up { generation } else { 0 },
         };
         self.report(generation, report::Object::Instance(seen))
             .await;

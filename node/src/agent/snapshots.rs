@@ -1,0 +1,165 @@
+//! Snapshots: each is taken or deleted at storaged, and reported.
+//!
+//! One that is to be taken while an instance is down waits for the end of its run, and
+//! the next run waits for it.
+
+use super::blocks::Blocks;
+use super::engine::{Engine, Event, backoff};
+use super::error::EffectError;
+use ocs_node_api as api;
+use ocs_storaged_api::SnapshotStatus;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One snapshot as the engine holds it.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotUnit {
+    settled: bool,
+    busy: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Engine {
+    /// Is volume `id` still to be frozen?
+    pub(super) fn is_to_be_frozen(&self, id: &str) -> bool {
+        self.pending_snapshots().any(|row| row.volume_id == id)
+    }
+
+    /// Is a volume to be frozen before instance `id` may run again?
+    pub(super) fn is_frozen_while_down(&self, id: &str) -> bool {
+        self.pending_snapshots().any(|row| row.while_down == id)
+    }
+
+    fn pending_snapshots(&self) -> impl Iterator<Item = &api::VolumeSnapshot> {
+        let settled = |id: &str| self.snapshots.get(id).is_some_and(|unit| unit.settled);
+        self.slice
+            .snapshots
+            .values()
+            .filter(move |row| row.desired() == api::Desired::Present && !settled(&row.id))
+    }
+
+    /// Those that wait for the end of a run of instance `id`.
+    pub(super) fn reconsider_snapshots_of(&mut self, id: &str) {
+        let waiting: Vec<String> = self
+            .pending_snapshots()
+            .filter(|row| row.while_down == id)
+            .map(|row| row.id.clone())
+            .collect();
+        for snapshot in waiting {
+            self.reconsider_snapshot(&snapshot);
+        }
+    }
+
+    /// Takes or deletes snapshot `id` if that is next.
+    pub(super) fn reconsider_snapshot(&mut self, id: &str) {
+        let Some(desired) = self.slice.snapshots.get(id).cloned() else {
+            // Nobody's; its bytes are a tenant's, and stay until somebody says ABSENT.
+            self.snapshots.remove(id);
+            return;
+        };
+        let absent = desired.desired() == api::Desired::Absent;
+        let runs = (self.units.get(&desired.while_down))
+            .and_then(|unit| unit.body.seen.run.as_ref())
+            .is_some_and(|run| run.reboots < desired.while_down_reboots);
+        let unit = self.snapshots.entry(id.to_owned()).or_default();
+        let waits = unit.not_before.is_some_and(|at| at > Instant::now());
+        if unit.busy || waits || (!absent && (unit.settled || runs)) {
+            return;
+        }
+        unit.busy = true;
+        let (machine, events, permits, id) = (
+            Arc::clone(&self.machine),
+            self.events.clone(),
+            Arc::clone(&self.jobs),
+            id.to_owned(),
+        );
+        tokio::spawn(async move {
+            let permit = permits.acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let blocks = machine.blocks.as_ref();
+                let result = if absent {
+                    blocks.delete_snapshot(&id).map(|()| None)
+                } else {
+                    take(blocks, &desired).map(Some)
+                };
+                drop(permit);
+                let _ = events.send(Event::Snapshot(desired, absent, result));
+            });
+        });
+    }
+
+    /// What came of it.
+    pub(super) fn on_snapshot_done(
+        &mut self,
+        desired: &api::VolumeSnapshot,
+        absent: bool,
+        result: Result<Option<SnapshotStatus>, EffectError>,
+    ) {
+        let (id, generation) = (desired.id.as_str(), desired.generation);
+        let Some(unit) = self.snapshots.get_mut(id) else {
+            return;
+        };
+        unit.busy = false;
+        let observed = match result {
+            Ok(None) => {
+                self.snapshots.remove(id);
+                self.slice.snapshots.remove(id);
+                observed(id, api::Phase::Gone)
+            }
+            Ok(Some(status)) => {
+                unit.settled = true;
+                api::ObservedSnapshot {
+                    changed_bytes: status.changed_bytes,
+                    full_bytes: status.full_bytes,
+                    ..observed(id, api::Phase::Up)
+                }
+            }
+            Err(EffectError::Permanent(message)) if !absent => {
+                tracing::error!(snapshot = id, message, "cannot be taken");
+                unit.settled = true;
+                api::ObservedSnapshot {
+                    message,
+                    ..observed(id, api::Phase::Failed)
+                }
+            }
+            Err(error) => {
+                tracing::warn!(snapshot = id, %error, "will be tried again");
+                unit.failures += 1;
+                let at = Instant::now() + backoff(unit.failures);
+                unit.not_before = Some(at);
+                let (events, id) = (self.events.clone(), id.to_owned());
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(at.into()).await;
+                    let _ = events.send(Event::WakeSnapshot(id));
+                });
+                return;
+            }
+        };
+        self.outbox.snapshot(generation, observed);
+        if !absent {
+            // It may be deleted already, and so may its volume; its instance may run.
+            self.reconsider_snapshot(id);
+            self.reconsider_volume(&desired.volume_id);
+            self.reconsider(&desired.while_down);
+        }
+    }
+}
+
+fn observed(id: &str, phase: api::Phase) -> api::ObservedSnapshot {
+    api::ObservedSnapshot {
+        id: id.to_owned(),
+        phase: phase.into(),
+        ..api::ObservedSnapshot::default()
+    }
+}
+
+/// Takes it, unless it is there; how large it is.
+fn take(blocks: &dyn Blocks, desired: &api::VolumeSnapshot) -> Result<SnapshotStatus, EffectError> {
+    blocks.snapshot(&desired.id, &desired.volume_id)?;
+    blocks
+        .snapshots()?
+        .into_iter()
+        .find(|status| status.snapshot.0 == desired.id)
+        .ok_or_else(|| EffectError::Transient(format!("{} is gone again", desired.id)))
+}

@@ -1,0 +1,178 @@
+"""Volumes, snapshots and images, as the guests see them."""
+
+import unittest
+
+from installation import Installation, error_code, wait_for
+
+up = None
+
+
+def setUpModule():
+    global up
+    up = Installation()
+
+
+def tearDownModule():
+    up.close()
+
+
+def volume(state, volume_id, limit_s=30):
+    """Waits until a volume is in a state."""
+    return wait_for(f"{volume_id} is {state}", lambda: next(
+        (row for row in up.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
+         if row["State"] == state), None), limit_s)
+
+
+def make(zone, **more):
+    """A new volume, there."""
+    made = up.ec2.create_volume(AvailabilityZone=zone, **({"Size": 1} | more))["VolumeId"]
+    volume("available", made)
+    return made
+
+
+def attach(volume_id, guest, device="/dev/sdf"):
+    """AttachVolume, until it is."""
+    up.ec2.attach_volume(VolumeId=volume_id, InstanceId=guest.id, Device=device)
+    return wait_for("attached", lambda: up.ec2.describe_volumes(VolumeIds=[volume_id])
+                    ["Volumes"][0]["Attachments"][0]["State"] == "attached")
+
+
+def snapshot(volume_id):
+    """CreateSnapshot, until it is taken."""
+    taken = up.ec2.create_snapshot(VolumeId=volume_id)["SnapshotId"]
+    up.ec2.get_waiter("snapshot_completed").wait(
+        SnapshotIds=[taken], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    return taken
+
+
+def delete(*volumes):
+    """DeleteVolume, until they are gone."""
+    for one in volumes:
+        up.ec2.delete_volume(VolumeId=one)
+    for one in volumes:
+        wait_for(f"{one} is gone", lambda one=one: error_code(
+            lambda: up.ec2.describe_volumes(VolumeIds=[one])) == "InvalidVolume.NotFound")
+
+
+class Attach(unittest.TestCase):
+    def test_a_volume_comes_goes_and_carries_its_bytes_to_another_guest(self):
+        first = up.run("disk 1 await\ndisk 1 fill 1MiB 7\ndisk 1 loop 64KiB")
+        zone = first.describe()["Placement"]["AvailabilityZone"]
+        carried = make(zone, Encrypted=True)
+        attach(carried, first)
+        first.wait_line("disk: 1 fill")
+        first.wait_line("disk: 1 loop")
+        up.ec2.detach_volume(VolumeId=carried)
+        volume("available", carried)
+        first.wait_line("disk: index=1 gone")
+        self.assertEqual(first.state(), "running")
+        # The loop wrote the first 64 KiB anew; the rest is what was filled. Planted again:
+        second = up.run("disk 1 await\ndisk 1 fill 1MiB 9",
+                        Placement={"AvailabilityZone": zone})
+        attach(carried, second)
+        second.wait_line("disk: 1 fill")
+        up.ec2.detach_volume(VolumeId=carried)
+        volume("available", carried)
+        third = up.run("disk 1 await\ndisk 1 verify 1MiB 9",
+                       Placement={"AvailabilityZone": zone})
+        attach(carried, third)
+        third.wait_line("disk: 1 verify", " ok ")
+        for vm in (first, second, third):
+            vm.terminate()
+        volume("available", carried)
+        delete(carried)
+
+    def test_a_volume_attached_to_a_stopped_instance_is_there_when_it_starts(self):
+        vm = up.run("disk 1 await\ndisk 1 fill 1MiB 3")
+        zone = vm.describe()["Placement"]["AvailabilityZone"]
+        vm.stop()
+        added = make(zone)
+        attach(added, vm)
+        vm.start()
+        vm.wait_line("disk: 1 fill")
+        self.assertEqual(error_code(lambda: up.ec2.delete_volume(VolumeId=added)), "VolumeInUse")
+        vm.terminate()
+        volume("available", added)
+        delete(added)
+
+
+class Snapshots(unittest.TestCase):
+    def test_a_snapshot_keeps_what_was_and_makes_volumes(self):
+        vm = up.run("disk 0 fill 1MiB 5")
+        vm.wait_line("disk: 0 fill")
+        row = vm.describe()
+        root = row["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+        zone = row["Placement"]["AvailabilityZone"]
+        kept = snapshot(root)
+        vm.terminate()
+        copy = make(zone, SnapshotId=kept, Size=2)
+        reader = up.run("disk 1 await\ndisk 1 verify 1MiB 5\ndisk 1 fill 1MiB 6",
+                        Placement={"AvailabilityZone": zone})
+        attach(copy, reader)
+        reader.wait_line("disk: 1 verify", " ok ")
+        reader.wait_line("disk: 1 fill")
+        # What was written since is the volume's alone; a launch makes one, too.
+        mapping = [{"DeviceName": "/dev/sdg", "Ebs": {
+            "SnapshotId": kept, "DeleteOnTermination": True, "Encrypted": True}}]
+        again = up.run("disk 1 verify 1MiB 5", BlockDeviceMappings=mapping)
+        again.wait_line("disk: 1 verify", " ok ")
+        reader.terminate()
+        again.terminate()
+        delete(copy)
+        up.ec2.delete_snapshot(SnapshotId=kept)
+        wait_for("the snapshot is gone", lambda: error_code(
+            lambda: up.ec2.describe_snapshots(SnapshotIds=[kept])) == "InvalidSnapshot.NotFound")
+
+    def test_an_image_of_an_instance_boots_with_its_blocks(self):
+        vm = up.run("disk 0 verify 1MiB 8\ndisk 0 fill 1MiB 8")
+        vm.wait_line("disk: 0 fill")
+        image = up.ec2.create_image(InstanceId=vm.id, Name="copy")["ImageId"]
+        wait_for("the reboot", lambda: vm.boots() == 2)
+        up.ec2.get_waiter("image_available").wait(
+            ImageIds=[image], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        vm.wait_line("disk: 0 verify", " ok ")
+        copy = up.run("disk 0 verify 1MiB 8", ImageId=image)
+        copy.wait_line("disk: 0 verify", " ok ")
+        row = up.ec2.describe_images(ImageIds=[image])["Images"][0]
+        kept = row["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+        self.assertEqual(error_code(lambda: up.ec2.delete_snapshot(SnapshotId=kept)),
+                         "InvalidSnapshot.InUse")
+        vm.terminate()
+        copy.terminate()
+        up.ec2.deregister_image(ImageId=image)
+        up.ec2.delete_snapshot(SnapshotId=kept)
+
+
+class Modify(unittest.TestCase):
+    def test_a_volume_grows(self):
+        vm = up.run("idle")
+        zone = vm.describe()["Placement"]["AvailabilityZone"]
+        grown = make(zone)
+        up.ec2.modify_volume(VolumeId=grown, Size=2, VolumeType="gp3")
+        wait_for("it is modified", lambda: up.ec2.describe_volumes_modifications(
+            VolumeIds=[grown])["VolumesModifications"][0]["ModificationState"] == "completed")
+        attach(grown, vm)
+        vm.wait_line("disk: index=1", f"size_bytes={2 << 30}")
+        up.ec2.detach_volume(VolumeId=grown)
+        volume("available", grown)
+        delete(grown)
+        vm.terminate()
+
+    def test_killed_parts_change_nothing(self):
+        vm = up.run("disk 1 await\ndisk 1 loop 1MiB")
+        zone = vm.describe()["Placement"]["AvailabilityZone"]
+        held = make(zone)
+        attach(held, vm)
+        vm.wait_line("disk: 1 loop")
+        for part in ("storaged", "node", "control"):
+            up.kill(part)
+        up.serves()
+        taken = snapshot(held)
+        up.kill("storaged")
+        now = vm.now()
+        vm.wait_line("disk: 1 loop", " errors=0", after_s=now)
+        up.ec2.detach_volume(VolumeId=held)
+        volume("available", held)
+        vm.terminate()
+        up.ec2.delete_snapshot(SnapshotId=taken)
+        delete(held)
