@@ -126,7 +126,8 @@ fn start_qemu(probe: &Path, dir: &Path) -> Result<Vec<f64>> {
                 "-accel",
                 "kvm",
                 "-cpu",
-                "host",
+                // A KVM may list an MSR of this feature that it does not take, and QEMU then aborts.
+                "host,-arch-capabilities",
                 "-nodefaults",
             ])
             .args([
