@@ -284,8 +284,14 @@ const ATTEMPTS: &[(&str, Walls, Attempt)] = &[
         check(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) })
     }),
     ("a memfd to run", Walls::Filter, |_| {
-        // SAFETY: a C string.
-        check(unsafe { libc::memfd_create(c"x".as_ptr(), 0) })
+        // Memory without a name is some threads' need; to run it is nobody's.
+        // SAFETY: C strings, and lists of no pointers.
+        check(unsafe {
+            let fd = libc::memfd_create(c"x".as_ptr(), 0);
+            let none = std::ptr::null::<*const libc::c_char>();
+            let empty = libc::AT_EMPTY_PATH;
+            libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), none, none, empty)
+        })
     }),
     ("a KVM of its own", Walls::Filter, |_| {
         const KVM_CREATE_VM: libc::c_ulong = 0xae01;
