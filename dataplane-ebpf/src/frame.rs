@@ -3,6 +3,7 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use ocs_dataplane_shared::Packet;
@@ -31,6 +32,22 @@ impl Frame {
             start: context.data(),
             end: context.data_end(),
         }
+    }
+
+    /// Moves the frame's start. All pointers into it end with this.
+    #[inline(always)]
+    fn move_start(&mut self, by: i32) -> Option<()> {
+        // SAFETY: the context is the one that the kernel gave to this run.
+        let moved = unsafe { bpf_xdp_adjust_head(self.context, by) };
+        self.refresh(moved)
+    }
+
+    #[inline(always)]
+    fn refresh(&mut self, result: i64) -> Option<()> {
+        let context = XdpContext { ctx: self.context };
+        self.start = context.data();
+        self.end = context.data_end();
+        if result == 0 { Some(()) } else { None }
     }
 
     #[inline(always)]
@@ -145,5 +162,26 @@ impl Packet for Frame {
     #[inline(always)]
     fn store_u32(&mut self, at: usize, value: u32) -> Option<()> {
         self.store(at, value)
+    }
+
+    #[inline(always)]
+    fn push(&mut self, bytes: usize) -> Option<()> {
+        self.move_start(-(bytes as i32))
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, bytes: usize) -> Option<()> {
+        self.move_start(bytes as i32)
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        let by = len as i32 - self.len() as i32;
+        if by > 0 {
+            return None;
+        }
+        // SAFETY: the context is the one that the kernel gave to this run.
+        let cut = unsafe { bpf_xdp_adjust_tail(self.context, by) };
+        self.refresh(cut)
     }
 }

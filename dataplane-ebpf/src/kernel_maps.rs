@@ -3,14 +3,18 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::capture::Captured;
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
-    Address, Counters, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, MAX_ENDPOINTS, MAX_RULES,
-    MAX_SLOTS, REASONS, RULE_BITS, Reason, RuleKey, Service, Tap,
+    ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
+    EndpointKey, FLOW_BUCKETS, ForwarderKey, Host, MAX_ACL_RULES, MAX_ENDPOINTS, MAX_HOSTS,
+    MAX_PLACES, MAX_ROUTES, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS, PREFIX_BITS, Place,
+    PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
@@ -24,9 +28,27 @@ static ENDPOINTS: HashMap<EndpointKey, Endpoint, MAX_ENDPOINTS, ON_DEMAND> = Has
 #[btf_map]
 static SERVICES: HashMap<u32, Service, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
+static FORWARDERS: HashMap<ForwarderKey, u32, MAX_SLOTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static PUBLICS: HashMap<u32, EndpointKey, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static HOSTS: HashMap<u32, Host, MAX_HOSTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static UPLINKS: HashMap<u32, Uplink, 4, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static PLACES: LpmTrie<PrefixKey, Place, MAX_PLACES> = LpmTrie::new();
+#[btf_map]
+static ROUTES: LpmTrie<PrefixKey, Route, MAX_ROUTES> = LpmTrie::new();
+#[btf_map]
+static ACL_CLASSES: LpmTrie<AclClassKey, u32, MAX_ACL_RULES> = LpmTrie::new();
+#[btf_map]
+static ACL_RULES: LpmTrie<AclRuleKey, u32, MAX_ACL_RULES> = LpmTrie::new();
+#[btf_map]
 static RULES: LpmTrie<RuleKey, u32, MAX_RULES> = LpmTrie::new();
 #[btf_map]
 static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+static NATS: ArrayOfMaps<Array<Bucket, NAT_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static LIMITS: Array<Limits, MAX_SLOTS> = Array::new();
 #[btf_map]
@@ -36,6 +58,8 @@ static FLOW_LOGS: ArrayOfMaps<HashMap<LogKey, LogRecord, LOG_FLOWS, ON_DEMAND>, 
     ArrayOfMaps::new();
 #[btf_map]
 pub static CAPTURES: ArrayOfMaps<RingBuf<Captured, 65_536>, MAX_SLOTS> = ArrayOfMaps::new();
+#[btf_map]
+pub static STAGES: ProgramArray<MAX_STAGES> = ProgramArray::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, MAX_SLOTS> = PerCpuArray::new();
 #[btf_map]
@@ -65,13 +89,64 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn allows(&self, key: &RuleKey) -> bool {
-        RULES.get(&Key::new(RULE_BITS, *key)).is_some()
+    fn forwarder(&self, key: &ForwarderKey) -> Option<Address> {
+        // SAFETY: as in `tap`.
+        unsafe { FORWARDERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> u32 {
+        RULES.get(&Key::new(RULE_BITS, *key)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn place(&self, key: &PrefixKey) -> Option<Place> {
+        PLACES.get(&Key::new(PREFIX_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn route(&self, key: &PrefixKey) -> Option<Route> {
+        ROUTES.get(&Key::new(PREFIX_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn acl_class(&self, key: &AclClassKey) -> Option<u32> {
+        ACL_CLASSES.get(&Key::new(ACL_CLASS_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn acl_allows(&self, key: &AclRuleKey) -> bool {
+        ACL_RULES
+            .get(&Key::new(ACL_BITS, *key))
+            .is_some_and(|verdict| *verdict != 0)
+    }
+
+    #[inline(always)]
+    fn public(&self, address: Address) -> Option<EndpointKey> {
+        // SAFETY: as in `tap`.
+        unsafe { PUBLICS.get(&address) }.copied()
+    }
+
+    #[inline(always)]
+    fn host(&self, address: Address) -> Option<&Host> {
+        // SAFETY: as in `tap`.
+        unsafe { HOSTS.get(&address) }
+    }
+
+    #[inline(always)]
+    fn uplink(&self, slot: u32) -> Option<&Uplink> {
+        // SAFETY: as in `tap`.
+        unsafe { UPLINKS.get(&slot) }
     }
 
     #[inline(always)]
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
         FLOWS.get_value(slot, &index)
+    }
+
+    #[inline(always)]
+    fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        NATS.get_value(slot, &index)
     }
 
     #[inline(always)]
@@ -89,25 +164,7 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
-        let Some(table) = FLOW_LOGS.get(slot) else {
-            return;
-        };
-        let now = self.now();
-        // SAFETY: as in `tap`; the loader only reads elements, and their words are shared
-        // by CPUs as `LogRecord` means them to be.
-        let found = unsafe { table.get(key) };
-        let found = match found {
-            Some(record) => Some(record),
-            None => {
-                // If that fails another CPU was first, or there is no room.
-                let _room = table.insert(key, LogRecord::beginning(now), BPF_NOEXIST.into());
-                // SAFETY: as above.
-                unsafe { table.get(key).or_else(|| table.get(LogKey::SKIPPED)) }
-            }
-        };
-        if let Some(record) = found {
-            record.add(bytes, now);
-        }
+        add_to_log(slot, key, bytes);
     }
 
     #[inline(always)]
@@ -127,5 +184,29 @@ impl Maps for KernelMaps {
                 *cell += 1;
             }
         }
+    }
+}
+
+/// Not inlined: a function of its own has a stack of its own.
+#[inline(never)]
+fn add_to_log(slot: u32, key: &LogKey, bytes: u64) {
+    let Some(table) = FLOW_LOGS.get(slot) else {
+        return;
+    };
+    let now = KernelMaps.now();
+    // SAFETY: as in `Maps::tap`; the loader only reads elements, and their words are shared
+    // by CPUs as `LogRecord` means them to be.
+    let found = unsafe { table.get(key) };
+    let found = match found {
+        Some(record) => Some(record),
+        None => {
+            // If that fails another CPU was first, or there is no room.
+            let _room = table.insert(key, LogRecord::beginning(now), BPF_NOEXIST.into());
+            // SAFETY: as above.
+            unsafe { table.get(key).or_else(|| table.get(LogKey::SKIPPED)) }
+        }
+    };
+    if let Some(record) = found {
+        record.add(bytes, now);
     }
 }

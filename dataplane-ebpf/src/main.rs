@@ -2,11 +2,16 @@
 //! which decides.
 //!
 //! ```text
-//!  tap  ──▶ port ──┬─▶ DEVICES[slot]  another guest's tap
-//!                  ├─▶ DEVICES[0]     svc0, to the responder
-//!                  └─▶ back           ARP
-//!  svc0 ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
-//!  svc1 ──▶ pass                      makes the veth pair deliver redirected frames
+//!  tap     ──▶ port ──┬─▶ DEVICES[slot]  another guest's tap
+//!                     ├─▶ DEVICES[0]     svc0, to the responder
+//!                     ├─▶ DEVICES[1]     to another host
+//!                     ├─▶ DEVICES[2]     to the outside
+//!                     └─▶ back           ARP, ICMP about what is too long
+//!  svc0    ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
+//!  svc1    ──▶ pass                      makes the veth pair deliver redirected frames
+//!  uplink  ──▶ uplink ──┬▶ DEVICES[slot]
+//!                       └▶ the host's own
+//!  outside ──▶ outside ──▶ DEVICES[slot]
 //! ```
 //!
 //! Whatever is not sent on is dropped: no frame of a guest reaches a network stack.
@@ -21,17 +26,30 @@ mod kernel_maps;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use ocs_dataplane_shared::layout::{Direction, Reason};
-use ocs_dataplane_shared::{Action, Maps, guest, responder};
+use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE};
+use ocs_dataplane_shared::{Action, Maps, guest, responder, uplink as from_uplink};
 
 use frame::Frame;
-use kernel_maps::{DEVICES, KernelMaps};
+use kernel_maps::{DEVICES, KernelMaps, STAGES};
 
 /// On each tap: frames from the guest.
 #[xdp]
 pub fn port(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = guest::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
+    if action == Action::Translate {
+        // SAFETY: the index is in bounds, and the map holds programs of this kind.
+        let _absent = unsafe { STAGES.tail_call(&context, TRANSLATE) };
+    }
+    carry_out(action)
+}
+
+/// Where `port` goes on to with what a NAT gateway of this host sends: a program of its
+/// own, since a program's stack is small.
+#[xdp]
+pub fn translate(context: XdpContext) -> u32 {
+    let ifindex = context.ingress_ifindex() as u32;
+    let action = guest::translate(&mut Frame::new(&context), &KernelMaps, ifindex);
     carry_out(action)
 }
 
@@ -39,6 +57,21 @@ pub fn port(context: XdpContext) -> u32 {
 #[xdp]
 pub fn svc(context: XdpContext) -> u32 {
     let action = responder::receive(&mut Frame::new(&context), &KernelMaps);
+    carry_out(action)
+}
+
+/// On the interface that leads to other hosts, and perhaps to the outside. What is neither
+/// another host's frame nor for a public address is the host's own.
+#[xdp]
+pub fn uplink(context: XdpContext) -> u32 {
+    let action = from_uplink::receive(&mut Frame::new(&context), &KernelMaps);
+    carry_out(action)
+}
+
+/// On an interface that leads to the outside alone.
+#[xdp]
+pub fn outside(context: XdpContext) -> u32 {
+    let action = from_uplink::receive_outside(&mut Frame::new(&context), &KernelMaps);
     carry_out(action)
 }
 
@@ -62,7 +95,9 @@ pub fn clock(context: XdpContext) -> u32 {
 #[inline(always)]
 fn carry_out(action: Action) -> u32 {
     match action {
-        Action::Drop => XDP_DROP,
+        // To translate is no end: the program that does it is not there.
+        Action::Drop | Action::Translate => XDP_DROP,
+        Action::Pass => XDP_PASS,
         Action::Bounce => XDP_TX,
         Action::Redirect { slot, from } => {
             if DEVICES.redirect(slot, 0).is_err() {

@@ -4,15 +4,20 @@
 //! groups of a port   ── a set ──▶ set id      names its policy, and it in others' rules
 //! address of a port  ── narrowest rule prefix ──▶ atom id
 //! rule of a group    ── for each set with the group, for each atom it covers ──▶ entries
+//! route table, ACL   ── by its content ──▶ number, entries under it
+//! rule prefix, CIDR  ── places: what a network sees of an address beyond its ports
 //! ```
 //!
 //! A packet is then judged by two look-ups a side, however many rules there are: (policy,
 //! peer's atom) and (policy, peer's set). What narrower prefixes would hide, wider ones
 //! still allow, since an atom gets the entries of every prefix that covers it.
 
+mod acls;
 mod numbers;
+mod open;
 mod ports;
 mod rates;
+mod routes;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,18 +25,22 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use ocs_dataplane_shared::layout::{
-    Endpoint, EndpointKey, Identity, MAX_ENDPOINTS, MAX_RULES, MAX_SLOTS, RuleKey, Service, Tap,
-    Timeouts,
+    AclClassKey, AclRuleKey, Endpoint, EndpointKey, ForwarderKey, Identity, MAX_ENDPOINTS,
+    MAX_RULES, MAX_SLOTS, Place, PrefixKey, Route, RuleKey, Service, Tap,
 };
 use ocs_dataplane_shared::limit::Limits;
 
-use crate::model::{Policy, Port, PortId, Vni};
+use crate::model::{GroupId, Policy, Port, Vni};
+use numbers::{Names, Suggested};
 
 pub use numbers::Numbers;
 pub use ports::Slots;
 
 /// Next hop of the responder's route to the ports.
 pub const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
+
+/// A key of a prefix tree, and how many of its leading bits count.
+pub type Prefixed<Key> = (Key, u32);
 
 /// Contents of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,12 +49,27 @@ pub struct Entries {
     pub taps: BTreeMap<u32, Tap>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// `FORWARDERS`.
+    pub forwarders: BTreeMap<ForwarderKey, u32>,
     /// `SERVICES`.
     pub services: BTreeMap<u32, Service>,
-    /// `RULES`: key and leading bits that count.
-    pub rules: BTreeSet<(RuleKey, u32)>,
-    /// `DEVICES`: interfaces of slots in use, the responder's left out.
+    /// `PUBLICS`.
+    pub publics: BTreeMap<u32, EndpointKey>,
+    /// `RULES`.
+    pub rules: BTreeMap<Prefixed<RuleKey>, u32>,
+    /// `PLACES`.
+    pub places: BTreeMap<Prefixed<PrefixKey>, Place>,
+    /// `ROUTES`.
+    pub routes: BTreeMap<Prefixed<PrefixKey>, Route>,
+    /// `ACL_CLASSES`.
+    pub acl_classes: BTreeMap<Prefixed<AclClassKey>, u32>,
+    /// `ACL_RULES`.
+    pub acl_rules: BTreeMap<Prefixed<AclRuleKey>, u32>,
+    /// `DEVICES`: interfaces of slots in use, the host's own left out. Each has a table in
+    /// `FLOWS`.
     pub devices: BTreeMap<u32, u32>,
+    /// `NATS`: slots that have a table.
+    pub nats: BTreeSet<u32>,
     /// `LIMITS`: of slots that have any.
     pub limits: BTreeMap<u32, Limits>,
 }
@@ -64,6 +88,12 @@ pub enum CompileError {
     /// A port has no IPv4 address.
     #[error("port {port} has no IPv4 address")]
     NoAddress {
+        /// The port's name.
+        port: String,
+    },
+    /// A port on another host has no host.
+    #[error("port {port} is on no host")]
+    Host {
         /// The port's name.
         port: String,
     },
@@ -101,6 +131,16 @@ pub enum CompileError {
         /// The missing group.
         group: String,
     },
+    /// A port or NAT gateway names a route table or ACL that the policy does not define.
+    #[error("port {port}: {what} {name} is not defined")]
+    Unknown {
+        /// The port's name.
+        port: String,
+        /// Route table or network ACL.
+        what: &'static str,
+        /// The missing one.
+        name: String,
+    },
     /// A rule's port range is empty, or its protocol has no ports.
     #[error("group {group}: {traffic} cannot be matched")]
     Traffic {
@@ -122,34 +162,44 @@ pub enum CompileError {
 }
 
 /// Compiles a policy. `numbers` and `slots` keep what has a number at its number, and are
-/// only changed if all goes well.
+/// only changed if all goes well. `hz` is the frequency of jiffies.
 pub fn compile(
     policy: &Policy,
     numbers: &mut Numbers,
     slots: &mut Slots,
-    timeouts: Timeouts,
+    hz: u32,
 ) -> Result<Entries, CompileError> {
     let mut new_numbers = numbers.clone();
     let mut new_slots = slots.clone();
     let mut entries = Entries::default();
 
     let prefixes = rules::prefixes(policy);
-    let identities = identities(policy, &prefixes, &mut new_numbers, slots);
+    let identities = identities(policy, &prefixes, &mut new_numbers, slots)?;
     new_slots.assign(policy)?;
+    let mut making = ports::Making {
+        entries: &mut entries,
+        policy,
+        slots: &new_slots,
+        numbers: &new_numbers,
+        identities: &identities,
+        hz,
+    };
     for (id, port) in &policy.ports {
-        ports::add(
-            &mut entries,
-            id,
-            port,
-            &new_slots,
-            &identities,
-            timeouts,
-            policy,
-        )?;
+        making.port(id, port)?;
     }
-    rules::add(&mut entries, policy, &prefixes, &identities, &new_numbers)?;
+    for (id, nat) in &policy.nats {
+        making.nat(id, nat)?;
+    }
+    for ((vni, address), remote) in &policy.remotes {
+        making.remote(*vni, *address, remote)?;
+    }
+    rules::add(&mut entries, policy, &prefixes, &new_numbers)?;
+    routes::add(&mut entries, &new_numbers)?;
+    routes::add_places(&mut entries, policy, &prefixes, &new_numbers)?;
+    acls::add(&mut entries, &new_numbers)?;
     check_size("TAPS", entries.taps.len(), MAX_SLOTS - 1)?;
     check_size("ENDPOINTS", entries.endpoints.len(), MAX_ENDPOINTS)?;
+    check_size("FORWARDERS", entries.forwarders.len(), MAX_SLOTS)?;
     check_size("RULES", entries.rules.len(), MAX_RULES)?;
 
     *numbers = new_numbers;
@@ -168,37 +218,76 @@ pub(crate) fn check_size(
     Ok(())
 }
 
-/// What each address of each port is judged by.
-type Identities = BTreeMap<(PortId, Ipv4Addr), Identity>;
+/// What each address of each network is judged by.
+type Identities = BTreeMap<(Vni, Ipv4Addr), Identity>;
 
 /// The rule prefixes of each network.
 type Prefixes = BTreeMap<Vni, BTreeSet<Ipv4Net>>;
 
+/// Networks that ports or NAT gateways of this host are in.
+pub(crate) fn own_networks(policy: &Policy) -> BTreeSet<Vni> {
+    let ports = policy.ports.values().map(|port| port.vni);
+    ports
+        .chain(policy.nats.values().map(|nat| nat.vni))
+        .collect()
+}
+
+/// Numbers everything that is named, and finds who each address is.
 fn identities(
     policy: &Policy,
     prefixes: &Prefixes,
     numbers: &mut Numbers,
     slots: &Slots,
-) -> Identities {
-    let mut sets = BTreeMap::new();
-    let mut atoms = BTreeMap::new();
+) -> Result<Identities, CompileError> {
+    let mut names = Names::default();
     let mut found = Vec::new();
-    for (id, port) in &policy.ports {
-        let set = (port.vni, port.groups.clone());
-        let mut former = slots.former_identity(port);
-        for address in ipv4_addresses(port) {
-            let atom =
-                rules::narrowest(prefixes.get(&port.vni), address).map(|prefix| (port.vni, prefix));
-            let former = former.take();
-            suggest(&mut sets, &set, former.map(|identity| identity.set));
-            if let Some(atom) = &atom {
-                suggest(&mut atoms, atom, former.map(|identity| identity.atom));
-            }
-            found.push(((id.clone(), address), set.clone(), atom));
+    for (vni, prefixes) in prefixes {
+        for prefix in prefixes {
+            suggest(&mut names.atoms, &(*vni, *prefix), None);
         }
     }
-    numbers.keep(sets, atoms);
-    found
+    let atom_of = |vni: Vni, address: Ipv4Addr| {
+        let named = prefixes.get(&vni)?;
+        rules::narrowest(|net| named.contains(net), Ipv4Net::from(address))
+            .map(|prefix| (vni, prefix))
+    };
+    let mut add = |names: &mut Names, vni: Vni, address, groups: &BTreeSet<GroupId>, former| {
+        let set = (vni, groups.clone());
+        let atom = atom_of(vni, address);
+        let former: Option<Identity> = former;
+        suggest(&mut names.sets, &set, former.map(|identity| identity.set));
+        if let Some(atom) = &atom {
+            suggest(&mut names.atoms, atom, former.map(|identity| identity.atom));
+        }
+        found.push(((vni, address), set, atom));
+    };
+    for (id, port) in &policy.ports {
+        let former = slots.former_tap(port);
+        let mut identity = former.map(|tap| tap.identity);
+        for address in ipv4_addresses(port) {
+            add(&mut names, port.vni, address, &port.groups, identity.take());
+        }
+        if let Some(table) = ports::table_of(policy, id, port)? {
+            suggest(&mut names.tables, &table, former.map(|tap| tap.table));
+        }
+        if let Some(acl) = ports::acl_of(policy, id, port.acl.as_ref())? {
+            suggest(&mut names.acls, acl, former.map(|tap| tap.acl));
+        }
+    }
+    let nobody = BTreeSet::new();
+    for (id, nat) in &policy.nats {
+        add(&mut names, nat.vni, nat.address, &nobody, None);
+        if let Some(acl) = ports::acl_of(policy, id, nat.acl.as_ref())? {
+            suggest(&mut names.acls, acl, None);
+        }
+    }
+    for ((vni, address), remote) in &policy.remotes {
+        if let IpAddr::V4(address) = address {
+            add(&mut names, *vni, *address, &remote.groups, None);
+        }
+    }
+    numbers.keep(names);
+    Ok(found
         .into_iter()
         .map(|(key, set, atom)| {
             let identity = Identity {
@@ -207,14 +296,10 @@ fn identities(
             };
             (key, identity)
         })
-        .collect()
+        .collect())
 }
 
-fn suggest<Name: Ord + Clone>(
-    names: &mut numbers::Suggested<Name>,
-    name: &Name,
-    number: Option<u32>,
-) {
+fn suggest<Name: Ord + Clone>(names: &mut Suggested<Name>, name: &Name, number: Option<u32>) {
     let suggested = names.entry(name.clone()).or_default();
     *suggested = suggested.or(number);
 }

@@ -8,8 +8,10 @@
 //!      │ fd                                             │ sockets
 //!     VMM                                           ocs-responder
 //!
-//!  bpffs/v1/maps/NAME, bpffs/v1/links/{svc0,svc1,INTERFACE}
+//!  bpffs/vN/maps/NAME, bpffs/vN/links/{svc0,svc1,uplink,outside,INTERFACE}
 //! ```
+//!
+//! How it leads to other hosts and to the outside: `uplink.rs`.
 //!
 //! Everything that matters is in the kernel, held by pins, and outlives this process:
 //! [`Fabric::open`] finds what a predecessor left, at whatever moment it died, and
@@ -29,6 +31,7 @@ mod programs;
 mod rtnl;
 mod switch;
 mod tap;
+mod uplink;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +40,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ocs_dataplane_shared::layout::{Direction, Reason, Timeouts};
+use ocs_dataplane_shared::layout::{Direction, RESPONDER_SLOT, Reason, TRANSLATE};
 
 use crate::compiler::{self, Numbers, Slots};
 use crate::model::{Policy, PortId};
@@ -50,6 +53,7 @@ use programs::Programs;
 pub use error::FabricError;
 pub use explain::{Explanation, Packet, Step};
 pub use tap::Tap;
+pub use uplink::UplinkConfig;
 pub use watch::{Capture, FlowLog, FlowRecord, Frame};
 
 /// Where a fabric's parts are.
@@ -128,7 +132,7 @@ pub struct Fabric {
     config: FabricConfig,
     taps_netns: OwnedFd,
     pins: Pins,
-    timeouts: Timeouts,
+    hz: u32,
     state: Mutex<State>,
 }
 
@@ -139,6 +143,7 @@ struct State {
     contents: Contents,
     numbers: Numbers,
     slots: Slots,
+    uplink: Option<uplink::Attached>,
     /// What the maps were last made equal to; empty until then.
     policy: Policy,
 }
@@ -163,37 +168,39 @@ impl Fabric {
         let mut object = programs::load(&pins)?;
         let mut maps = KernelMaps::take(&mut object, &pins)?;
         let mut programs = Programs::new(object)?;
-        let timeouts = clock::timeouts(&programs)?;
+        let hz = clock::hz(&programs)?;
         let contents = maps.read()?;
         // Whoever watched a port through a predecessor is gone with it.
         for slot in &contents.tables {
             maps.remove_capture(*slot)?;
         }
+        maps.set_stage(TRANSLATE, programs.translate()?)?;
         programs.adopt(&pins)?;
         let svc0 = netns::within(taps_netns.as_fd(), || {
             let svc0 = rtnl::index_of(links::SVC0)?;
             programs.attach_svc(&pins, svc0)?;
-            maps.set_responder_device(svc0)?;
+            maps.set_own_device(RESPONDER_SLOT, Some(svc0))?;
             Ok(svc0)
         })?;
         netns::within(svc_netns.as_fd(), || {
             let svc1 = rtnl::index_of(links::SVC1)?;
             programs.attach_pass(&pins, svc1)
         })?;
-        tracing::debug!(svc0, hz = timeouts.hz, "packet path open");
+        tracing::debug!(svc0, hz, "packet path open");
         let state = State {
             programs,
             maps,
             numbers: Numbers::after(contents.highest_number()),
-            slots: Slots::adopt(&contents.entries.taps),
+            slots: Slots::adopt(&contents.entries),
             contents,
             policy: Policy::default(),
+            uplink: None,
         };
         Ok(Self {
             config,
             taps_netns,
             pins,
-            timeouts,
+            hz,
             state: Mutex::new(state),
         })
     }
@@ -234,9 +241,9 @@ impl Fabric {
         let state = &mut *state;
         let mut numbers = state.numbers.clone();
         let mut slots = state.slots.clone();
-        let entries = compiler::compile(policy, &mut numbers, &mut slots, self.timeouts)?;
+        let entries = compiler::compile(policy, &mut numbers, &mut slots, self.hz)?;
         let map_writes = netns::within(self.taps_netns.as_fd(), || {
-            switch::switch(&mut state.contents, &mut state.maps, entries)
+            switch::switch(&mut state.contents, &mut state.maps, &entries)
         })?;
         state.numbers = numbers;
         state.slots = slots;
@@ -319,16 +326,14 @@ impl Fabric {
         let slot = state.slot(port)?;
         let clock = watch::Clock {
             jiffies: state.programs.jiffies()?,
-            hz: self.timeouts.hz,
+            hz: self.hz,
         };
         watch::take_log(&mut state.maps, slot, &clock)
     }
 
     /// What became of the responder's packets, and of those that no port claims.
     pub fn responder_counters(&self) -> Result<Counters, FabricError> {
-        self.state()
-            .maps
-            .counters(ocs_dataplane_shared::layout::RESPONDER_SLOT)
+        self.state().maps.counters(RESPONDER_SLOT)
     }
 
     /// Lists taps, pins, map entries and ports.
@@ -394,6 +399,26 @@ impl Fabric {
     pub fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
         let state = self.state();
         state.programs.run_svc(frame)
+    }
+
+    /// Runs the `uplink` program on a frame as if it had come in there.
+    pub fn run_uplink(&self, frame: &[u8]) -> Result<Run, FabricError> {
+        let state = self.state();
+        state.programs.run_uplink(frame)
+    }
+
+    /// What became of packets that came in from other hosts.
+    pub fn uplink_counters(&self) -> Result<Counters, FabricError> {
+        self.state()
+            .maps
+            .counters(ocs_dataplane_shared::layout::UPLINK_SLOT)
+    }
+
+    /// What became of packets that came in from outside, where that is another interface.
+    pub fn outside_counters(&self) -> Result<Counters, FabricError> {
+        self.state()
+            .maps
+            .counters(ocs_dataplane_shared::layout::OUTSIDE_SLOT)
     }
 
     /// Removes everything: programs, maps, pins, mounts, namespaces. Taps go with the

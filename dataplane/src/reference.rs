@@ -3,7 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::model::{Direction, Group, GroupId, Peer, Policy, Port, PortId, Rule, Traffic, Vni};
+use ipnet::IpNet;
+
+use crate::model::{
+    AclId, Direction, Group, GroupId, Peer, Policy, Port, PortId, Rule, Target, Traffic, Vni,
+};
 
 /// The first packet of a flow, as rules see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,21 +18,55 @@ pub struct Question {
     pub port: u16,
 }
 
-/// Who refuses.
+/// What becomes of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Nobody: it goes to this port.
+    /// It goes to this port.
     Passes(PortId),
+    /// It goes to this host.
+    ToHost(Ipv4Addr),
+    /// It goes to this NAT gateway, which is asked next.
+    ToNat(PortId),
+    /// It leaves, from this public address.
+    Leaves(Ipv4Addr),
     /// Nobody has that address.
     NoEndpoint,
-    /// The sender.
+    /// No route leads there.
+    NoRoute,
+    /// The route leads nowhere.
+    Blackhole,
+    /// The next hop hears for its own addresses only.
+    SourceDestCheck,
+    /// It would leave, but has no public address.
+    NoPublicAddress,
+    /// The ACL of the sender's subnet refuses.
+    EgressAclDenied,
+    /// The sender refuses.
     EgressDenied,
-    /// The receiver.
+    /// The ACL of the receiver's subnet refuses.
+    IngressAclDenied(PortId),
+    /// The receiver refuses.
     IngressDenied(PortId),
 }
 
+/// An end of a packet's way, as rules see it.
+struct End<'a> {
+    address: Ipv4Addr,
+    groups: &'a BTreeSet<GroupId>,
+}
+
+/// In no group.
+static NOBODY: BTreeSet<GroupId> = BTreeSet::new();
+
+/// Who has an address.
+enum Owner<'a> {
+    Port(&'a PortId, &'a Port),
+    Nat(&'a PortId),
+    Host(Ipv4Addr),
+}
+
 /// What becomes of a flow that `from` begins towards `to`, when nothing is tracked.
-/// `None`: `from` has no such address.
+/// `None`: `from` may not send from such an address.
 #[must_use]
 pub fn ask(
     policy: &Policy,
@@ -38,33 +76,136 @@ pub fn ask(
     question: Question,
 ) -> Option<Answer> {
     let sender = policy.ports.get(from)?;
-    if !sender.addresses.contains(&IpAddr::V4(source)) {
+    let own = sender.addresses.contains(&IpAddr::V4(source));
+    if !own && sender.source_dest_check {
         return None;
     }
-    let Some((id, receiver)) = owner(policy, sender.vni, to).filter(|(id, _)| *id != from) else {
-        return Some(Answer::NoEndpoint);
+    let target = target(policy, sender, to);
+    let hop = match target {
+        Some(Target::NextHop(IpAddr::V4(hop))) => hop,
+        _ => to,
     };
-    if !allows(policy, sender, Direction::Egress, receiver, to, question) {
+    let network = match target {
+        None => return Some(Answer::NoRoute),
+        Some(Target::Blackhole | Target::NextHop(IpAddr::V6(_))) => {
+            return Some(Answer::Blackhole);
+        }
+        Some(Target::Peer(peer)) => Some(peer),
+        Some(Target::Local | Target::NextHop(_)) => Some(sender.vni),
+        Some(Target::Outside) => None,
+    };
+    let by_hop = matches!(target, Some(Target::NextHop(_)));
+    let owner = match network {
+        Some(vni) => match owner(policy, vni, hop) {
+            None => return Some(Answer::NoEndpoint),
+            Some(Owner::Port(id, _)) if id == from => return Some(Answer::NoEndpoint),
+            Some(Owner::Nat(_)) if !by_hop => return Some(Answer::NoEndpoint),
+            owner => owner,
+        },
+        None => None,
+    };
+    if by_hop && !forwards(policy, sender.vni, hop) {
+        return Some(Answer::SourceDestCheck);
+    }
+    let crosses = network != Some(sender.vni) || !sender.subnet.contains(&IpAddr::V4(hop));
+    if crosses && !acl_allows(policy, sender.acl.as_ref(), Direction::Egress, to, question) {
+        return Some(Answer::EgressAclDenied);
+    }
+    // One that is forwarded to or for is known by its address alone.
+    let there = End {
+        address: to,
+        groups: match network {
+            Some(vni) if !by_hop => groups(policy, vni, to),
+            _ => &NOBODY,
+        },
+    };
+    let here = End {
+        address: source,
+        groups: if own { &sender.groups } else { &NOBODY },
+    };
+    if !allows(policy, sender, Direction::Egress, &there, question) {
         return Some(Answer::EgressDenied);
     }
-    if !allows(
-        policy,
-        receiver,
-        Direction::Ingress,
-        sender,
-        source,
-        question,
-    ) {
-        return Some(Answer::IngressDenied(id.clone()));
-    }
-    Some(Answer::Passes(id.clone()))
+    Some(match owner {
+        Some(Owner::Port(id, receiver)) => {
+            let id = id.clone();
+            let crosses = !receiver.subnet.contains(&IpAddr::V4(source));
+            let acl = receiver.acl.as_ref();
+            if crosses && !acl_allows(policy, acl, Direction::Ingress, source, question) {
+                Answer::IngressAclDenied(id)
+            } else if allows(policy, receiver, Direction::Ingress, &here, question) {
+                Answer::Passes(id)
+            } else {
+                Answer::IngressDenied(id)
+            }
+        }
+        Some(Owner::Nat(id)) => Answer::ToNat(id.clone()),
+        Some(Owner::Host(host)) => Answer::ToHost(host),
+        None => match sender.publics.get(&source) {
+            Some(public) if own => Answer::Leaves(*public),
+            _ => Answer::NoPublicAddress,
+        },
+    })
 }
 
-fn owner(policy: &Policy, vni: Vni, address: Ipv4Addr) -> Option<(&PortId, &Port)> {
-    policy
+/// Where the sender's route table leads.
+fn target(policy: &Policy, sender: &Port, to: Ipv4Addr) -> Option<Target> {
+    let to = IpAddr::V4(to);
+    if sender.subnet.contains(&to) {
+        return Some(Target::Local);
+    }
+    let Some(table) = &sender.table else {
+        return Some(Target::Local);
+    };
+    let routes = &policy.tables.get(table)?.routes;
+    routes
+        .iter()
+        .filter(|(prefix, _)| prefix.contains(&to))
+        .max_by_key(|(prefix, _)| prefix.prefix_len())
+        .map(|(_, target)| *target)
+}
+
+fn owner(policy: &Policy, vni: Vni, address: Ipv4Addr) -> Option<Owner<'_>> {
+    let ip = IpAddr::V4(address);
+    let port = policy
         .ports
         .iter()
-        .find(|(_, port)| port.vni == vni && port.addresses.contains(&IpAddr::V4(address)))
+        .find(|(_, port)| port.vni == vni && port.addresses.contains(&ip))
+        .map(|(id, port)| Owner::Port(id, port));
+    let nat = || {
+        let is = |nat: &crate::model::Nat| nat.vni == vni && nat.address == address;
+        let found = policy.nats.iter().find(|(_, nat)| is(nat));
+        found.map(|(id, _)| Owner::Nat(id))
+    };
+    let host = || {
+        let remote = policy.remotes.get(&(vni, ip))?;
+        Some(Owner::Host(remote.host))
+    };
+    port.or_else(nat).or_else(host)
+}
+
+fn forwards(policy: &Policy, vni: Vni, address: Ipv4Addr) -> bool {
+    match owner(policy, vni, address) {
+        Some(Owner::Port(_, port)) => !port.source_dest_check,
+        Some(Owner::Nat(_)) => true,
+        Some(Owner::Host(_)) => policy
+            .remotes
+            .get(&(vni, IpAddr::V4(address)))
+            .is_some_and(|remote| remote.forwards),
+        None => false,
+    }
+}
+
+/// Groups of whoever has an address.
+fn groups(policy: &Policy, vni: Vni, address: Ipv4Addr) -> &BTreeSet<GroupId> {
+    match owner(policy, vni, address) {
+        Some(Owner::Port(_, port)) => &port.groups,
+        Some(Owner::Host(_)) => policy
+            .remotes
+            .get(&(vni, IpAddr::V4(address)))
+            .map_or(&NOBODY, |remote| &remote.groups),
+        Some(Owner::Nat(_)) | None => &NOBODY,
+    }
 }
 
 /// Whether any rule of any group of `port` allows it.
@@ -72,15 +213,14 @@ fn allows(
     policy: &Policy,
     port: &Port,
     direction: Direction,
-    peer: &Port,
-    peer_address: Ipv4Addr,
+    other: &End<'_>,
     question: Question,
 ) -> bool {
     port.groups
         .iter()
         .filter_map(|group| policy.groups.get(group))
         .flat_map(|Group { rules }| rules)
-        .any(|rule| applies(rule, direction, &peer.groups, peer_address, question))
+        .any(|rule| applies(rule, direction, other.groups, other.address, question))
 }
 
 /// Whether a rule allows it, with a peer in these groups.
@@ -97,6 +237,29 @@ pub(crate) fn applies(
             Peer::Cidr(prefix) => prefix.contains(&IpAddr::V4(peer_address)),
             Peer::Group(group) => peer_groups.contains(group),
         }
+}
+
+/// What the first entry that matches says.
+fn acl_allows(
+    policy: &Policy,
+    acl: Option<&AclId>,
+    direction: Direction,
+    other: Ipv4Addr,
+    question: Question,
+) -> bool {
+    let Some(acl) = acl else {
+        return true;
+    };
+    let entries = policy.acls.get(acl).map(|acl| &acl.entries);
+    entries
+        .into_iter()
+        .flatten()
+        .filter(|((way, _), _)| *way == direction)
+        .find(|(_, entry)| {
+            matches!(entry.cidr, IpNet::V4(cidr) if cidr.contains(&other))
+                && covers(&entry.traffic, question)
+        })
+        .is_some_and(|(_, entry)| entry.allow)
 }
 
 fn covers(traffic: &Traffic, question: Question) -> bool {

@@ -19,7 +19,8 @@ use support::{Guest, Lab};
 /// `enum xdp_action` of linux/bpf.h.
 fn xdp(action: Action) -> u32 {
     match action {
-        Action::Drop => 1,
+        Action::Drop | Action::Translate => 1,
+        Action::Pass => 2,
         Action::Bounce => 3,
         Action::Redirect { .. } => 4,
     }

@@ -9,7 +9,7 @@ use support::frames::{
     ACK, End, FIN_ACK, Header, RST, SYN, SYN_ACK, ethernet, icmp, icmp_message, ipv4, tcp, udp,
     udp_datagram,
 };
-use support::memory::{Memory, TIMEOUTS};
+use support::memory::{HZ, Memory};
 use support::policy::{all_out, cidr, end, policy, port, tcp_in};
 
 const A: u32 = 1;
@@ -83,7 +83,7 @@ impl Two {
     }
 
     fn wait_s(&mut self, seconds: u64) {
-        self.memory.now += seconds * u64::from(TIMEOUTS.hz);
+        self.memory.now += seconds * u64::from(HZ);
     }
 
     /// Flows that A and B remember.

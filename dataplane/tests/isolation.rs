@@ -214,9 +214,21 @@ fn hostile_frames_are_counted_drops() {
     net.dies("a VLAN tag", &tagged, Reason::EtherType);
     let mut huge = whole;
     huge.resize(14 + 1501, 0);
-    net.dies("a byte too long", &huge, Reason::TooLong);
+    let before = net.counters(0).get(Direction::Egress, Reason::TooLong);
+    net.guests[0].send(&huge);
+    let answer = net.guests[0].receive();
+    assert_eq!(answer[34..36], [3, 4], "fragmentation needed");
+    assert_eq!(answer[40..42], 1500u16.to_be_bytes());
+    assert_eq!(answer[42..70], huge[14..42], "what it is about");
+    assert_eq!(answer.len(), 70);
+    assert!(support::frames::checksums_hold(&answer));
     huge.resize(60_000, 0);
-    net.dies("huge", &huge, Reason::TooLong);
+    net.guests[0].send(&huge);
+    for guest in &mut net.guests[1..] {
+        guest.hears_nothing();
+    }
+    let after = net.counters(0).get(Direction::Egress, Reason::TooLong);
+    assert_eq!(after - before, 2);
 }
 
 /// Every address that the host or a neighbour could answer at.

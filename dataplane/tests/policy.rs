@@ -6,15 +6,17 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ocs_dataplane::fabric::Counters;
+use ocs_dataplane::compiler::raw;
+use ocs_dataplane::fabric::{Counters, UplinkConfig};
 use ocs_dataplane::model::{Policy, PortId};
-use ocs_dataplane::reference::{Answer, ask};
+use ocs_dataplane::reference::{Answer, Question, ask};
 use ocs_dataplane::shared::Action;
-use ocs_dataplane::shared::layout::{Direction, Reason};
+use ocs_dataplane::shared::layout::{Direction, Host, OUTSIDE_HOST, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use support::arbitrary::{Asked, PORTS, policies, questions};
+use support::arbitrary::{Asked, HOST, PORTS, policies, questions};
 use support::memory::Memory;
+use support::underlay::Netns;
 use support::{Guest, Lab};
 
 /// Rule sets per run: what issues name with `OCS_LONG`, few otherwise.
@@ -35,12 +37,45 @@ fn config() -> ProptestConfig {
 }
 
 /// An answer as counters tell it: who counts which direction and reason.
-fn counted(answer: &Answer, from: &PortId) -> (PortId, Direction, Reason) {
+fn counted(answer: &Answer, from: &PortId, question: Question) -> (PortId, Direction, Reason) {
     match answer {
+        Answer::Leaves(_) if is_error(question) => {
+            (from.clone(), Direction::Egress, Reason::NotTranslated)
+        }
         Answer::Passes(to) => (to.clone(), Direction::Ingress, Reason::Forwarded),
+        Answer::ToHost(_) | Answer::ToNat(_) | Answer::Leaves(_) => {
+            (from.clone(), Direction::Egress, Reason::Forwarded)
+        }
         Answer::NoEndpoint => (from.clone(), Direction::Egress, Reason::NoEndpoint),
+        Answer::NoRoute => (from.clone(), Direction::Egress, Reason::NoRoute),
+        Answer::Blackhole => (from.clone(), Direction::Egress, Reason::Blackhole),
+        Answer::SourceDestCheck => (from.clone(), Direction::Egress, Reason::SourceDestCheck),
+        Answer::NoPublicAddress => (from.clone(), Direction::Egress, Reason::NoPublicAddress),
+        Answer::EgressAclDenied => (from.clone(), Direction::Egress, Reason::AclDenied),
         Answer::EgressDenied => (from.clone(), Direction::Egress, Reason::EgressDenied),
+        Answer::IngressAclDenied(to) => (to.clone(), Direction::Ingress, Reason::AclDenied),
         Answer::IngressDenied(to) => (to.clone(), Direction::Ingress, Reason::IngressDenied),
+    }
+}
+
+fn passes(answer: &Answer, question: Question) -> bool {
+    match answer {
+        Answer::Leaves(_) => !is_error(question),
+        Answer::Passes(_) | Answer::ToHost(_) | Answer::ToNat(_) => true,
+        _ => false,
+    }
+}
+
+/// An ICMP error: here one that quotes nothing, so its quote cannot be translated.
+fn is_error(question: Question) -> bool {
+    let [kind, _] = question.port.to_be_bytes();
+    question.protocol == 1 && matches!(kind, 3 | 4 | 11)
+}
+
+/// Lets frames leave the host in memory.
+fn know_the_way(memory: &mut Memory) {
+    for address in [raw(HOST), OUTSIDE_HOST] {
+        memory.hosts.insert(address, Host::default());
     }
 }
 
@@ -57,11 +92,12 @@ proptest! {
             let (from, ifindex, source, to, mut frame) =
                 one.frame(&policy, u16::try_from(nonce).expect("few questions"));
             let answer = ask(&policy, &from, source, to, one.question).expect("own address");
+            know_the_way(&mut memory);
             let action = memory.run_port(ifindex, &mut frame);
-            let (who, direction, reason) = counted(&answer, &from);
+            let (who, direction, reason) = counted(&answer, &from, one.question);
             prop_assert_eq!(
                 action != Action::Drop,
-                matches!(answer, Answer::Passes(_)),
+                passes(&answer, one.question),
                 "{:?} {:?}", one, answer
             );
             let counters = memory.counters_of(policy.ports[&who].ifindex);
@@ -77,6 +113,7 @@ type Expected = BTreeMap<(PortId, Direction, Reason), u64>;
 /// Asks a kernel whose flow tables remember what was allowed before.
 struct Asker<'a> {
     lab: &'a Lab,
+    underlay: &'a Netns,
     /// Tells apart flows that have ports.
     nonce: u16,
     /// Flows without ports that were allowed, in either direction.
@@ -94,11 +131,21 @@ impl Asker<'_> {
         self.lab
             .apply(policy)
             .map_err(|error| TestCaseError::fail(support::chain(&error)))?;
+        self.underlay
+            .within(|| self.lab.refresh_hosts())
+            .expect("the way to hosts");
         let before = self.counters(policy);
         let mut expected = Expected::new();
         for one in asked {
             if let Some(counted) = self.ask(policy, one)? {
-                *expected.entry(counted).or_default() += 1;
+                if let (to, Direction::Ingress, Reason::Forwarded) = &counted.1
+                    && *to != counted.0
+                {
+                    // Its sender counts it, too.
+                    let sent = (counted.0.clone(), Direction::Egress, Reason::Forwarded);
+                    *expected.entry(sent).or_default() += 1;
+                }
+                *expected.entry(counted.1).or_default() += 1;
             }
         }
         let after = self.counters(policy);
@@ -119,7 +166,7 @@ impl Asker<'_> {
         &mut self,
         policy: &Policy,
         one: &Asked,
-    ) -> Result<Option<(PortId, Direction, Reason)>, TestCaseError> {
+    ) -> Result<Option<(PortId, (PortId, Direction, Reason))>, TestCaseError> {
         self.nonce += 1;
         let (from, ifindex, source, to, frame) = one.frame(policy, self.nonce);
         let answer = ask(policy, &from, source, to, one.question).expect("own address");
@@ -130,35 +177,62 @@ impl Asker<'_> {
             {
                 return Ok(None);
             }
-            if let Answer::Passes(receiver) = &answer {
+            if passes(&answer, one.question) {
                 self.tracked
                     .insert((from.clone(), to, one.question.protocol));
+            }
+            if let Answer::Passes(receiver) = &answer {
                 self.tracked
                     .insert((receiver.clone(), source, one.question.protocol));
             }
         }
         let run = self.lab.run_port(ifindex, &frame, 1, None).expect("a run");
-        let passes = matches!(answer, Answer::Passes(_));
-        prop_assert_eq!(run.action == XDP_REDIRECT, passes, "{:?} {:?}", one, answer);
+        prop_assert_eq!(
+            run.action == XDP_REDIRECT,
+            passes(&answer, one.question),
+            "{:?} {:?}",
+            one,
+            answer
+        );
         if let Answer::Passes(to) = &answer {
             prop_assert_eq!(&run.frame[..6], &policy.ports[to].mac.0[..]);
         }
-        Ok(Some(counted(&answer, &from)))
+        let counted = counted(&answer, &from, one.question);
+        Ok(Some((from, counted)))
     }
 }
 
 /// `XDP_REDIRECT` of linux/bpf.h.
 const XDP_REDIRECT: u32 = 4;
 
+/// Namespaces that lead to [`HOST`] and outside.
+fn underlay(lab: &Lab) -> [Netns; 2] {
+    let (host, gateway) = (Netns::new(), Netns::new());
+    host.cable("up0", &gateway, "up1");
+    host.ip("addr add 192.0.2.1/24 dev up0");
+    host.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:02:09 dev up0");
+    host.ip("neigh add 192.0.2.254 lladdr 02:00:00:00:02:fe dev up0");
+    host.ip("route add default via 192.0.2.254");
+    let config = UplinkConfig {
+        interface: "up0".to_owned(),
+        address: Ipv4Addr::new(192, 0, 2, 1),
+        outside: true,
+    };
+    host.within(|| lab.set_uplink(config)).expect("an uplink");
+    [host, gateway]
+}
+
 #[test]
 fn fuzz_the_kernel_says_what_the_reference_says() {
     let lab = Lab::new();
+    let underlay = underlay(&lab);
     let guests: Vec<Guest> = (0..PORTS)
         .map(|index| Guest::new(&lab, &format!("tap{index}")))
         .collect();
     let ifindexes: [u32; PORTS] = std::array::from_fn(|index| guests[index].ifindex);
     let asker = RefCell::new(Asker {
         lab: &lab,
+        underlay: &underlay[0],
         nonce: 0,
         tracked: BTreeSet::new(),
     });

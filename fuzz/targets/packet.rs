@@ -1,6 +1,6 @@
 //! Frames from hostile guests, through the packet logic that the BPF programs run.
 //!
-//! Every frame is counted where it ends, and keeps its length.
+//! Every frame is counted where it ends, and keeps its length unless it is too long.
 
 #![no_main]
 
@@ -44,8 +44,12 @@ fuzz_target!(|frames: Vec<(u8, u16, Vec<u8>)>| {
             Action::Drop | Action::Bounce => assert_eq!(ends, 1),
             // Where it left and where it arrived; the responder is no port.
             Action::Redirect { .. } => assert!((1..=2).contains(&ends)),
+            Action::Pass | Action::Translate => panic!("{action:?} is no end of a guest's frame"),
         }
-        assert_eq!(frame.len(), length);
+        // What is too long is answered in a frame of another length.
+        if action != Action::Bounce {
+            assert_eq!(frame.len(), length);
+        }
     }
 });
 

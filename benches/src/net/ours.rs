@@ -6,9 +6,10 @@ use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
 use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Tracking, Traffic, Vni,
 };
 use ocs_dataplane::shared::layout::{Direction as Way, Reason};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
@@ -83,6 +84,12 @@ impl Path {
                     groups: [GroupId("sg".into())].into(),
                     service_address: Ipv4Addr::new(169, 254, 1, last),
                     rate: Rate::default(),
+                    table: None,
+                    acl: None,
+                    source_dest_check: true,
+                    publics: BTreeMap::new(),
+                    tracking: Tracking::default(),
+                    mtu: 1500,
                 },
             );
         }

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Seek, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -74,6 +74,22 @@ pub struct Arguments {
     /// Seconds that a guest may take to shut down at Ctrl-C.
     #[arg(long, default_value_t = 10)]
     pub stop_grace_s: u32,
+    /// Interface that leads to other hosts.
+    #[arg(long, requires = "underlay_ip")]
+    pub uplink: Option<String>,
+    /// This host's address on it.
+    #[arg(long, requires = "uplink")]
+    pub underlay_ip: Option<Ipv4Addr>,
+    /// The uplink leads to the outside, too: public addresses are answered for there.
+    #[arg(long, requires = "uplink", conflicts_with = "outside")]
+    pub uplink_outside: bool,
+    /// Name of an interface to make into this host's network, which then is what instances
+    /// with public addresses find outside.
+    #[arg(long)]
+    pub outside: Option<String>,
+    /// Public addresses that this host's network finds at that interface.
+    #[arg(long, requires = "outside", value_delimiter = ',')]
+    pub public_cidrs: Vec<String>,
     /// Log every network interface's flows, in AWS's format, to `DIR/log/flow/`.
     #[arg(long)]
     pub flow_logs: bool,

@@ -134,7 +134,8 @@ impl Plan<'_> {
     /// `ocs-node`.
     pub fn node(&self, control: &Control) -> Start {
         let port = control.node_listen.port();
-        self.start(Part::Node)
+        let mut start = self
+            .start(Part::Node)
             .with("--state", self.state.root())
             .with("--name", NODE_NAME)
             .with("--control", format!("https://{CONTROL_NAME}:{port}"))
@@ -151,7 +152,23 @@ impl Plan<'_> {
                 "--overcommit-memory",
                 self.arguments.overcommit_memory.to_string(),
             )
-            .with("--flow-logs", self.arguments.flow_logs.to_string())
+            .with("--flow-logs", self.arguments.flow_logs.to_string());
+        let arguments = self.arguments;
+        if let (Some(uplink), Some(address)) = (&arguments.uplink, arguments.underlay_ip) {
+            start = start
+                .with("--uplink", uplink)
+                .with("--underlay-ip", address.to_string());
+            if arguments.uplink_outside {
+                start.arguments.push("--uplink-outside".into());
+            }
+        }
+        if let Some(name) = &arguments.outside {
+            start = start.with("--outside", name);
+            if !arguments.public_cidrs.is_empty() {
+                start = start.with("--public-cidrs", arguments.public_cidrs.join(","));
+            }
+        }
+        start
     }
 
     fn start(&self, part: Part) -> Start {

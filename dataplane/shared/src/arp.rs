@@ -3,7 +3,7 @@
 //! As in a VPC of EC2, the gateway and every endpoint of the subnet answer; an address
 //! that nobody has stays silent.
 
-use crate::guest::identity_of;
+use crate::forward::identity_of;
 use crate::layout::{Direction, EndpointKey, METADATA_ADDRESS, ROUTER_MAC, Reason, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
@@ -64,6 +64,43 @@ pub(crate) fn answer(
     let mac = owner_of(maps, tap, target).ok_or(Reason::ArpUnanswered)?;
     write_reply(packet, tap.mac, mac, sender, target).ok_or(Reason::Malformed)?;
     maps.count(tap.slot, Direction::Egress, Reason::Answered);
+    Ok(Action::Bounce)
+}
+
+/// Answers for public addresses of this host. `Pass`: it is for none.
+#[inline(always)]
+pub(crate) fn answer_outside(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &impl Maps,
+    slot: u32,
+) -> Result<Action, Reason> {
+    let Some(request) = read(packet) else {
+        return Ok(Action::Pass);
+    };
+    if request.kinds != ETHERNET_AND_IPV4
+        || request.lengths != SIX_AND_FOUR
+        || request.operation != REQUEST
+    {
+        return Ok(Action::Pass);
+    }
+    let Some(uplink) = maps.uplink(slot) else {
+        return Ok(Action::Pass);
+    };
+    let ours = maps
+        .public(request.target)
+        .and_then(|key| maps.endpoint(&key))
+        .is_some_and(|endpoint| endpoint.host == 0);
+    if !ours {
+        return Ok(Action::Pass);
+    }
+    let Request {
+        sender_mac,
+        sender,
+        target,
+        ..
+    } = request;
+    write_reply(packet, sender_mac, uplink.mac, sender, target).ok_or(Reason::Malformed)?;
+    maps.count(slot, Direction::Egress, Reason::Answered);
     Ok(Action::Bounce)
 }
 

@@ -55,6 +55,34 @@ fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// A sum of words as they lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum(u32);
+
+impl Sum {
+    /// Adds a 16-bit word.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, word: u16) -> Self {
+        Self(self.0 + u32::from(word))
+    }
+
+    /// Adds a 32-bit word.
+    #[inline(always)]
+    #[must_use]
+    pub fn long(self, long: u32) -> Self {
+        let (low, high) = halves(long);
+        self.word(low).word(high)
+    }
+
+    /// The checksum of what was added.
+    #[inline(always)]
+    #[must_use]
+    pub fn checksum(self) -> u16 {
+        !fold(self.0)
+    }
+}
+
 /// The checksum of `bytes` (RFC 1071), for those who build packets.
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u16 {

@@ -136,16 +136,41 @@ impl FlowKey {
         u64::from(self.own) << 32 | u64::from(self.peer)
     }
 
-    /// The bucket it belongs to. A port can only crowd its own table, so the hash needs
-    /// to spread and not to resist.
+    /// Two words that hold it; the lower 16 bits of the first are free.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> (u64, u64) {
+        (self.meta(), self.peers())
+    }
+
+    /// The key of two words.
+    #[inline(always)]
+    pub(crate) fn of(meta: u64, peers: u64) -> Self {
+        Self {
+            own: (peers >> 32) as u32,
+            peer: peers as u32,
+            own_port: (meta >> 48) as u16,
+            peer_port: (meta >> 32) as u16,
+            protocol: (meta >> 24) as u8,
+            kind: (meta >> 16) as u8,
+        }
+    }
+
+    /// A number that spreads flows; its upper bits do so best. Tenants can only crowd
+    /// tables of their own, so it does not need to resist.
     #[inline(always)]
     #[must_use]
-    pub fn bucket(&self) -> u32 {
+    pub fn hash(&self) -> u64 {
         let mut hash = self.peers() ^ self.meta().rotate_left(17);
         hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash ^= hash >> 32;
-        hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> 40) as u32 & (FLOW_BUCKETS as u32 - 1)
+        hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The bucket of a port's table that it belongs to.
+    #[inline(always)]
+    #[must_use]
+    pub fn bucket(&self) -> u32 {
+        (self.hash() >> 40) as u32 & (FLOW_BUCKETS as u32 - 1)
     }
 }
 
@@ -197,6 +222,13 @@ impl Bucket {
     #[inline(always)]
     #[must_use]
     pub fn find(&self, key: &FlowKey, now: u64) -> Option<Found<'_>> {
+        self.find_way(key, now).map(|(_, found)| found)
+    }
+
+    /// [`Bucket::find`], and in which way.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_way(&self, key: &FlowKey, now: u64) -> Option<(usize, Found<'_>)> {
         let wanted = key.meta();
         let peers = key.peers();
         let index = self.ways.iter().position(|way| {
@@ -204,17 +236,66 @@ impl Bucket {
                 && way.peers.load() == peers
                 && way.deadline.load() > now
         })?;
-        let way = &self.ways[forget::<WAYS>(index, now)];
+        let index = forget::<WAYS>(index, now);
+        let way = &self.ways[index];
         let meta = way.meta.load();
         if meta & !PROGRESS_BITS != wanted {
             return None;
         }
         let progress = Progress::decode(meta)?;
-        Some(Found {
+        let found = Found {
             way,
             meta,
             progress,
-        })
+        };
+        Some((index, found))
+    }
+
+    /// The live flow in a way.
+    #[inline(always)]
+    #[must_use]
+    pub fn entry(&self, way: usize, now: u64) -> Option<(FlowKey, Found<'_>)> {
+        let way = &self.ways[way & (WAYS - 1)];
+        let meta = way.meta.load();
+        let peers = way.peers.load();
+        if way.deadline.load() <= now || way.meta.load() != meta {
+            return None;
+        }
+        let progress = Progress::decode(meta)?;
+        let found = Found {
+            way,
+            meta,
+            progress,
+        };
+        Some((FlowKey::of(meta, peers), found))
+    }
+
+    /// Remembers a flow in a way that is free; in which. `None`: none is, or another CPU
+    /// was faster.
+    #[inline(always)]
+    #[must_use]
+    pub fn claim(
+        &self,
+        key: &FlowKey,
+        progress: Progress,
+        now: u64,
+        deadline: u64,
+    ) -> Option<usize> {
+        let free = |way: &Way| way.deadline.load() <= now;
+        let index = forget::<WAYS>(self.ways.iter().position(free)?, now);
+        self.take(index, key, progress, deadline).then_some(index)
+    }
+
+    #[inline(always)]
+    fn take(&self, index: usize, key: &FlowKey, progress: Progress, deadline: u64) -> bool {
+        let way = &self.ways[index & (WAYS - 1)];
+        let meta = way.meta.load();
+        if meta == BUSY || !way.meta.replace(meta, BUSY) {
+            return false;
+        }
+        way.peers.store(key.peers());
+        way.deadline.store(deadline);
+        way.meta.replace(BUSY, key.meta() | progress.encode())
     }
 
     /// Remembers a flow: in its own place if it is there, else in that of an expired flow,
@@ -232,14 +313,8 @@ impl Bucket {
             let rank = if until <= now { 0 } else { until };
             first = first.min(rank << WAY_BITS | index as u64);
         }
-        let way = &self.ways[forget::<WAYS>(first as usize & (WAYS - 1), now)];
-        let meta = way.meta.load();
-        if meta == BUSY || !way.meta.replace(meta, BUSY) {
-            return false;
-        }
-        way.peers.store(key.peers());
-        way.deadline.store(deadline);
-        way.meta.replace(BUSY, key.meta() | progress.encode())
+        let index = forget::<WAYS>(first as usize & (WAYS - 1), now);
+        self.take(index, key, progress, deadline)
     }
 
     /// Live flows, for those who watch.

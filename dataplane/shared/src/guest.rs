@@ -1,12 +1,10 @@
 //! A frame from a guest: whose it is, and where it may go.
 
-use crate::layout::{
-    Address, Direction, EndpointKey, Identity, METADATA_ADDRESS, MTU, RESPONDER_SLOT, Reason, Tap,
-};
+use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, Reason, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4};
-use crate::{arp, forward, limit, service};
+use crate::{arp, forward, limit, service, too_long};
 
 /// Decides on a frame that came in on `ifindex`, and rewrites it to fit.
 #[inline(always)]
@@ -37,35 +35,36 @@ fn decide(
     if source != tap.mac {
         return Err(Reason::Spoofed);
     }
-    if packet.len() > ETH_LEN + MTU {
-        return Err(Reason::TooLong);
-    }
     match ether_type {
         ETHERTYPE_IPV4 => {
             let ip = parse::ipv4(packet, ETH_LEN).ok_or(Reason::Malformed)?;
             if ip.destination == METADATA_ADDRESS || service::is_dhcp(packet, &ip) {
+                if too_long::is(packet, tap) {
+                    return Err(Reason::TooLong);
+                }
                 return service::to_responder(packet, tap, &ip);
             }
-            let sender = identity_of(maps, tap, ip.source).ok_or(Reason::Spoofed)?;
-            forward::to_endpoint(packet, maps, tap, sender, &ip)
+            forward::from_port(packet, maps, tap, &ip)
         }
         ETHERTYPE_ARP => arp::answer(packet, maps, tap),
         _ => Err(Reason::EtherType),
     }
 }
 
-/// What an address of the port is judged by. `None`: the address isn't the port's.
+/// Goes on where [`receive`] said [`Action::Translate`].
 #[inline(always)]
-pub(crate) fn identity_of(maps: &impl Maps, tap: &Tap, address: Address) -> Option<Identity> {
-    if address == tap.address {
-        return Some(tap.identity);
-    }
-    let key = EndpointKey {
-        vni: tap.vni,
-        address,
+pub fn translate(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex: u32) -> Action {
+    let Some(tap) = maps.tap(ifindex) else {
+        return Action::Drop;
     };
-    match maps.endpoint(&key) {
-        Some(endpoint) if endpoint.slot == tap.slot => Some(endpoint.identity),
-        _ => None,
+    let translated = parse::ipv4(packet, ETH_LEN)
+        .ok_or(Reason::Malformed)
+        .and_then(|ip| forward::by_gateway(packet, maps, tap, &ip));
+    match translated {
+        Ok(action) => action,
+        Err(reason) => {
+            maps.count(tap.slot, Direction::Egress, reason);
+            Action::Drop
+        }
     }
 }

@@ -1,26 +1,36 @@
 //! The maps: their keys, values and sizes.
 //!
 //! ```text
-//! TAPS       interface           → Tap        who sends on it
-//! ENDPOINTS  (vni, address)      → Endpoint   who receives
-//! SERVICES   service address     → Service    whose the responder's answer is
-//! RULES      RuleKey, prefixes   → 1          what is allowed
-//! FLOWS      slot → [Bucket]                  what is tracked, a table per port
-//! DEVICES    slot → interface                 where to redirect to
-//! LIMITS     slot → limit::Limits    how fast it may go
-//! METERS     slot → limit::Meters    what it has spent of that
-//! FLOW_LOGS  slot → {LogKey → LogRecord}  what its log is told; none: no log
-//! CAPTURES   slot → ring of Captured      who watches its frames; none: nobody
-//! COUNTERS   slot → Counters, per CPU
+//! TAPS         interface             → Tap        who sends on it
+//! ENDPOINTS    (vni, address)        → Endpoint   who receives, here or on another host
+//! FORWARDERS   (vni, Ethernet addr.) → address    who may send and hear for others
+//! SERVICES     service address       → Service    whose the responder's answer is
+//! RULES        RuleKey, prefixes     → allowance  what groups allow
+//! PLACES       (vni, prefix)         → Place      what a network sees of an address
+//! ROUTES       (table, prefix)       → Route      the way to an address
+//! ACL_CLASSES  (ACL, prefix)         → class      which of an ACL's entries count
+//! ACL_RULES    AclRuleKey, prefixes  → verdict    what an ACL says
+//! PUBLICS      public address        → (vni, address)
+//! HOSTS        underlay address      → Host       how to reach another host
+//! UPLINKS      slot                  → Uplink     what an interface to the outside is
+//! FLOWS        slot → [Bucket]                    what is tracked, a table per port
+//! NATS         slot → [Bucket]                    what is translated, a table per gateway
+//! DEVICES      slot → interface                   where to redirect to
+//! STAGES       TRANSLATE → program                where a program goes on
+//! LIMITS       slot → limit::Limits               how fast it may go
+//! METERS       slot → limit::Meters               what it has spent of that
+//! FLOW_LOGS    slot → {LogKey → LogRecord}        what its log is told; none: no log
+//! CAPTURES     slot → ring of Captured            who watches its frames; none: nobody
+//! COUNTERS     slot → Counters, per CPU
 //! ```
 //!
 //! A *slot* numbers a port on this host. The numbers are reused; tables and counters of
-//! a slot start empty each time. Slot 0 is the responder's.
+//! a slot start empty each time. The first three are the host's own.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
-/// Slots, slot 0 included.
+/// Slots, the host's own included.
 pub const MAX_SLOTS: usize = 4096;
 /// Addresses of all networks that this host knows.
 pub const MAX_ENDPOINTS: usize = 131_072;
@@ -29,8 +39,30 @@ pub const MAX_RULES: usize = 1_048_576;
 /// Buckets of one port's flow table; a power of two.
 pub const FLOW_BUCKETS: usize = 512;
 
+/// Routes of all tables on this host.
+pub const MAX_ROUTES: usize = 131_072;
+/// Prefixes of all networks on this host.
+pub const MAX_PLACES: usize = 262_144;
+/// Entries of all network ACLs on this host.
+pub const MAX_ACL_RULES: usize = 262_144;
+/// Other hosts.
+pub const MAX_HOSTS: usize = 16_384;
+/// Buckets of one NAT gateway's table, a power of two: a way for each of its ports.
+pub const NAT_BUCKETS: usize = 8192;
+
+/// Programs that others go on to.
+pub const MAX_STAGES: usize = 4;
+/// The one that translates for NAT gateways.
+pub const TRANSLATE: u32 = 0;
+
 /// The responder's slot.
 pub const RESPONDER_SLOT: u32 = 0;
+/// The slot of the interface that leads to other hosts.
+pub const UPLINK_SLOT: u32 = 1;
+/// The slot of the interface that leads to the outside.
+pub const OUTSIDE_SLOT: u32 = 2;
+/// The first slot that a port may have.
+pub const FIRST_PORT_SLOT: u32 = 3;
 
 /// Source of every frame that a guest gets from beyond its subnet, and of ARP answers
 /// for the gateway.
@@ -103,13 +135,26 @@ pub struct Tap {
     pub identity: Identity,
     /// Its flows' timeouts.
     pub timeouts: Timeouts,
+    /// Its subnet's route table; 0 leads to its own network alone.
+    pub table: u32,
+    /// Its subnet's network ACL; 0 lets everything pass.
+    pub acl: u32,
+    /// The longest IP packet that it may send.
+    pub mtu: u16,
+    /// [`FORWARDS`].
+    pub flags: u16,
     /// The only source that passes.
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: [u8; 2],
 }
 
-/// Key of `ENDPOINTS`.
+/// In flags: it sends and hears for addresses that are not its own.
+pub const FORWARDS: u16 = 1;
+/// In flags: it is a NAT gateway.
+pub const TRANSLATES: u16 = 2;
+
+/// Key of `ENDPOINTS`, value of `PUBLICS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointKey {
@@ -123,13 +168,149 @@ pub struct EndpointKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its slot.
+    /// Its slot; of one on another host [`UPLINK_SLOT`].
     pub slot: u32,
+    /// The underlay address of the host that has it; 0: this one.
+    pub host: Address,
     /// What it is judged by.
     pub identity: Identity,
     /// Its flows' timeouts.
     pub timeouts: Timeouts,
+    /// Its subnet.
+    pub subnet: Address,
+    /// Its subnet's mask.
+    pub mask: Address,
+    /// Its subnet's network ACL; 0 lets everything pass.
+    pub acl: u32,
+    /// The public address that stands for it outside; 0: none.
+    pub public: Address,
     /// Where its frames go.
+    pub mac: [u8; 6],
+    /// [`FORWARDS`], [`TRANSLATES`].
+    pub flags: u16,
+}
+
+/// Key of `FORWARDERS`, whose value is the forwarder's own address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ForwarderKey {
+    /// The network.
+    pub vni: u32,
+    /// The forwarder's Ethernet address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Key of `PLACES` and `ROUTES`, prefix trees over `address`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PrefixKey {
+    /// The network, or the route table.
+    pub scope: u32,
+    /// An address.
+    pub address: Address,
+}
+
+/// Leading bits of a [`PrefixKey`] before those of its address.
+pub const SCOPE_BITS: u32 = 32;
+/// All bits of a [`PrefixKey`].
+pub const PREFIX_BITS: u32 = 64;
+
+/// `PLACES`: what a network sees of an address that is no endpoint of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The atom it is in, as in [`Identity`].
+    pub atom: u32,
+    /// The network that the address belongs to: this one, or a peer; 0: the outside.
+    pub vni: u32,
+}
+
+/// `ROUTES`: the way to an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// [`ROUTE_NETWORK`] and so on.
+    pub kind: u32,
+    /// The network that goes on, of [`ROUTE_NETWORK`] and [`ROUTE_NEXT_HOP`].
+    pub vni: u32,
+    /// The next hop's address, of [`ROUTE_NEXT_HOP`].
+    pub address: Address,
+}
+
+/// Dropped.
+pub const ROUTE_BLACKHOLE: u32 = 0;
+/// To whoever of a network has the address.
+pub const ROUTE_NETWORK: u32 = 1;
+/// To an endpoint that forwards.
+pub const ROUTE_NEXT_HOP: u32 = 2;
+/// Out of the host, from a public address.
+pub const ROUTE_OUTSIDE: u32 = 3;
+
+/// Key of `ACL_CLASSES`, a prefix tree over `address`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AclClassKey {
+    /// The ACL.
+    pub acl: u32,
+    /// [`Direction`], seen from the subnet.
+    pub direction: u32,
+    /// The other side's address.
+    pub address: Address,
+}
+
+/// Leading bits of an [`AclClassKey`] before those of its address.
+pub const ACL_SCOPE_BITS: u32 = 64;
+/// All bits of an [`AclClassKey`].
+pub const ACL_CLASS_BITS: u32 = 96;
+
+/// Key of `ACL_RULES`, a prefix tree: ACL and class match in whole, the protocol in whole
+/// or not at all, the port by its leading bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AclRuleKey {
+    /// The ACL.
+    pub acl: u32,
+    /// What `ACL_CLASSES` gave.
+    pub class: u32,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// As in [`RuleKey`].
+    pub port: u16,
+}
+
+/// Leading bits of an [`AclRuleKey`] that name no protocol.
+pub const ACL_BITS_ANY: u32 = 64;
+/// Leading bits of an [`AclRuleKey`] that name a protocol, too.
+pub const ACL_BITS_PROTOCOL: u32 = 80;
+/// All bits of an [`AclRuleKey`].
+pub const ACL_BITS: u32 = 96;
+
+/// `HOSTS`: how to reach another host; at address 0, the way to the outside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// This host's address there.
+    pub own: Address,
+    /// This host's Ethernet address there.
+    pub own_mac: [u8; 6],
+    /// The next hop's Ethernet address.
+    pub mac: [u8; 6],
+}
+
+/// The key of `HOSTS` that leads to the outside.
+pub const OUTSIDE_HOST: Address = 0;
+
+/// `UPLINKS`: what an interface to other hosts or to the outside is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// This host's underlay address.
+    pub address: Address,
+    /// The interface's Ethernet address.
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: [u8; 2],
@@ -165,6 +346,11 @@ pub struct RuleKey {
     /// Destination port; of ICMP type and code; of others 0. In network order.
     pub port: u16,
 }
+
+/// Value of a rule: allowed, and tracked.
+pub const RULE_TRACKED: u32 = 1;
+/// Value of a rule: allowed, and so open both ways that nothing is tracked.
+pub const RULE_OPEN: u32 = 2;
 
 /// Leading bits of a [`RuleKey`] that any rule names.
 pub const RULE_BITS_ANY: u32 = 72;
@@ -244,6 +430,24 @@ reasons! {
     OverBandwidth = "bw_allowance_exceeded",
     /// More packets than the port's packet rate allows.
     OverPackets = "pps_allowance_exceeded",
+    /// No route of the subnet's table leads there.
+    NoRoute = "no_route",
+    /// The route ends there.
+    Blackhole = "blackhole",
+    /// It was routed to a port that hears for its own addresses only.
+    SourceDestCheck = "source_dest_check",
+    /// A network ACL denies it.
+    AclDenied = "acl_denied",
+    /// It came from another host than the one that has its sender.
+    OuterSource = "outer_source",
+    /// The way to the other host, or to the outside, is not known.
+    Unreachable = "unreachable",
+    /// It would leave the host, but has no public address.
+    NoPublicAddress = "no_public_address",
+    /// The NAT gateway has no port left for that destination.
+    NatExhausted = "nat_exhausted",
+    /// It answers nothing that a NAT gateway sent, or cannot be translated.
+    NotTranslated = "not_translated",
 }
 
 /// Reasons that [`Counters`] has room for; a power of two.
@@ -261,7 +465,10 @@ const _: () = {
     assert!(Reason::ALL.len() <= REASONS);
     assert!(FLOW_BUCKETS.is_power_of_two());
     assert!(size_of::<RuleKey>() * 8 == RULE_BITS as usize);
-    assert!(size_of::<Tap>() == 60);
-    assert!(size_of::<Endpoint>() == 36);
+    assert!(NAT_BUCKETS.is_power_of_two());
+    assert!(size_of::<AclRuleKey>() * 8 == ACL_BITS as usize);
+    assert!(size_of::<Tap>() == 72);
+    assert!(size_of::<Endpoint>() == 56);
+    assert!(size_of::<Host>() == 16);
     assert!(size_of::<Service>() == 16);
 };

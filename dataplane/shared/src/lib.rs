@@ -5,8 +5,14 @@
 //!                  │                 │
 //!  guest's frame ──▶ guest::receive ─┤── arp      answered in place
 //!                                    ├── service  rewritten, to the responder
-//!                                    └── forward  egress rules, ingress rules, to a tap
+//!                                    └── forward  route, egress rules, then
+//!                                          ├ deliver  ingress rules, to a tap
+//!                                          ├ vxlan    wrapped, to another host
+//!                                          ├ outside  from its public address
+//!                                          └ nat      from a NAT gateway's
 //!  responder's ────▶ responder::receive ────────── rewritten, to a tap
+//!  from a host ────▶ uplink::receive ─┬─ vxlan    unwrapped, to deliver or nat
+//!  from outside ──▶ outside::receive ─┴─ outside  to deliver, by nat or not
 //! ```
 //!
 //! The programs give [`Packet`] and [`Maps`] the kernel's packet and maps; tests give
@@ -24,22 +30,35 @@
     allow(internal_features, reason = "compare-and-swap: see `word`")
 )]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
+pub mod acl;
 pub mod arp;
 pub mod capture;
 pub mod checksum;
+pub mod deliver;
 pub mod flow;
 pub mod forward;
 pub mod guest;
+pub mod judge;
 pub mod layout;
 pub mod limit;
 pub mod log;
 pub mod maps;
+pub mod nat;
+pub mod outside;
 pub mod packet;
 pub mod parse;
 pub mod responder;
+mod rewrite;
+pub mod route;
 pub mod service;
+pub mod too_long;
 pub mod tracker;
+pub mod uplink;
 mod verifier;
+pub mod vxlan;
 mod word;
 
 pub use maps::{Action, Maps};

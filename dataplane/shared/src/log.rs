@@ -7,8 +7,7 @@
 
 use crate::layout::Address;
 use crate::maps::Maps;
-use crate::packet::Packet;
-use crate::parse::{Ipv4, Part, TCP, UDP, transport};
+use crate::parse::{Ipv4, TCP, Transport, UDP};
 use crate::word::Word;
 
 /// Flows of one port between two readings of its log.
@@ -77,32 +76,40 @@ impl LogRecord {
     }
 }
 
-/// Adds an IP packet to a port's log, if one is kept. Its ports are read anew: they are
-/// known only to those who decide, and only of what they decide.
+/// Adds an IP packet of `len` bytes to a port's log, if one is kept.
 #[inline(always)]
 pub(crate) fn record(
-    packet: &(impl Packet + ?Sized),
     maps: &impl Maps,
     slot: u32,
     ip: &Ipv4,
+    ports: &Transport,
+    len: usize,
     accepted: bool,
 ) {
+    let named = if matches!(ip.protocol, TCP | UDP) {
+        u32::from(ports.source) << 16 | u32::from(ports.destination)
+    } else {
+        0
+    };
+    let what = (len as u32) << 16 | u32::from(accepted) << 8 | u32::from(ip.protocol);
+    let peers = u64::from(ip.source) << 32 | u64::from(ip.destination);
+    write(maps, slot, peers, named, what);
+}
+
+/// Not inlined: a function of its own has a stack of its own, of which a program has little.
+#[inline(never)]
+fn write(maps: &impl Maps, slot: u32, peers: u64, named: u32, what: u32) {
     if !maps.is_logged(slot) {
         return;
     }
-    let mut key = LogKey {
-        source: ip.source,
-        destination: ip.destination,
-        protocol: ip.protocol,
-        accepted: u8::from(accepted),
-        ..LogKey::default()
+    let key = LogKey {
+        source: (peers >> 32) as u32,
+        destination: peers as u32,
+        source_port: (named >> 16) as u16,
+        destination_port: named as u16,
+        protocol: what as u8,
+        accepted: (what >> 8) as u8,
+        reserved: 0,
     };
-    if ip.part != Part::Later
-        && matches!(ip.protocol, TCP | UDP)
-        && let Some(ports) = transport(packet, ip)
-    {
-        key.source_port = ports.source;
-        key.destination_port = ports.destination;
-    }
-    maps.log(slot, &key, (packet.len() - crate::parse::ETH_LEN) as u64);
+    maps.log(slot, &key, u64::from(what >> 16));
 }

@@ -1,7 +1,10 @@
 //! What packet logic asks of the maps, and what it decides.
 
 use crate::flow::Bucket;
-use crate::layout::{Address, Direction, Endpoint, EndpointKey, Reason, RuleKey, Service, Tap};
+use crate::layout::{
+    AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
+    PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
+};
 use crate::limit::{Limit, Meter};
 use crate::log::LogKey;
 
@@ -10,8 +13,12 @@ use crate::log::LogKey;
 pub enum Action {
     /// Nothing more.
     Drop,
+    /// It is the host's own.
+    Pass,
     /// Back out of the interface it came in on.
     Bounce,
+    /// On to a NAT gateway of this host: [`crate::guest::translate`] goes on.
+    Translate,
     /// Out of another port's interface, which is counted there once it worked.
     Redirect {
         /// Whose.
@@ -27,12 +34,30 @@ pub trait Maps {
     fn tap(&self, ifindex: u32) -> Option<&Tap>;
     /// Who receives at an address.
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint>;
+    /// The address of an endpoint that forwards.
+    fn forwarder(&self, key: &ForwarderKey) -> Option<Address>;
     /// Whose a service address is.
     fn service(&self, address: Address) -> Option<&Service>;
-    /// Whether any prefix of `key` is a rule.
-    fn allows(&self, key: &RuleKey) -> bool;
+    /// The value of the longest prefix of `key` that is a rule; 0: none is.
+    fn rule(&self, key: &RuleKey) -> u32;
+    /// What a network sees of an address.
+    fn place(&self, key: &PrefixKey) -> Option<Place>;
+    /// The way to an address.
+    fn route(&self, key: &PrefixKey) -> Option<Route>;
+    /// Which of an ACL's entries count for an address.
+    fn acl_class(&self, key: &AclClassKey) -> Option<u32>;
+    /// What an ACL says.
+    fn acl_allows(&self, key: &AclRuleKey) -> bool;
+    /// Whose a public address is.
+    fn public(&self, address: Address) -> Option<EndpointKey>;
+    /// How to reach another host.
+    fn host(&self, address: Address) -> Option<&Host>;
+    /// What an interface that is no port's is.
+    fn uplink(&self, slot: u32) -> Option<&Uplink>;
     /// A bucket of a port's flow table.
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
+    /// A bucket of a NAT gateway's table.
+    fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
     /// How fast a port may go one way, and what it has spent of that.
     fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)>;
     /// Whether a port's flows are logged.

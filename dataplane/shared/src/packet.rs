@@ -1,5 +1,8 @@
 //! A frame that can be read and written at any offset, without ever leaving it.
 
+#[cfg(not(target_arch = "bpf"))]
+use alloc::vec::Vec;
+
 use crate::layout::Direction;
 
 /// Bytes of a frame. Every access is checked against its end; beyond it reads give
@@ -37,6 +40,14 @@ pub trait Packet {
     /// Writes four bytes, as they lie in memory.
     fn store_u32(&mut self, at: usize, value: u32) -> Option<()>;
 
+    /// Makes room for `bytes` more at the front. What is in them is not said; what was at
+    /// offset 0 is now at `bytes`. On `None` the frame may not be sent on.
+    fn push(&mut self, bytes: usize) -> Option<()>;
+    /// Takes `bytes` off the front.
+    fn pull(&mut self, bytes: usize) -> Option<()>;
+    /// Cuts the frame to `len` bytes.
+    fn truncate(&mut self, len: usize) -> Option<()>;
+
     /// Reads an Ethernet address.
     #[inline(always)]
     fn load_mac(&self, at: usize) -> Option<[u8; 6]> {
@@ -54,9 +65,10 @@ pub trait Packet {
     }
 }
 
-impl Packet for [u8] {
+#[cfg(not(target_arch = "bpf"))]
+impl Packet for Vec<u8> {
     fn len(&self) -> usize {
-        <[u8]>::len(self)
+        self.as_slice().len()
     }
 
     fn load_u8(&self, at: usize) -> Option<u8> {
@@ -88,5 +100,18 @@ impl Packet for [u8] {
         let bytes = self.get_mut(at..at.checked_add(4)?)?;
         bytes.copy_from_slice(&value.to_ne_bytes());
         Some(())
+    }
+
+    fn push(&mut self, bytes: usize) -> Option<()> {
+        self.splice(..0, core::iter::repeat_n(0, bytes));
+        Some(())
+    }
+
+    fn pull(&mut self, bytes: usize) -> Option<()> {
+        (bytes <= self.as_slice().len()).then(|| drop(self.drain(..bytes)))
+    }
+
+    fn truncate(&mut self, len: usize) -> Option<()> {
+        (len <= self.as_slice().len()).then(|| Vec::truncate(self, len))
     }
 }

@@ -7,7 +7,8 @@ use crate::packet::Packet;
 use crate::parse::{
     self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, Ipv4, Part, TCP, UDP, transport,
 };
-use crate::service::{DHCP_CLIENT, DHCP_SERVER, HTTP, readdress};
+use crate::rewrite::readdress;
+use crate::service::{DHCP_CLIENT, DHCP_SERVER, HTTP};
 
 /// Offset of a BOOTP message's `ciaddr` behind its UDP header (RFC 951 §3).
 const BOOTP_CIADDR: usize = 8 + 12;

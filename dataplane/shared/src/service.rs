@@ -4,13 +4,11 @@
 //! So a port's packets reach it from the port's *service address*, which is unique on
 //! the host. No rule of a group holds for them, as in EC2.
 
-use crate::checksum::Delta;
 use crate::layout::{METADATA_ADDRESS, RESPONDER_SLOT, Reason, SVC0_MAC, SVC1_MAC, Tap};
 use crate::maps::Action;
 use crate::packet::Packet;
-use crate::parse::{
-    ETH_SOURCE, IP_CHECKSUM, IP_DESTINATION, IP_SOURCE, Ipv4, Part, TCP, UDP, transport,
-};
+use crate::parse::{ETH_SOURCE, Ipv4, Part, TCP, UDP, transport};
+use crate::rewrite::readdress;
 
 /// DHCP client's port (RFC 2131 §4.1) as it lies in a packet.
 pub(crate) const DHCP_CLIENT: u16 = 68u16.to_be();
@@ -62,32 +60,4 @@ pub(crate) fn to_responder(
         slot: RESPONDER_SLOT,
         from: tap.slot,
     })
-}
-
-/// Changes the addresses of a whole TCP or UDP packet and the checksums that cover them.
-#[inline(always)]
-pub(crate) fn readdress(
-    packet: &mut (impl Packet + ?Sized),
-    ip: &Ipv4,
-    source: u32,
-    destination: u32,
-) -> Option<()> {
-    let delta = Delta::default()
-        .long(ip.source, source)
-        .long(ip.destination, destination);
-    packet.store_u32(IP_SOURCE, source)?;
-    packet.store_u32(IP_DESTINATION, destination)?;
-    delta.store(packet, IP_CHECKSUM)?;
-    if ip.protocol == TCP {
-        return delta.store(packet, ip.payload + 16);
-    }
-    let at = ip.payload + 6;
-    match packet.load_u16(at)? {
-        // No checksum (RFC 768).
-        0 => Some(()),
-        old => {
-            let new = delta.apply(old);
-            packet.store_u16(at, if new == 0 { 0xffff } else { new })
-        }
-    }
 }

@@ -34,8 +34,9 @@ pub enum From {
     Peer,
 }
 
-/// [`FlowKey::kind`] of a train of fragments.
-const KIND_FRAGMENTS: u8 = 0xff;
+/// [`FlowKey::kind`] of a train of fragments to a port; with [`KIND_ASKED_BY_OWN`], from
+/// it.
+const KIND_FRAGMENTS: u8 = 0x7f;
 /// Set in [`FlowKey::kind`] of ICMP flows that the port's own query opened.
 const KIND_ASKED_BY_OWN: u8 = 0x80;
 
@@ -55,17 +56,34 @@ pub fn kind(role: Role, from: From) -> u8 {
     }
 }
 
-/// The key under which the later fragments of a datagram find the first.
+/// The key under which the later fragments of a datagram find the first, at its sender.
 #[inline(always)]
 #[must_use]
-pub fn fragments_key(own: u32, peer: u32, protocol: u8, id: u16) -> FlowKey {
+pub fn fragments_key(source: u32, destination: u32, protocol: u8, id: u16) -> FlowKey {
     FlowKey {
-        own,
-        peer,
+        own: source,
+        peer: destination,
         own_port: id,
         peer_port: 0,
         protocol,
-        kind: KIND_FRAGMENTS,
+        kind: KIND_FRAGMENTS | KIND_ASKED_BY_OWN,
+    }
+}
+
+/// A flow's key as the other side sees it.
+#[inline(always)]
+#[must_use]
+pub fn mirrored(key: &FlowKey) -> FlowKey {
+    FlowKey {
+        own: key.peer,
+        peer: key.own,
+        own_port: key.peer_port,
+        peer_port: key.own_port,
+        protocol: key.protocol,
+        kind: match key.kind {
+            0 => 0,
+            kind => kind ^ KIND_ASKED_BY_OWN,
+        },
     }
 }
 
@@ -114,20 +132,21 @@ pub fn track(
     {
         return false;
     }
-    record(&found, key.protocol, role, from, by_opener, now, timeouts);
+    advance(&found, key.protocol, role, from, now, timeouts);
     true
 }
 
+/// Records a packet of a flow.
 #[inline(always)]
-fn record(
+pub fn advance(
     found: &Found<'_>,
     protocol: u8,
     role: Role,
     from: From,
-    by_opener: bool,
     now: u64,
     timeouts: &Timeouts,
 ) {
+    let by_opener = (from == From::Own) == found.progress.opened_by_own;
     let mut progress = found.progress;
     progress.state = match (progress.state, by_opener) {
         (State::Opening, false) => State::Answered,
@@ -173,6 +192,21 @@ pub fn deadline(protocol: u8, state: State, now: u64, timeouts: &Timeouts) -> u6
     now + idle
 }
 
+/// A flow that begins with a packet.
+#[inline(always)]
+#[must_use]
+pub fn opening(role: Role, from: From) -> Progress {
+    let mut progress = Progress {
+        state: State::Opening,
+        opened_by_own: from == From::Own,
+        finished_by_own: false,
+    };
+    if let Role::Tcp(flags) = role {
+        close(&mut progress, flags, from);
+    }
+    progress
+}
+
 /// Remembers a flow that the rules allow.
 #[inline(always)]
 #[must_use]
@@ -184,14 +218,7 @@ pub fn remember(
     now: u64,
     timeouts: &Timeouts,
 ) -> bool {
-    let mut progress = Progress {
-        state: State::Opening,
-        opened_by_own: from == From::Own,
-        finished_by_own: false,
-    };
-    if let Role::Tcp(flags) = role {
-        close(&mut progress, flags, from);
-    }
+    let progress = opening(role, from);
     let until = deadline(key.protocol, progress.state, now, timeouts);
     bucket.insert(key, progress, now, until)
 }

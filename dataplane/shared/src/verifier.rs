@@ -12,6 +12,15 @@ pub(crate) fn forget<const N: usize>(index: usize, any: u64) -> usize {
     (index + zero(any)) & (N - 1)
 }
 
+/// The same value, of which the verifier knows nothing.
+///
+/// Where branches that each leave another constant meet again, the verifier follows all
+/// that comes after once per constant. `any` is a value that the verifier does not know.
+#[inline(always)]
+pub(crate) fn blur(value: u8, any: u64) -> u8 {
+    value.wrapping_add(zero(any) as u8)
+}
+
 /// 0, computed in a way that the verifier does not see through.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]

@@ -1,6 +1,9 @@
-//! Numbers for sets of groups and for atoms of address space, stable from one policy to
-//! the next and never used twice, so that an entry of an old policy means nothing in a
-//! new one.
+//! Numbers for sets of groups, atoms of address space, route tables and network ACLs,
+//! stable from one policy to the next and never used twice, so that an entry of an old
+//! policy means nothing in a new one.
+//!
+//! What is numbered is named by its content: a table that changes is another table, whose
+//! entries are all there before a port turns to it.
 //!
 //! A number is a mere label: whoever gives a set the number that a predecessor gave it
 //! finds that set's entries in the maps already.
@@ -10,21 +13,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 use ocs_dataplane_shared::layout::ATOM;
 
-use crate::model::{GroupId, Vni};
+use crate::model::{Acl, GroupId, RouteTable, Vni};
 
 /// A set of groups of one network.
 pub(crate) type Set = (Vni, BTreeSet<GroupId>);
 /// A rule's prefix of one network.
 pub(crate) type Atom = (Vni, Ipv4Net);
+/// A route table of one network.
+pub(crate) type Table = (Vni, RouteTable);
 
 /// Names, some with the number that they should have if they have none.
 pub(crate) type Suggested<Name> = BTreeMap<Name, Option<u32>>;
+
+/// All names of a policy.
+#[derive(Default)]
+pub(crate) struct Names {
+    pub sets: Suggested<Set>,
+    pub atoms: Suggested<Atom>,
+    pub tables: Suggested<Table>,
+    pub acls: Suggested<Acl>,
+}
 
 /// The numbers in use, and the next ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbers {
     sets: BTreeMap<Set, u32>,
     atoms: BTreeMap<Atom, u32>,
+    tables: BTreeMap<Table, u32>,
+    acls: BTreeMap<Acl, u32>,
     next: u32,
 }
 
@@ -36,48 +52,35 @@ impl Numbers {
         Self {
             sets: BTreeMap::new(),
             atoms: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            acls: BTreeMap::new(),
             next: last.saturating_add(1),
         }
     }
 
     /// Forgets what is not named, and numbers what is new: as suggested, if nothing else
     /// has that number.
-    pub(crate) fn keep(&mut self, sets: Suggested<Set>, atoms: Suggested<Atom>) {
-        self.sets.retain(|set, _| sets.contains_key(set));
-        self.atoms.retain(|atom, _| atoms.contains_key(atom));
-        let mut used: BTreeSet<u32> = self.sets.values().copied().collect();
-        used.extend(self.atoms.values());
-        for (set, suggested) in sets {
-            if !self.sets.contains_key(&set) {
-                let number = self.choose(&mut used, suggested, 0);
-                self.sets.insert(set, number);
-            }
-        }
-        for (atom, suggested) in atoms {
-            if !self.atoms.contains_key(&atom) {
-                let number = self.choose(&mut used, suggested, ATOM);
-                self.atoms.insert(atom, number);
-            }
-        }
-    }
-
-    /// A number that nothing has, with these high bits. There are 2^31 - 1, more than any
-    /// host has sets or atoms; they are taken in turn.
-    fn choose(&mut self, used: &mut BTreeSet<u32>, suggested: Option<u32>, kind: u32) -> u32 {
-        if let Some(number) = suggested
-            && number & ATOM == kind
-            && number & !ATOM != 0
-            && used.insert(number)
-        {
-            return number;
-        }
-        loop {
-            let number = self.next;
-            self.next = if number >= ATOM - 1 { 1 } else { number + 1 };
-            if number != 0 && number < ATOM && used.insert(number | kind) {
-                return number | kind;
-            }
-        }
+    pub(crate) fn keep(&mut self, names: Names) {
+        self.sets.retain(|name, _| names.sets.contains_key(name));
+        self.atoms.retain(|name, _| names.atoms.contains_key(name));
+        self.tables
+            .retain(|name, _| names.tables.contains_key(name));
+        self.acls.retain(|name, _| names.acls.contains_key(name));
+        let mut choice = Choice {
+            used: self
+                .sets
+                .values()
+                .chain(self.atoms.values())
+                .chain(self.tables.values())
+                .chain(self.acls.values())
+                .copied()
+                .collect(),
+            next: &mut self.next,
+        };
+        choice.number(&mut self.sets, names.sets, 0);
+        choice.number(&mut self.atoms, names.atoms, ATOM);
+        choice.number(&mut self.tables, names.tables, 0);
+        choice.number(&mut self.acls, names.acls, 0);
     }
 
     /// A set's number; 0 if it has none.
@@ -90,6 +93,16 @@ impl Numbers {
         self.atoms.get(atom).copied().unwrap_or(0)
     }
 
+    /// A route table's number; 0 if it has none.
+    pub(crate) fn table(&self, table: &Table) -> u32 {
+        self.tables.get(table).copied().unwrap_or(0)
+    }
+
+    /// An ACL's number; 0 if it has none.
+    pub(crate) fn acl(&self, acl: &Acl) -> u32 {
+        self.acls.get(acl).copied().unwrap_or(0)
+    }
+
     /// All sets and their numbers.
     pub(crate) fn sets(&self) -> impl Iterator<Item = (&Set, u32)> {
         self.sets.iter().map(|(set, number)| (set, *number))
@@ -98,5 +111,56 @@ impl Numbers {
     /// All atoms and their numbers.
     pub(crate) fn atoms(&self) -> impl Iterator<Item = (&Atom, u32)> {
         self.atoms.iter().map(|(atom, number)| (atom, *number))
+    }
+
+    /// All route tables and their numbers.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (&Table, u32)> {
+        self.tables.iter().map(|(table, number)| (table, *number))
+    }
+
+    /// All ACLs and their numbers.
+    pub(crate) fn acls(&self) -> impl Iterator<Item = (&Acl, u32)> {
+        self.acls.iter().map(|(acl, number)| (acl, *number))
+    }
+}
+
+/// Chooses numbers that nothing has.
+struct Choice<'a> {
+    used: BTreeSet<u32>,
+    next: &'a mut u32,
+}
+
+impl Choice<'_> {
+    /// Numbers what has none.
+    fn number<Name: Ord>(
+        &mut self,
+        numbers: &mut BTreeMap<Name, u32>,
+        names: Suggested<Name>,
+        kind: u32,
+    ) {
+        for (name, suggested) in names {
+            if let std::collections::btree_map::Entry::Vacant(entry) = numbers.entry(name) {
+                entry.insert(self.choose(suggested, kind));
+            }
+        }
+    }
+
+    /// A number that nothing has, with these high bits. There are 2^31 - 1, more than any
+    /// host has names; they are taken in turn.
+    fn choose(&mut self, suggested: Option<u32>, kind: u32) -> u32 {
+        if let Some(number) = suggested
+            && number & ATOM == kind
+            && number & !ATOM != 0
+            && self.used.insert(number)
+        {
+            return number;
+        }
+        loop {
+            let number = *self.next;
+            *self.next = if number >= ATOM - 1 { 1 } else { number + 1 };
+            if number != 0 && number < ATOM && self.used.insert(number | kind) {
+                return number | kind;
+            }
+        }
     }
 }

@@ -1,16 +1,20 @@
 //! Entries that say who a port is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use ocs_dataplane_shared::layout::{
-    Endpoint, EndpointKey, Identity, MAX_SLOTS, METADATA, Service, Tap, Timeouts,
+    Endpoint, EndpointKey, FIRST_PORT_SLOT, FORWARDS, ForwarderKey, Identity, MAX_SLOTS, METADATA,
+    Service, TRANSLATES, Tap, Timeouts, UPLINK_SLOT,
 };
 use ocs_dataplane_shared::limit::Limits;
 
-use super::{CompileError, Entries, Identities, NEXT_HOP, check_size, ipv4_addresses, rates, raw};
-use crate::model::{Mac, Policy, Port, PortId, Vni};
+use super::numbers::Table;
+use super::{
+    CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, rates, raw,
+};
+use crate::model::{Acl, AclId, Mac, Nat, Policy, Port, PortId, Remote, Tracking, Vni};
 
 /// What makes a port another one, with other flows, under the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,23 +32,38 @@ impl Body {
             mac: port.mac,
         }
     }
+
+    /// A NAT gateway has no interface.
+    fn of_nat(nat: &Nat) -> Self {
+        Self {
+            ifindex: 0,
+            vni: nat.vni,
+            mac: nat.mac,
+        }
+    }
 }
 
-/// Which port has which slot.
+/// Which port, or NAT gateway, has which slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
     ports: BTreeMap<PortId, (u32, Body)>,
     /// Slots of ports whose names are not known yet: those that a predecessor left.
     adopted: BTreeMap<u32, Tap>,
+    adopted_nats: BTreeMap<EndpointKey, Endpoint>,
 }
 
 impl Slots {
-    /// Slots that a predecessor gave out, by interface.
+    /// Slots that a predecessor gave out.
     #[must_use]
-    pub fn adopt(taps: &BTreeMap<u32, Tap>) -> Self {
+    pub fn adopt(entries: &Entries) -> Self {
+        let nats = entries
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.flags & TRANSLATES != 0);
         Self {
             ports: BTreeMap::new(),
-            adopted: taps.clone(),
+            adopted: entries.taps.clone(),
+            adopted_nats: nats.map(|(key, endpoint)| (*key, *endpoint)).collect(),
         }
     }
 
@@ -68,12 +87,22 @@ impl Slots {
 
     /// Gives each port of a policy a slot: its own, else one that none had before.
     pub(super) fn assign(&mut self, policy: &Policy) -> Result<(), CompileError> {
-        check_size("DEVICES", policy.ports.len(), MAX_SLOTS - 1)?;
+        let needed = policy.ports.len() + policy.nats.len();
+        check_size("DEVICES", needed, MAX_SLOTS - FIRST_PORT_SLOT as usize)?;
         let mut next = BTreeMap::new();
         let mut new = Vec::new();
-        for (id, port) in &policy.ports {
+        let ports = policy.ports.iter().map(|(id, port)| {
             let body = Body::of(port);
-            match self.former(id, port, &body) {
+            let former = self.former(id, port, &body);
+            (id, body, former)
+        });
+        let nats = policy.nats.iter().map(|(id, nat)| {
+            let body = Body::of_nat(nat);
+            let former = self.former_nat(id, nat, &body);
+            (id, body, former)
+        });
+        for (id, body, former) in ports.chain(nats) {
+            match former {
                 Some(slot) => {
                     next.insert(id.clone(), (slot, body));
                 }
@@ -83,8 +112,9 @@ impl Slots {
         let mut used: BTreeSet<u32> = next.values().map(|(slot, _)| *slot).collect();
         used.extend(self.ports.values().map(|(slot, _)| *slot));
         used.extend(self.adopted.values().map(|tap| tap.slot));
+        used.extend(self.adopted_nats.values().map(|endpoint| endpoint.slot));
         let limit = u32::try_from(MAX_SLOTS).unwrap_or(u32::MAX);
-        let mut free = (1..limit).filter(|slot| !used.contains(slot));
+        let mut free = (FIRST_PORT_SLOT..limit).filter(|slot| !used.contains(slot));
         for (id, body) in new {
             let slot = free.next().ok_or(CompileError::Overflow {
                 map: "FLOWS",
@@ -95,6 +125,7 @@ impl Slots {
         }
         self.ports = next;
         self.adopted.clear();
+        self.adopted_nats.clear();
         Ok(())
     }
 
@@ -102,15 +133,23 @@ impl Slots {
         if let Some((slot, former)) = self.ports.get(id) {
             return (former == body).then_some(*slot);
         }
-        self.adopted_tap(port).map(|tap| tap.slot)
+        self.former_tap(port).map(|tap| tap.slot)
     }
 
-    /// What a predecessor judged a port's first address by.
-    pub(super) fn former_identity(&self, port: &Port) -> Option<Identity> {
-        self.adopted_tap(port).map(|tap| tap.identity)
+    fn former_nat(&self, id: &PortId, nat: &Nat, body: &Body) -> Option<u32> {
+        if let Some((slot, former)) = self.ports.get(id) {
+            return (former == body).then_some(*slot);
+        }
+        let key = EndpointKey {
+            vni: nat.vni.0,
+            address: raw(nat.address),
+        };
+        let endpoint = self.adopted_nats.get(&key)?;
+        (endpoint.mac == nat.mac.0).then_some(endpoint.slot)
     }
 
-    fn adopted_tap(&self, port: &Port) -> Option<&Tap> {
+    /// What a predecessor made of a port.
+    pub(super) fn former_tap(&self, port: &Port) -> Option<&Tap> {
         self.adopted.get(&port.ifindex).filter(|tap| {
             tap.vni == port.vni.0
                 && tap.mac == port.mac.0
@@ -120,109 +159,301 @@ impl Slots {
     }
 }
 
-/// Adds the entries of a port.
-pub(super) fn add(
-    entries: &mut Entries,
+/// The content of a port's route table.
+pub(super) fn table_of(
+    policy: &Policy,
     id: &PortId,
     port: &Port,
-    slots: &Slots,
-    identities: &Identities,
-    timeouts: Timeouts,
-    policy: &Policy,
-) -> Result<(), CompileError> {
-    let name = || id.0.clone();
-    if !(1..1 << 24).contains(&port.vni.0) {
-        return Err(CompileError::Vni {
-            port: name(),
-            vni: port.vni.0,
-        });
+) -> Result<Option<Table>, CompileError> {
+    let Some(name) = &port.table else {
+        return Ok(None);
+    };
+    match policy.tables.get(name) {
+        Some(table) => Ok(Some((port.vni, table.clone()))),
+        None => Err(CompileError::Unknown {
+            port: id.0.clone(),
+            what: "route table",
+            name: name.0.clone(),
+        }),
     }
-    if let Some(group) = port
-        .groups
-        .iter()
-        .find(|group| !policy.groups.contains_key(group))
-    {
-        return Err(CompileError::UnknownGroup {
-            port: name(),
-            group: group.0.clone(),
-        });
+}
+
+/// The content of a network ACL.
+pub(super) fn acl_of<'a>(
+    policy: &'a Policy,
+    id: &PortId,
+    name: Option<&AclId>,
+) -> Result<Option<&'a Acl>, CompileError> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    match policy.acls.get(name) {
+        Some(acl) => Ok(Some(acl)),
+        None => Err(CompileError::Unknown {
+            port: id.0.clone(),
+            what: "network ACL",
+            name: name.0.clone(),
+        }),
     }
-    let IpNet::V4(subnet) = port.subnet else {
-        return Err(CompileError::Subnet {
+}
+
+/// Entries in the making.
+pub(super) struct Making<'a> {
+    pub entries: &'a mut Entries,
+    pub policy: &'a Policy,
+    pub slots: &'a Slots,
+    pub numbers: &'a Numbers,
+    pub identities: &'a Identities,
+    pub hz: u32,
+}
+
+/// Seconds that a NAT gateway remembers an idle flow (Amazon VPC User Guide, "NAT gateway
+/// basics").
+const NAT_IDLE_S: u32 = 350;
+
+impl Making<'_> {
+    /// Adds the entries of a port.
+    pub(super) fn port(&mut self, id: &PortId, port: &Port) -> Result<(), CompileError> {
+        let name = || id.0.clone();
+        check_vni(id, port.vni)?;
+        if let Some(group) = port
+            .groups
+            .iter()
+            .find(|group| !self.policy.groups.contains_key(group))
+        {
+            return Err(CompileError::UnknownGroup {
+                port: name(),
+                group: group.0.clone(),
+            });
+        }
+        let subnet = ipv4(id, port.subnet)?;
+        let service = service_address(port).ok_or(CompileError::ServiceAddress {
             port: name(),
-            subnet: port.subnet,
-        });
-    };
-    let service = service_address(port).ok_or(CompileError::ServiceAddress {
-        port: name(),
-        address: port.service_address,
-    })?;
-    let first = ipv4_addresses(port)
-        .next()
-        .ok_or(CompileError::NoAddress { port: name() })?;
-    let slot = slots.of(id).unwrap_or(0);
-    let identity = |address: Ipv4Addr| {
-        identities
-            .get(&(id.clone(), address))
-            .copied()
-            .unwrap_or_default()
-    };
-    let gateway = subnet.hosts().next().unwrap_or(subnet.network());
-    let tap = Tap {
-        slot,
-        vni: port.vni.0,
-        address: raw(first),
-        gateway: raw(gateway),
-        subnet: raw(subnet.network()),
-        mask: raw(subnet.netmask()),
-        service,
-        identity: identity(first),
-        timeouts,
-        mac: port.mac.0,
-        reserved: [0; 2],
-    };
-    let duplicate = |what, value: String| CompileError::Duplicate {
-        port: name(),
-        what,
-        value,
-    };
-    if entries.taps.insert(port.ifindex, tap).is_some() {
-        return Err(duplicate("interface", port.ifindex.to_string()));
-    }
-    for address in ipv4_addresses(port) {
-        let key = EndpointKey {
-            vni: port.vni.0,
-            address: raw(address),
-        };
+            address: port.service_address,
+        })?;
+        let first = ipv4_addresses(port)
+            .next()
+            .ok_or(CompileError::NoAddress { port: name() })?;
+        let slot = self.slots.of(id).unwrap_or(0);
+        let gateway = subnet.hosts().next().unwrap_or(subnet.network());
+        let table = table_of(self.policy, id, port)?.map_or(0, |table| self.numbers.table(&table));
+        let flags = if port.source_dest_check { 0 } else { FORWARDS };
         let endpoint = Endpoint {
             slot,
-            identity: identity(address),
-            timeouts,
+            host: 0,
+            identity: Identity::default(),
+            timeouts: self.timeouts(port.tracking),
+            subnet: raw(subnet.network()),
+            mask: raw(subnet.netmask()),
+            acl: self.acl(id, port.acl.as_ref())?,
+            public: 0,
+            mac: port.mac.0,
+            flags,
+        };
+        let tap = Tap {
+            slot,
+            vni: port.vni.0,
+            address: raw(first),
+            gateway: raw(gateway),
+            subnet: endpoint.subnet,
+            mask: endpoint.mask,
+            service,
+            identity: self.identity(port.vni, first),
+            timeouts: endpoint.timeouts,
+            table,
+            acl: endpoint.acl,
+            mtu: port.mtu,
+            flags,
             mac: port.mac.0,
             reserved: [0; 2],
         };
-        if entries.endpoints.insert(key, endpoint).is_some() {
-            return Err(duplicate("address", address.to_string()));
+        if self.entries.taps.insert(port.ifindex, tap).is_some() {
+            return Err(duplicate(id, "interface", port.ifindex));
+        }
+        for address in ipv4_addresses(port) {
+            let public = port.publics.get(&address).copied();
+            let endpoint = Endpoint {
+                identity: self.identity(port.vni, address),
+                public: public.map_or(0, raw),
+                ..endpoint
+            };
+            self.endpoint(id, port.vni, address, endpoint)?;
+            if let Some(public) = public {
+                self.public(id, public, port.vni, address)?;
+            }
+        }
+        if flags & FORWARDS != 0 {
+            self.forwarder(port.vni, port.mac, first);
+        }
+        let answer = Service {
+            slot,
+            address: raw(first),
+            mac: port.mac.0,
+            reserved: [0; 2],
+        };
+        if self.entries.services.insert(service, answer).is_some() {
+            return Err(duplicate(id, "service address", port.service_address));
+        }
+        self.entries.devices.insert(slot, port.ifindex);
+        let limits = rates::limits(port.rate, self.hz);
+        if limits != Limits::default() {
+            self.entries.limits.insert(slot, limits);
+        }
+        Ok(())
+    }
+
+    /// Adds the entries of a NAT gateway.
+    pub(super) fn nat(&mut self, id: &PortId, nat: &Nat) -> Result<(), CompileError> {
+        check_vni(id, nat.vni)?;
+        let subnet = ipv4(id, nat.subnet)?;
+        let slot = self.slots.of(id).unwrap_or(0);
+        let idle = NAT_IDLE_S * self.hz;
+        let endpoint = Endpoint {
+            slot,
+            host: 0,
+            identity: self.identity(nat.vni, nat.address),
+            timeouts: Timeouts {
+                hz: self.hz,
+                tcp_established: idle,
+                udp: idle,
+                udp_stream: idle,
+            },
+            subnet: raw(subnet.network()),
+            mask: raw(subnet.netmask()),
+            acl: self.acl(id, nat.acl.as_ref())?,
+            public: nat.public.map_or(0, raw),
+            mac: nat.mac.0,
+            flags: FORWARDS | TRANSLATES,
+        };
+        self.endpoint(id, nat.vni, nat.address, endpoint)?;
+        self.forwarder(nat.vni, nat.mac, nat.address);
+        if let Some(public) = nat.public {
+            self.public(id, public, nat.vni, nat.address)?;
+        }
+        self.entries.nats.insert(slot);
+        Ok(())
+    }
+
+    /// Adds the entries of an address on another host.
+    pub(super) fn remote(
+        &mut self,
+        vni: Vni,
+        address: IpAddr,
+        remote: &Remote,
+    ) -> Result<(), CompileError> {
+        let IpAddr::V4(address) = address else {
+            return Ok(());
+        };
+        let id = PortId(format!("{address} of network {} on {}", vni.0, remote.host));
+        check_vni(&id, vni)?;
+        if remote.host.is_unspecified() {
+            return Err(CompileError::Host { port: id.0 });
+        }
+        let flags = if remote.forwards { FORWARDS } else { 0 };
+        let endpoint = Endpoint {
+            slot: UPLINK_SLOT,
+            host: raw(remote.host),
+            identity: self.identity(vni, address),
+            mac: remote.mac.0,
+            flags,
+            ..Endpoint::default()
+        };
+        self.endpoint(&id, vni, address, endpoint)?;
+        if remote.forwards {
+            self.forwarder(vni, remote.mac, address);
+        }
+        Ok(())
+    }
+
+    fn endpoint(
+        &mut self,
+        id: &PortId,
+        vni: Vni,
+        address: Ipv4Addr,
+        endpoint: Endpoint,
+    ) -> Result<(), CompileError> {
+        let key = EndpointKey {
+            vni: vni.0,
+            address: raw(address),
+        };
+        match self.entries.endpoints.insert(key, endpoint) {
+            Some(_) => Err(duplicate(id, "address", address)),
+            None => Ok(()),
         }
     }
-    let answer = Service {
-        slot,
-        address: raw(first),
-        mac: port.mac.0,
-        reserved: [0; 2],
-    };
-    if entries.services.insert(service, answer).is_some() {
-        return Err(duplicate(
-            "service address",
-            port.service_address.to_string(),
-        ));
+
+    fn public(
+        &mut self,
+        id: &PortId,
+        public: Ipv4Addr,
+        vni: Vni,
+        address: Ipv4Addr,
+    ) -> Result<(), CompileError> {
+        let key = EndpointKey {
+            vni: vni.0,
+            address: raw(address),
+        };
+        match self.entries.publics.insert(raw(public), key) {
+            Some(_) => Err(duplicate(id, "public address", public)),
+            None => Ok(()),
+        }
     }
-    entries.devices.insert(slot, port.ifindex);
-    let limits = rates::limits(port.rate, timeouts.hz);
-    if limits != Limits::default() {
-        entries.limits.insert(slot, limits);
+
+    /// One that has several addresses is known by its first.
+    fn forwarder(&mut self, vni: Vni, mac: Mac, address: Ipv4Addr) {
+        let key = ForwarderKey {
+            vni: vni.0,
+            mac: mac.0,
+            reserved: [0; 2],
+        };
+        self.entries.forwarders.entry(key).or_insert(raw(address));
     }
-    Ok(())
+
+    fn acl(&self, id: &PortId, name: Option<&AclId>) -> Result<u32, CompileError> {
+        Ok(acl_of(self.policy, id, name)?.map_or(0, |acl| self.numbers.acl(acl)))
+    }
+
+    fn identity(&self, vni: Vni, address: Ipv4Addr) -> Identity {
+        let found = self.identities.get(&(vni, address));
+        found.copied().unwrap_or_default()
+    }
+
+    fn timeouts(&self, tracking: Tracking) -> Timeouts {
+        Timeouts {
+            hz: self.hz,
+            tcp_established: tracking.tcp_established_s.saturating_mul(self.hz),
+            udp: tracking.udp_s.saturating_mul(self.hz),
+            udp_stream: tracking.udp_stream_s.saturating_mul(self.hz),
+        }
+    }
+}
+
+fn duplicate(id: &PortId, what: &'static str, value: impl ToString) -> CompileError {
+    CompileError::Duplicate {
+        port: id.0.clone(),
+        what,
+        value: value.to_string(),
+    }
+}
+
+fn check_vni(id: &PortId, vni: Vni) -> Result<(), CompileError> {
+    if (1..1 << 24).contains(&vni.0) {
+        return Ok(());
+    }
+    Err(CompileError::Vni {
+        port: id.0.clone(),
+        vni: vni.0,
+    })
+}
+
+fn ipv4(id: &PortId, subnet: IpNet) -> Result<Ipv4Net, CompileError> {
+    match subnet {
+        IpNet::V4(subnet) => Ok(subnet),
+        IpNet::V6(_) => Err(CompileError::Subnet {
+            port: id.0.clone(),
+            subnet,
+        }),
+    }
 }
 
 /// A port's service address, if it may be one: link-local (RFC 3927), and not the

@@ -1,14 +1,14 @@
 //! Entries that say what is allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 use ocs_dataplane_shared::layout::{
-    self, Identity, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RuleKey,
+    self, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RULE_OPEN, RULE_TRACKED, RuleKey,
 };
 
-use super::{CompileError, Entries, Identities, Numbers, Prefixes};
+use super::open::{Open, TCP, UDP};
+use super::{CompileError, Entries, Numbers, Prefixes};
 use crate::model::{Direction, GroupId, Peer, Policy, Rule, Traffic, Vni};
 
 /// All IPv4 prefixes that rules of a network's ports name. Prefixes of IPv6 match no
@@ -32,36 +32,43 @@ pub(super) fn prefixes(policy: &Policy) -> Prefixes {
     found
 }
 
-/// The narrowest prefix that covers an address.
-pub(super) fn narrowest(
-    prefixes: Option<&BTreeSet<Ipv4Net>>,
-    address: Ipv4Addr,
-) -> Option<Ipv4Net> {
-    let prefixes = prefixes?;
-    (0..=32u8)
+/// The narrowest network that covers a prefix, of those that there are.
+pub(super) fn narrowest(is_there: impl Fn(&Ipv4Net) -> bool, prefix: Ipv4Net) -> Option<Ipv4Net> {
+    (0..=prefix.prefix_len())
         .rev()
-        .filter_map(|length| Ipv4Net::new(address, length).ok())
+        .filter_map(|length| Ipv4Net::new(prefix.network(), length).ok())
         .map(|net| net.trunc())
-        .find(|net| prefixes.contains(net))
+        .find(is_there)
 }
 
-/// Adds the entries of all policies in use.
+/// Adds the entries of all policies that hold for a port here.
 pub(super) fn add(
     entries: &mut Entries,
     policy: &Policy,
     prefixes: &Prefixes,
-    identities: &Identities,
     numbers: &Numbers,
 ) -> Result<(), CompileError> {
-    let peers = Peers::new(prefixes, identities, numbers);
+    let peers = Peers::new(policy, prefixes, numbers);
+    let held: BTreeSet<(Vni, &BTreeSet<GroupId>)> = policy
+        .ports
+        .values()
+        .map(|port| (port.vni, &port.groups))
+        .collect();
     for ((vni, groups), number) in numbers.sets() {
-        for group in groups {
-            let rules = policy.groups.get(group).into_iter().flat_map(|g| &g.rules);
-            for rule in rules {
-                let matches = matches(group, &rule.traffic)?;
-                for peer in peers.of(*vni, rule) {
-                    add_rule(entries, number, *peer, rule.direction, &matches)?;
-                }
+        if !held.contains(&(*vni, groups)) {
+            continue;
+        }
+        let rules = || {
+            let known = groups
+                .iter()
+                .filter_map(|id| Some((id, policy.groups.get(id)?)));
+            known.flat_map(|(id, group)| group.rules.iter().map(move |rule| (id, rule)))
+        };
+        let open = Open::of(rules().map(|(_, rule)| rule));
+        for (group, rule) in rules() {
+            let matches = matches(group, &rule.traffic)?;
+            for peer in peers.of(*vni, rule) {
+                add_rule(entries, number, *peer, rule.direction, &matches, &open)?;
             }
         }
     }
@@ -75,28 +82,42 @@ struct Peers {
 }
 
 impl Peers {
-    fn new(prefixes: &Prefixes, identities: &Identities, numbers: &Numbers) -> Self {
-        let used: BTreeSet<u32> = identities
-            .values()
-            .flat_map(|Identity { set, atom }| [*set, *atom])
-            .collect();
+    fn new(policy: &Policy, prefixes: &Prefixes, numbers: &Numbers) -> Self {
+        // Networks that see each network's ports: itself and its peers.
+        let mut seen_by: BTreeMap<Vni, BTreeSet<Vni>> = BTreeMap::new();
+        for vni in super::own_networks(policy) {
+            seen_by.entry(vni).or_default().insert(vni);
+            let network = policy.networks.get(&vni);
+            for peer in network
+                .into_iter()
+                .flat_map(|network| network.peers.values())
+            {
+                seen_by.entry(*peer).or_default().insert(vni);
+            }
+        }
         let mut by_group = BTreeMap::<_, Vec<u32>>::new();
         for ((vni, groups), number) in numbers.sets() {
-            for group in groups {
-                by_group
-                    .entry((*vni, group.clone()))
-                    .or_default()
-                    .push(number);
+            for seer in seen_by.get(vni).into_iter().flatten() {
+                for group in groups {
+                    by_group
+                        .entry((*seer, group.clone()))
+                        .or_default()
+                        .push(number);
+                }
             }
         }
         let mut by_prefix = BTreeMap::<_, Vec<u32>>::new();
         for ((vni, atom), number) in numbers.atoms() {
-            if !used.contains(&number) {
-                continue;
-            }
-            for prefix in prefixes.get(vni).into_iter().flatten() {
-                if prefix.contains(atom) {
-                    by_prefix.entry((*vni, *prefix)).or_default().push(number);
+            let named = prefixes.get(vni);
+            let mut covering = *atom;
+            while let Some(prefix) = narrowest(
+                |net| named.is_some_and(|named| named.contains(net)),
+                covering,
+            ) {
+                by_prefix.entry((*vni, prefix)).or_default().push(number);
+                match prefix.supernet() {
+                    Some(wider) => covering = wider,
+                    None => break,
                 }
             }
         }
@@ -129,21 +150,41 @@ fn add_rule(
     peer: u32,
     direction: Direction,
     matches: &[Match],
+    open: &Open,
 ) -> Result<(), CompileError> {
-    for Match {
-        protocol,
-        port,
-        bits,
-    } in matches
-    {
+    let way = layout::Direction::from(direction) as u8;
+    let mut put = |protocol, port: u16, bits, value| {
         let key = RuleKey {
             policy,
             peer,
-            direction: layout::Direction::from(direction) as u8,
-            protocol: *protocol,
+            direction: way,
+            protocol,
             port: port.to_be(),
         };
-        entries.rules.insert((key, *bits));
+        entries.rules.insert((key, bits), value);
+    };
+    for one in matches {
+        let Match {
+            protocol,
+            port,
+            bits,
+        } = *one;
+        if bits == RULE_BITS_ANY {
+            put(0, 0, bits, RULE_TRACKED);
+            for protocol in [TCP, UDP] {
+                if open.covers(direction, protocol, 0, u16::MAX) {
+                    put(protocol, 0, RULE_BITS_PROTOCOL, RULE_OPEN);
+                }
+            }
+            continue;
+        }
+        let (first, last) = one.span();
+        let value = if open.covers(direction, protocol, first, last) {
+            RULE_OPEN
+        } else {
+            RULE_TRACKED
+        };
+        put(protocol, port, bits, value);
     }
     super::check_size("RULES", entries.rules.len(), MAX_RULES)
 }
@@ -154,6 +195,16 @@ impl From<Direction> for layout::Direction {
             Direction::Ingress => Self::Ingress,
             Direction::Egress => Self::Egress,
         }
+    }
+}
+
+impl Match {
+    /// The ports that it stands for.
+    fn span(&self) -> (u16, u16) {
+        let free = RULE_BITS.saturating_sub(self.bits.max(RULE_BITS_PROTOCOL));
+        let size = (1u32 << free) - 1;
+        let last = u32::from(self.port) | size;
+        (self.port, u16::try_from(last).unwrap_or(u16::MAX))
     }
 }
 
@@ -225,7 +276,7 @@ fn icmp_prefixes(protocol: u8, kind: Option<u8>, code: Option<u8>) -> Vec<Match>
 }
 
 /// The fewest prefixes that make up `from..=to`: at most 30.
-fn port_prefixes(from: u16, to: u16) -> impl Iterator<Item = (u16, u32)> {
+pub(super) fn port_prefixes(from: u16, to: u16) -> impl Iterator<Item = (u16, u32)> {
     let end = u32::from(to) + 1;
     let mut start = u32::from(from);
     std::iter::from_fn(move || {

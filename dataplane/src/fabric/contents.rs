@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ocs_dataplane_shared::layout::{ATOM, Endpoint, EndpointKey, Identity, RuleKey, Service, Tap};
-
+use ocs_dataplane_shared::layout::{
+    ATOM, AclClassKey, AclRuleKey, Endpoint, EndpointKey, ForwarderKey, Identity, Place, PrefixKey,
+    Route, RuleKey, Service, Tap,
+};
 use ocs_dataplane_shared::limit::Limits;
 
 use super::error::FabricError;
-use crate::compiler::Entries;
+use crate::compiler::{Entries, Prefixed};
 
 /// What the maps hold. Each change is made to the maps first, so this is never ahead of
 /// them.
@@ -24,171 +26,136 @@ impl Entries {
         [
             ("TAPS", self.taps.len()),
             ("ENDPOINTS", self.endpoints.len()),
+            ("FORWARDERS", self.forwarders.len()),
             ("SERVICES", self.services.len()),
+            ("PUBLICS", self.publics.len()),
             ("RULES", self.rules.len()),
+            ("PLACES", self.places.len()),
+            ("ROUTES", self.routes.len()),
+            ("ACL_CLASSES", self.acl_classes.len()),
+            ("ACL_RULES", self.acl_rules.len()),
             ("DEVICES", self.devices.len()),
+            ("NATS", self.nats.len()),
             ("LIMITS", self.limits.len()),
         ]
         .map(|(name, size)| (name.to_owned(), size))
         .into()
     }
 
+    /// Hosts that have an endpoint, by underlay address.
+    pub(super) fn hosts(&self) -> BTreeSet<u32> {
+        let hosts = self.endpoints.values().map(|endpoint| endpoint.host);
+        hosts.filter(|host| *host != 0).collect()
+    }
+
     /// Numbers that some address is judged by.
     pub(super) fn numbers(&self) -> BTreeSet<u32> {
         let taps = self.taps.values().map(|tap| tap.identity);
         let endpoints = self.endpoints.values().map(|endpoint| endpoint.identity);
+        let places = self.places.values().map(|place| Identity {
+            set: 0,
+            atom: place.atom,
+        });
         taps.chain(endpoints)
+            .chain(places)
             .flat_map(|Identity { set, atom }| [set, atom])
-            .filter(|number| *number != 0)
             .collect()
     }
 }
 
-/// Maps that can be written, element by element.
-pub(super) trait Tables {
-    /// Writes or deletes an element of `TAPS`.
-    fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError>;
-    /// Writes or deletes an element of `ENDPOINTS`.
-    fn put_endpoint(
-        &mut self,
-        key: EndpointKey,
-        endpoint: Option<Endpoint>,
-    ) -> Result<(), FabricError>;
-    /// Writes or deletes an element of `SERVICES`.
-    fn put_service(&mut self, address: u32, service: Option<Service>) -> Result<(), FabricError>;
-    /// Adds a rule.
-    fn add_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
-    /// Removes a rule.
-    fn remove_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError>;
-    /// Gives a slot an empty flow table, counters of zero and full credits.
-    fn make_table(&mut self, slot: u32) -> Result<(), FabricError>;
-    /// Takes a slot's flow table away.
-    fn remove_table(&mut self, slot: u32) -> Result<(), FabricError>;
-    /// Sets how fast a slot may be; what it has spent stays.
-    fn put_limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError>;
-    /// Sets or clears a slot's interface; in the taps' namespace.
-    fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError>;
+/// An element of a map, to be written, or with `None` or `false` deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Tap(u32, Option<Tap>),
+    Endpoint(EndpointKey, Option<Endpoint>),
+    Forwarder(ForwarderKey, Option<u32>),
+    Service(u32, Option<Service>),
+    Public(u32, Option<EndpointKey>),
+    Rule(Prefixed<RuleKey>, Option<u32>),
+    Place(Prefixed<PrefixKey>, Option<Place>),
+    Route(Prefixed<PrefixKey>, Option<Route>),
+    AclClass(Prefixed<AclClassKey>, Option<u32>),
+    AclRule(Prefixed<AclRuleKey>, Option<u32>),
+    /// A slot's interface; in the taps' namespace.
+    Device(u32, Option<u32>),
+    /// A slot's flow table, empty, counters of zero and full credits.
+    Table(u32, bool),
+    /// How fast a slot may be; what it has spent stays.
+    Limits(u32, Option<Limits>),
+    /// A NAT gateway's table, empty, and counters of zero.
+    Nat(u32, bool),
 }
 
-/// A change of the maps, and how many elements were written.
-pub(super) struct Writer<'a> {
-    contents: &'a mut Contents,
-    maps: &'a mut dyn Tables,
-    pub(super) writes: usize,
+/// Maps that can be written, element by element.
+pub(super) trait Tables {
+    /// Makes a change. On an error it has not been made.
+    fn make(&mut self, change: &Change) -> Result<(), FabricError>;
 }
 
 impl Contents {
     /// The highest number in use, without its [`ATOM`] bit.
     pub(super) fn highest_number(&self) -> u32 {
-        let rules = self
-            .entries
-            .rules
-            .iter()
-            .flat_map(|(rule, _)| [rule.policy, rule.peer]);
-        self.entries
+        let entries = &self.entries;
+        let rules = entries.rules.keys();
+        entries
             .numbers()
             .into_iter()
-            .chain(rules)
+            .chain(rules.flat_map(|(rule, _)| [rule.policy, rule.peer]))
+            .chain(entries.routes.keys().map(|(key, _)| key.scope))
+            .chain(entries.acl_classes.keys().map(|(key, _)| key.acl))
+            .chain(entries.acl_rules.keys().map(|(key, _)| key.acl))
             .map(|number| number & !ATOM)
             .max()
             .unwrap_or(0)
     }
 
-    pub(super) fn writer<'a>(&'a mut self, maps: &'a mut dyn Tables) -> Writer<'a> {
-        Writer {
-            contents: self,
-            maps,
-            writes: 0,
+    /// Notes a change; gives the one that undoes it.
+    pub(super) fn note(&mut self, change: Change) -> Change {
+        let entries = &mut self.entries;
+        match change {
+            Change::Tap(key, value) => Change::Tap(key, put(&mut entries.taps, key, value)),
+            Change::Endpoint(key, value) => {
+                Change::Endpoint(key, put(&mut entries.endpoints, key, value))
+            }
+            Change::Forwarder(key, value) => {
+                Change::Forwarder(key, put(&mut entries.forwarders, key, value))
+            }
+            Change::Service(key, value) => {
+                Change::Service(key, put(&mut entries.services, key, value))
+            }
+            Change::Public(key, value) => {
+                Change::Public(key, put(&mut entries.publics, key, value))
+            }
+            Change::Rule(key, value) => Change::Rule(key, put(&mut entries.rules, key, value)),
+            Change::Place(key, value) => Change::Place(key, put(&mut entries.places, key, value)),
+            Change::Route(key, value) => Change::Route(key, put(&mut entries.routes, key, value)),
+            Change::AclClass(key, value) => {
+                Change::AclClass(key, put(&mut entries.acl_classes, key, value))
+            }
+            Change::AclRule(key, value) => {
+                Change::AclRule(key, put(&mut entries.acl_rules, key, value))
+            }
+            Change::Device(key, value) => {
+                Change::Device(key, put(&mut entries.devices, key, value))
+            }
+            Change::Limits(key, value) => Change::Limits(key, put(&mut entries.limits, key, value)),
+            Change::Table(slot, there) => Change::Table(slot, set(&mut self.tables, slot, there)),
+            Change::Nat(slot, there) => Change::Nat(slot, set(&mut entries.nats, slot, there)),
         }
     }
 }
 
-impl Writer<'_> {
-    /// What the maps hold by now.
-    pub(super) fn entries(&self) -> &Entries {
-        &self.contents.entries
-    }
-
-    /// Slots that have a flow table by now.
-    pub(super) fn tables(&self) -> &BTreeSet<u32> {
-        &self.contents.tables
-    }
-
-    pub(super) fn tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
-        self.maps.put_tap(ifindex, tap)?;
-        self.writes += 1;
-        put(&mut self.contents.entries.taps, ifindex, tap);
-        Ok(())
-    }
-
-    pub(super) fn endpoint(
-        &mut self,
-        key: EndpointKey,
-        endpoint: Option<Endpoint>,
-    ) -> Result<(), FabricError> {
-        self.maps.put_endpoint(key, endpoint)?;
-        self.writes += 1;
-        put(&mut self.contents.entries.endpoints, key, endpoint);
-        Ok(())
-    }
-
-    pub(super) fn service(
-        &mut self,
-        address: u32,
-        service: Option<Service>,
-    ) -> Result<(), FabricError> {
-        self.maps.put_service(address, service)?;
-        self.writes += 1;
-        put(&mut self.contents.entries.services, address, service);
-        Ok(())
-    }
-
-    pub(super) fn add_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError> {
-        self.maps.add_rule(rule)?;
-        self.writes += 1;
-        self.contents.entries.rules.insert(rule);
-        Ok(())
-    }
-
-    pub(super) fn remove_rule(&mut self, rule: (RuleKey, u32)) -> Result<(), FabricError> {
-        self.maps.remove_rule(rule)?;
-        self.writes += 1;
-        self.contents.entries.rules.remove(&rule);
-        Ok(())
-    }
-
-    pub(super) fn make_table(&mut self, slot: u32) -> Result<(), FabricError> {
-        self.maps.make_table(slot)?;
-        self.writes += 1;
-        self.contents.tables.insert(slot);
-        Ok(())
-    }
-
-    pub(super) fn remove_table(&mut self, slot: u32) -> Result<(), FabricError> {
-        self.maps.remove_table(slot)?;
-        self.writes += 1;
-        self.contents.tables.remove(&slot);
-        Ok(())
-    }
-
-    pub(super) fn limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError> {
-        self.maps.put_limits(slot, limits)?;
-        self.writes += 1;
-        put(&mut self.contents.entries.limits, slot, limits);
-        Ok(())
-    }
-
-    pub(super) fn device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
-        self.maps.put_device(slot, ifindex)?;
-        self.writes += 1;
-        put(&mut self.contents.entries.devices, slot, ifindex);
-        Ok(())
-    }
-}
-
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) -> Option<V> {
     match value {
         Some(value) => map.insert(key, value),
         None => map.remove(&key),
-    };
+    }
+}
+
+fn set(slots: &mut BTreeSet<u32>, slot: u32, there: bool) -> bool {
+    if there {
+        !slots.insert(slot)
+    } else {
+        slots.remove(&slot)
+    }
 }

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ocs_dataplane_shared::layout::{
-    ATOM, Direction as Way, Endpoint, EndpointKey, Reason, RuleKey,
+    ATOM, Direction as Way, Endpoint, EndpointKey, ROUTE_NETWORK, ROUTE_NEXT_HOP, ROUTE_OUTSIDE,
+    Reason, RuleKey, UPLINK_SLOT,
 };
 use ocs_dataplane_shared::{Action, guest};
 
@@ -50,7 +51,7 @@ pub struct Explanation {
 /// One thing that decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// `mapping`, `egress` or `ingress`.
+    /// `route`, `mapping`, `acl`, `egress` or `ingress`.
     pub stage: &'static str,
     /// What was found.
     pub found: String,
@@ -78,7 +79,7 @@ pub(super) fn explain(
         .ok_or_else(|| FabricError::UnknownPort { port: id.0.clone() })?;
     let view = View::new(maps, now);
     let mut frame = frame(port, packet);
-    let action = guest::receive(frame.as_mut_slice(), &view, port.ifindex);
+    let action = guest::receive(&mut frame, &view, port.ifindex);
     let (seen, reason) = view.end()?;
     let passes = matches!(action, Action::Redirect { .. });
     let story = Story {
@@ -107,7 +108,10 @@ struct Story<'a> {
 
 impl Story<'_> {
     fn steps(&self) -> Vec<Step> {
-        let mut steps = vec![self.mapping()];
+        let mut steps = Vec::new();
+        steps.extend(self.route());
+        steps.push(self.mapping());
+        steps.extend(self.acls());
         let Some(receiver) = self.receiver() else {
             return steps;
         };
@@ -116,6 +120,50 @@ impl Story<'_> {
             steps.push(self.side(Way::Ingress, receiver, self.port, self.packet.source));
         }
         steps
+    }
+
+    /// What the subnet's route table said, where it was asked.
+    fn route(&self) -> Option<Step> {
+        let (key, route) = self.seen.iter().find_map(|seen| match seen {
+            Seen::Route(key, route) => Some((key, route)),
+            _ => None,
+        })?;
+        let name = self.port.table.as_ref().map_or("unnamed", |id| &id.0);
+        let hop = |address: u32| Ipv4Addr::from(address.to_ne_bytes());
+        let way = match route {
+            None => "no route leads there".to_owned(),
+            Some(route) => match route.kind {
+                ROUTE_NETWORK => format!("to network {}", route.vni),
+                ROUTE_NEXT_HOP => format!("by {}", hop(route.address)),
+                ROUTE_OUTSIDE => "out of the host".to_owned(),
+                _ => "nowhere (blackhole)".to_owned(),
+            },
+        };
+        Some(Step {
+            stage: "route",
+            found: format!("table {name} ({}): {way}", key.scope),
+        })
+    }
+
+    /// What network ACLs said, where they were asked.
+    fn acls(&self) -> Vec<Step> {
+        let asked = self.seen.iter().filter_map(|seen| match seen {
+            Seen::Acl(direction, allowed) => Some((direction, allowed)),
+            _ => None,
+        });
+        asked
+            .map(|(direction, allowed)| Step {
+                stage: "acl",
+                found: format!(
+                    "{} subnet: {}",
+                    match direction {
+                        Way::Egress => "the sender's",
+                        Way::Ingress => "the receiver's",
+                    },
+                    if *allowed { "passes" } else { "denied" },
+                ),
+            })
+            .collect()
     }
 
     fn mapping(&self) -> Step {
@@ -156,6 +204,9 @@ impl Story<'_> {
     }
 
     fn name_of(&self, slot: u32) -> &str {
+        if slot == UPLINK_SLOT {
+            return "on another host";
+        }
         self.names.slots.port(slot).map_or("unnamed", |id| &id.0)
     }
 

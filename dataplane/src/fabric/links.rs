@@ -7,6 +7,7 @@ use std::path::Path;
 use ocs_dataplane_shared::layout::{METADATA, SVC0_MAC, SVC1_MAC};
 
 use super::error::{FabricError, system};
+use super::uplink::OUT0;
 use super::{netns, rtnl};
 use crate::compiler::NEXT_HOP;
 
@@ -65,15 +66,19 @@ fn make_pair(svc: BorrowedFd<'_>) -> Result<(), FabricError> {
     rtnl::move_to(rtnl::index_of(SVC1)?, svc.as_raw_fd())
 }
 
-/// Removes the pair, which would otherwise live until the kernel gets round to the
+/// Removes the pairs, which would otherwise live until the kernel gets round to the
 /// namespace.
 pub(super) fn remove(taps_netns: &Path) -> Result<(), FabricError> {
     let Some(taps) = netns::find(taps_netns)? else {
         return Ok(());
     };
-    netns::within(taps.as_fd(), || match rtnl::find(SVC0)? {
-        Some(svc0) => rtnl::remove(svc0),
-        None => Ok(()),
+    netns::within(taps.as_fd(), || {
+        for name in [SVC0, OUT0] {
+            if let Some(end) = rtnl::find(name)? {
+                rtnl::remove(end)?;
+            }
+        }
+        Ok(())
     })
 }
 
@@ -93,7 +98,7 @@ struct EthtoolValue {
 const ETHTOOL_STXCSUM: u32 = 0x17;
 
 /// Makes the stack write whole checksums: XDP does not see that one is missing.
-fn turn_off_tx_checksums(name: &str) -> Result<(), FabricError> {
+pub(super) fn turn_off_tx_checksums(name: &str) -> Result<(), FabricError> {
     let mut value = EthtoolValue {
         command: ETHTOOL_STXCSUM,
         data: 0,

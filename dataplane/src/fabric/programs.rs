@@ -10,7 +10,7 @@ use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{ProgramError, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::Run;
@@ -39,6 +39,9 @@ pub(super) struct Programs {
 
 const PORT: &str = "port";
 const SVC: &str = "svc";
+const UPLINK: &str = "uplink";
+const OUTSIDE: &str = "outside";
+const TRANSLATE: &str = "translate";
 const PASS: &str = "pass";
 const CLOCK: &str = "clock";
 
@@ -46,7 +49,7 @@ impl Programs {
     /// Gives an object's programs to the kernel.
     pub(super) fn new(object: Ebpf) -> Result<Self, FabricError> {
         let mut programs = Self { object };
-        for name in [PORT, SVC, PASS, CLOCK] {
+        for name in [PORT, TRANSLATE, SVC, UPLINK, OUTSIDE, PASS, CLOCK] {
             programs.get_mut(name)?.load().map_err(failed(name))?;
         }
         Ok(programs)
@@ -79,17 +82,55 @@ impl Programs {
 
     /// Attaches to a tap of the thread's namespace.
     pub(super) fn attach_port(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        attach(self.get_mut(PORT)?, PORT, &pins.port_link(ifindex), ifindex)
+        let pin = pins.port_link(ifindex);
+        attach(self.get_mut(PORT)?, PORT, &pin, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to `svc0`.
     pub(super) fn attach_svc(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        attach(self.get_mut(SVC)?, SVC, &pins.link(links::SVC0), ifindex)
+        let pin = pins.link(links::SVC0);
+        attach(self.get_mut(SVC)?, SVC, &pin, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to `svc1`.
     pub(super) fn attach_pass(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        attach(self.get_mut(PASS)?, PASS, &pins.link(links::SVC1), ifindex)
+        let pin = pins.link(links::SVC1);
+        attach(self.get_mut(PASS)?, PASS, &pin, ifindex, XdpMode::Driver)
+    }
+
+    /// Attaches to the uplink, an interface of the thread's namespace. A driver without
+    /// XDP is served by the kernel's own, slower.
+    pub(super) fn attach_uplink(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        let pin = pins.link(UPLINK);
+        let program = self.get_mut(UPLINK)?;
+        if let Err(error) = attach(program, UPLINK, &pin, ifindex, XdpMode::Driver) {
+            tracing::warn!(%error, ifindex, "no XDP in the uplink's driver; generic XDP");
+            attach(program, UPLINK, &pin, ifindex, XdpMode::Skb)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches to the taps' end of the pair to the host's network.
+    pub(super) fn attach_outside(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        let pin = pins.link(OUTSIDE);
+        attach(
+            self.get_mut(OUTSIDE)?,
+            OUTSIDE,
+            &pin,
+            ifindex,
+            XdpMode::Driver,
+        )
+    }
+
+    /// Attaches to the host's end of it.
+    pub(super) fn attach_outer(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
+        let pin = pins.link("outer");
+        attach(self.get_mut(PASS)?, PASS, &pin, ifindex, XdpMode::Driver)
+    }
+
+    /// The program that translates for NAT gateways.
+    pub(super) fn translate(&self) -> Result<&ProgramFd, FabricError> {
+        self.get(TRANSLATE)?.fd().map_err(failed(TRANSLATE))
     }
 
     /// Jiffies since boot.
@@ -122,6 +163,11 @@ impl Programs {
     pub(super) fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
         run(self.get(SVC)?, SVC, frame, None, 1, None)
     }
+
+    /// See [`super::Fabric::run_uplink`].
+    pub(super) fn run_uplink(&self, frame: &[u8]) -> Result<Run, FabricError> {
+        run(self.get(UPLINK)?, UPLINK, frame, None, 1, None)
+    }
 }
 
 fn failed(name: &'static str) -> impl FnOnce(ProgramError) -> FabricError {
@@ -145,6 +191,7 @@ fn attach(
     name: &'static str,
     pin: &Path,
     ifindex: u32,
+    mode: XdpMode,
 ) -> Result<(), FabricError> {
     if pin.exists() {
         if update(program, name, pin)? {
@@ -153,7 +200,7 @@ fn attach(
         fs::remove_file(pin).map_err(file("remove", pin))?;
     }
     let id = program
-        .attach_to_if_index(ifindex, XdpMode::Driver)
+        .attach_to_if_index(ifindex, mode)
         .map_err(failed(name))?;
     let link = program.take_link(id).map_err(failed(name))?;
     FdLink::try_from(link)
@@ -277,9 +324,13 @@ mod tests {
         let bytes = object::bytes().expect("an object; make it with `cargo xtask build`");
         let object = Ebpf::load(bytes).expect("the kernel takes the maps");
         let programs = Programs::new(object).expect("the kernel takes the programs");
+        let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
-            (PORT, 150_000, 30_000),
+            (PORT, 300_000, 45_000),
             (SVC, 5_000, 5_000),
+            (UPLINK, 250_000, 60_000),
+            (OUTSIDE, 100_000, 40_000),
+            (TRANSLATE, 150_000, 10_000),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {
@@ -291,8 +342,8 @@ mod tests {
             let verified = info.verified_instruction_count().expect("Linux 5.16");
             let bytes = info.size_jitted();
             println!("{name}: {verified} instructions verified, {bytes} bytes");
-            assert!(verified <= verified_limit, "{name}: {verified} verified");
-            assert!(bytes <= bytes_limit, "{name}: {bytes} bytes");
+            over.extend((verified > verified_limit || bytes > bytes_limit).then_some(name));
         }
+        assert!(over.is_empty(), "{over:?}");
     }
 }

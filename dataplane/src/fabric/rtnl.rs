@@ -6,8 +6,10 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::error::{FabricError, system};
@@ -66,7 +68,8 @@ fn list() -> Result<BTreeMap<u32, String>, FabricError> {
 /// Interfaces of the taps' namespace that are taps.
 pub(super) fn taps() -> Result<BTreeMap<u32, String>, FabricError> {
     let mut found = list()?;
-    found.retain(|_, name| name != "lo" && name != super::links::SVC0);
+    let own = ["lo", super::links::SVC0, super::uplink::OUT0];
+    found.retain(|_, name| !own.contains(&name.as_str()));
     Ok(found)
 }
 
@@ -150,4 +153,144 @@ pub(super) fn set_addresses(
             handle.route().add(route).replace().execute().await
         },
     )
+}
+
+/// What there is to know of an interface.
+pub(super) struct Link {
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub mtu: u32,
+}
+
+/// An interface by its name.
+pub(super) fn link(name: &str) -> Result<Link, FabricError> {
+    let ifindex = index_of(name)?;
+    let what = format!("look at interface {name}");
+    run(&what, |handle| async move {
+        let mut links = handle.link().get().match_index(ifindex).execute();
+        let mut link = Link {
+            ifindex,
+            mac: [0; 6],
+            mtu: 0,
+        };
+        while let Some(message) = links.try_next().await? {
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::Address(address) => {
+                        if let Ok(mac) = address.try_into() {
+                            link.mac = mac;
+                        }
+                    }
+                    LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                    _ => {}
+                }
+            }
+        }
+        Ok(link)
+    })
+}
+
+/// IPv4 neighbours of an interface whose Ethernet addresses are known.
+pub(super) fn neighbours(ifindex: u32) -> Result<BTreeMap<Ipv4Addr, [u8; 6]>, FabricError> {
+    run("list neighbours", |handle| async move {
+        let mut neighbours = handle.neighbours().get().execute();
+        let mut found = BTreeMap::new();
+        while let Some(message) = neighbours.try_next().await? {
+            if message.header.ifindex != ifindex || message.header.state == NeighbourState::Failed {
+                continue;
+            }
+            let (mut address, mut mac) = (None, None);
+            for attribute in message.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(is)) => {
+                        address = Some(is);
+                    }
+                    NeighbourAttribute::LinkLayerAddress(is) => mac = is.try_into().ok(),
+                    _ => {}
+                }
+            }
+            if let (Some(address), Some(mac)) = (address, mac) {
+                found.insert(address, mac);
+            }
+        }
+        Ok(found)
+    })
+}
+
+/// `NDA_FLAGS_EXT` and `NTF_EXT_MANAGED` of linux/neighbour.h.
+const NDA_FLAGS_EXT: u16 = 15;
+const NTF_EXT_MANAGED: u32 = 1;
+
+/// Lets the kernel find a neighbour's Ethernet address, and keep it up to date
+/// (Linux 5.16).
+pub(super) fn manage_neighbour(ifindex: u32, address: Ipv4Addr) -> Result<(), FabricError> {
+    run(&format!("find neighbour {address}"), |handle| async move {
+        let mut request = handle
+            .neighbours()
+            .add(ifindex, address.into())
+            .state(NeighbourState::None)
+            .replace();
+        let flags = DefaultNla::new(NDA_FLAGS_EXT, NTF_EXT_MANAGED.to_ne_bytes().to_vec());
+        request
+            .message_mut()
+            .attributes
+            .push(NeighbourAttribute::Other(flags));
+        request.execute().await
+    })
+}
+
+/// IPv4 routes of the main table by an interface.
+fn routes(ifindex: u32) -> Result<Vec<(Ipv4Addr, u8, Option<Ipv4Addr>)>, FabricError> {
+    run("list routes", |handle| async move {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = handle.route().get(message).execute();
+        let mut found = Vec::new();
+        while let Some(route) = routes.try_next().await? {
+            let (mut to, mut by, mut gateway) = (Ipv4Addr::UNSPECIFIED, None, None);
+            for attribute in route.attributes {
+                match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(is)) => to = is,
+                    RouteAttribute::Oif(is) => by = Some(is),
+                    RouteAttribute::Gateway(RouteAddress::Inet(is)) => gateway = Some(is),
+                    _ => {}
+                }
+            }
+            if by == Some(ifindex) && route.header.table == RouteHeader::RT_TABLE_MAIN {
+                found.push((to, route.header.destination_prefix_length, gateway));
+            }
+        }
+        Ok(found)
+    })
+}
+
+/// The gateway to an address by an interface; `None`: it is on the link, or not reached.
+pub(super) fn gateway_to(ifindex: u32, address: Ipv4Addr) -> Result<Option<Ipv4Addr>, FabricError> {
+    let covers = |to: Ipv4Addr, length: u8| {
+        ipnet::Ipv4Net::new(to, length).is_ok_and(|net| net.contains(&address))
+    };
+    let best = routes(ifindex)?
+        .into_iter()
+        .filter(|(to, length, _)| covers(*to, *length))
+        .max_by_key(|(_, length, _)| *length);
+    Ok(best.and_then(|(_, _, gateway)| gateway))
+}
+
+/// The gateway of an interface's default route.
+pub(super) fn default_gateway(ifindex: u32) -> Result<Option<Ipv4Addr>, FabricError> {
+    let routes = routes(ifindex)?;
+    Ok(routes
+        .into_iter()
+        .find_map(|(_, length, gateway)| gateway.filter(|_| length == 0)))
+}
+
+/// Adds a route to addresses that are on an interface's link.
+pub(super) fn add_link_route(ifindex: u32, prefix: ipnet::Ipv4Net) -> Result<(), FabricError> {
+    run(&format!("route {prefix}"), |handle| async move {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(prefix.network(), prefix.prefix_len())
+            .output_interface(ifindex)
+            .scope(RouteScope::Link)
+            .build();
+        handle.route().add(route).replace().execute().await
+    })
 }

@@ -8,235 +8,319 @@
 //! 1. ports that go, go; ports that change who they are become nobody: rules match nobody,
 //!    while what is tracked goes on
 //! 2. rules that go, go
-//! 3. rules that come, come
-//! 4. flow tables and interfaces of new slots, and how fast each slot may be
+//! 3. rules, route tables and ACLs that come, come
+//! 4. flow tables and interfaces of new slots, and how fast each slot may be; then what networks see of addresses, by
+//!    atoms whose rules are all there
 //! 5. ports that changed are somebody again; then new ports
-//! 6. what old slots held goes
+//! 6. what old slots, tables and ACLs held goes
 //!
 //! Where a single port changes, to a set that is new or from one that nobody else has, its
 //! one step is the whole of the change: new rules speak of nobody before it and old ones
 //! of nobody after it. Then it never becomes nobody, and old rules go last.
+//!
+//! In a prefix tree longer prefixes come first and go last, so that an address meets its
+//! old entry or its new one and nothing between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ocs_dataplane_shared::layout::{Endpoint, EndpointKey, Identity, MAX_RULES, RuleKey, Tap};
+use ocs_dataplane_shared::layout::{Identity, MAX_RULES, UPLINK_SLOT};
 
-use super::contents::{Contents, Tables, Writer};
+use super::contents::{Change, Contents, Tables};
 use super::error::FabricError;
-use crate::compiler::{Entries, check_size};
+use crate::compiler::{Entries, Prefixed, check_size};
 
 #[cfg(test)]
 mod tests;
-
-type Rule = (RuleKey, u32);
 
 /// Makes the maps hold `target`; how many elements were written. On an error they hold
 /// what they held.
 pub(super) fn switch(
     contents: &mut Contents,
     maps: &mut dyn Tables,
-    target: Entries,
-) -> Result<usize, FabricError> {
-    let before = contents.entries.clone();
-    match try_switch(contents, maps, &target) {
-        Ok(writes) => Ok(writes),
-        Err(error) => {
-            if let Err(second) = try_switch(contents, maps, &before) {
-                tracing::error!(%second, "maps could not be put back; the next policy will");
-            }
-            Err(error)
-        }
-    }
-}
-
-fn try_switch(
-    contents: &mut Contents,
-    maps: &mut dyn Tables,
     target: &Entries,
 ) -> Result<usize, FabricError> {
-    let plan = Plan::new(&contents.entries, target);
-    if plan.one_step {
-        let peak = contents.entries.rules.len() + plan.rules_come.len();
-        check_size("RULES", peak, MAX_RULES)?;
-    }
-    let mut writer = contents.writer(maps);
-    remove_ports(&mut writer, target)?;
-    if !plan.one_step {
-        blank_ports(&mut writer, target)?;
-        remove_rules(&mut writer, &plan.rules_go)?;
-    }
-    for rule in &plan.rules_come {
-        writer.add_rule(*rule)?;
-    }
-    make_slots(&mut writer, target)?;
-    for new in [false, true] {
-        write_ports(&mut writer, target, new)?;
-    }
-    if plan.one_step {
-        remove_rules(&mut writer, &plan.rules_go)?;
-    }
-    release_slots(&mut writer, target)?;
-    Ok(writer.writes)
-}
-
-struct Plan {
-    rules_go: Vec<Rule>,
-    rules_come: Vec<Rule>,
-    one_step: bool,
-}
-
-impl Plan {
-    fn new(now: &Entries, target: &Entries) -> Self {
-        let rules_go: Vec<Rule> = now.rules.difference(&target.rules).copied().collect();
-        let rules_come: Vec<Rule> = target.rules.difference(&now.rules).copied().collect();
-        let numbers_now = now.numbers();
-        let numbers_then = target.numbers();
-        let one_step = changed_slots(now, target).len() <= 1
-            && speak_of_nobody(&rules_come, &numbers_now)
-            && speak_of_nobody(&rules_go, &numbers_then);
-        Self {
-            rules_go,
-            rules_come,
-            one_step,
+    let changes = plan(contents, target)?;
+    let writes = changes.len();
+    let mut undone = Vec::new();
+    for change in changes {
+        if let Err(error) = maps.make(&change) {
+            put_back(contents, maps, undone);
+            return Err(error);
         }
+        undone.push(contents.note(change));
+    }
+    Ok(writes)
+}
+
+/// Makes the maps hold what they held before these changes, in as safe an order.
+fn put_back(contents: &mut Contents, maps: &mut dyn Tables, undone: Vec<Change>) {
+    let mut before = contents.clone();
+    for change in undone.into_iter().rev() {
+        before.note(change);
+    }
+    let back = plan(contents, &before.entries).and_then(|changes| {
+        changes.into_iter().try_for_each(|change| {
+            maps.make(&change)?;
+            contents.note(change);
+            Ok(())
+        })
+    });
+    if let Err(error) = back {
+        tracing::error!(%error, "maps could not be put back; the next policy will");
     }
 }
 
-/// Whether each rule has a side that no port is.
-fn speak_of_nobody(rules: &[Rule], numbers: &BTreeSet<u32>) -> bool {
+/// The changes, in order.
+fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricError> {
+    let now = &contents.entries;
+    let rules = Diff::of(&now.rules, &target.rules);
+    let places = Diff::of(&now.places, &target.places);
+    let one_step = places.is_empty()
+        && changed_ports(now, target).len() <= 1
+        && speak_of_nobody(&rules.come, now)
+        && speak_of_nobody(&rules.go, target);
+    if one_step {
+        check_size("RULES", now.rules.len() + rules.come.len(), MAX_RULES)?;
+    }
+    let mut changes = Vec::new();
+    remove_ports(&mut changes, now, target);
+    if !one_step {
+        blank_ports(&mut changes, now, target);
+        rules.goes(&mut changes, Change::Rule);
+    }
+    rules.comes(&mut changes, Change::Rule);
+    let routes = Diff::of(&now.routes, &target.routes);
+    let acl_rules = Diff::of(&now.acl_rules, &target.acl_rules);
+    let acl_classes = Diff::of(&now.acl_classes, &target.acl_classes);
+    routes.comes(&mut changes, Change::Route);
+    acl_rules.comes(&mut changes, Change::AclRule);
+    acl_classes.comes(&mut changes, Change::AclClass);
+    make_slots(&mut changes, contents, target);
+    places.comes(&mut changes, Change::Place);
+    // Those that became nobody are no longer as `now` has them, and different all the same.
+    for new in [false, true] {
+        write_ports(&mut changes, now, target, new);
+    }
+    if one_step {
+        rules.goes(&mut changes, Change::Rule);
+    }
+    places.goes(&mut changes, Change::Place);
+    routes.goes(&mut changes, Change::Route);
+    acl_classes.goes(&mut changes, Change::AclClass);
+    acl_rules.goes(&mut changes, Change::AclRule);
+    release_slots(&mut changes, contents, target);
+    Ok(changes)
+}
+
+/// How a prefix tree differs.
+struct Diff<Key, Value> {
+    /// New or changed, longest first.
+    come: Vec<(Prefixed<Key>, Value)>,
+    /// Gone, shortest first.
+    go: Vec<(Prefixed<Key>, Value)>,
+}
+
+impl<Key: Ord + Copy, Value: PartialEq + Copy> Diff<Key, Value> {
+    fn of(now: &BTreeMap<Prefixed<Key>, Value>, then: &BTreeMap<Prefixed<Key>, Value>) -> Self {
+        let mut come: Vec<_> = then
+            .iter()
+            .map(|(key, value)| (*key, *value))
+            .filter(|(key, value)| now.get(key) != Some(value))
+            .collect();
+        let mut go: Vec<_> = now
+            .iter()
+            .map(|(key, value)| (*key, *value))
+            .filter(|(key, _)| !then.contains_key(key))
+            .collect();
+        come.sort_by_key(|((_, bits), _)| std::cmp::Reverse(*bits));
+        go.sort_by_key(|((_, bits), _)| *bits);
+        Self { come, go }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.come.is_empty() && self.go.is_empty()
+    }
+
+    fn comes(
+        &self,
+        changes: &mut Vec<Change>,
+        change: impl Fn(Prefixed<Key>, Option<Value>) -> Change,
+    ) {
+        let made = self
+            .come
+            .iter()
+            .map(|(key, value)| change(*key, Some(*value)));
+        changes.extend(made);
+    }
+
+    fn goes(
+        &self,
+        changes: &mut Vec<Change>,
+        change: impl Fn(Prefixed<Key>, Option<Value>) -> Change,
+    ) {
+        changes.extend(self.go.iter().map(|(key, _)| change(*key, None)));
+    }
+}
+
+/// Whether each rule has a side that no port, and no address, is.
+fn speak_of_nobody(
+    rules: &[(Prefixed<ocs_dataplane_shared::layout::RuleKey>, u32)],
+    entries: &Entries,
+) -> bool {
+    if rules.is_empty() {
+        return true;
+    }
+    let numbers = entries.numbers();
     rules
         .iter()
-        .all(|(rule, _)| !numbers.contains(&rule.policy) || !numbers.contains(&rule.peer))
+        .all(|((rule, _), _)| !numbers.contains(&rule.policy) || !numbers.contains(&rule.peer))
 }
 
-/// Slots of ports that stay and are judged otherwise.
-fn changed_slots(now: &Entries, target: &Entries) -> BTreeSet<u32> {
+/// Ports that stay and are judged otherwise: by slot, those on other hosts by Ethernet
+/// address.
+fn changed_ports(now: &Entries, target: &Entries) -> BTreeSet<(u32, [u8; 6])> {
     let taps = now.taps.iter().filter_map(|(ifindex, tap)| {
         let then = target.taps.get(ifindex)?;
-        (then.slot == tap.slot && then != tap).then_some(tap.slot)
+        (then.slot == tap.slot && then != tap).then_some((tap.slot, [0; 6]))
     });
     let endpoints = now.endpoints.iter().filter_map(|(key, endpoint)| {
         let then = target.endpoints.get(key)?;
-        (then.slot == endpoint.slot && then != endpoint).then_some(endpoint.slot)
+        let mac = match endpoint.slot {
+            UPLINK_SLOT => endpoint.mac,
+            _ => [0; 6],
+        };
+        (then.slot == endpoint.slot && then != endpoint).then_some((endpoint.slot, mac))
     });
     taps.chain(endpoints).collect()
 }
 
 /// Removes elements that are not wanted, or belong to another slot.
-fn remove_ports(writer: &mut Writer<'_>, target: &Entries) -> Result<(), FabricError> {
-    let now = writer.entries().clone();
+fn remove_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries) {
     for (ifindex, tap) in &now.taps {
         if target.taps.get(ifindex).map(|then| then.slot) != Some(tap.slot) {
-            writer.tap(*ifindex, None)?;
+            changes.push(Change::Tap(*ifindex, None));
         }
     }
     for (key, endpoint) in &now.endpoints {
         if target.endpoints.get(key).map(|then| then.slot) != Some(endpoint.slot) {
-            writer.endpoint(*key, None)?;
+            changes.push(Change::Endpoint(*key, None));
         }
     }
     for (address, service) in &now.services {
         if target.services.get(address) != Some(service) {
-            writer.service(*address, None)?;
+            changes.push(Change::Service(*address, None));
         }
     }
-    Ok(())
+    for (address, key) in &now.publics {
+        if target.publics.get(address) != Some(key) {
+            changes.push(Change::Public(*address, None));
+        }
+    }
+    for (key, address) in &now.forwarders {
+        if target.forwarders.get(key) != Some(address) {
+            changes.push(Change::Forwarder(*key, None));
+        }
+    }
 }
 
 /// Makes nobody of ports that will be judged otherwise.
-fn blank_ports(writer: &mut Writer<'_>, target: &Entries) -> Result<(), FabricError> {
-    let now = writer.entries().clone();
-    for (ifindex, tap) in now.taps {
-        if target.taps.get(&ifindex).map(|then| then.identity) != Some(tap.identity) {
-            let nobody = Tap {
-                identity: Identity::default(),
-                ..tap
-            };
-            writer.tap(ifindex, Some(nobody))?;
+fn blank_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries) {
+    for (ifindex, tap) in &now.taps {
+        let Some(then) = target.taps.get(ifindex) else {
+            continue;
+        };
+        if then.slot == tap.slot && then.identity != tap.identity {
+            let mut nobody = *tap;
+            nobody.identity = Identity::default();
+            changes.push(Change::Tap(*ifindex, Some(nobody)));
         }
     }
-    for (key, endpoint) in now.endpoints {
-        if target.endpoints.get(&key).map(|then| then.identity) != Some(endpoint.identity) {
-            let nobody = Endpoint {
-                identity: Identity::default(),
-                ..endpoint
-            };
-            writer.endpoint(key, Some(nobody))?;
+    for (key, endpoint) in &now.endpoints {
+        let Some(then) = target.endpoints.get(key) else {
+            continue;
+        };
+        if then.slot == endpoint.slot && then.identity != endpoint.identity {
+            let mut nobody = *endpoint;
+            nobody.identity = Identity::default();
+            changes.push(Change::Endpoint(*key, Some(nobody)));
         }
     }
-    Ok(())
-}
-
-fn remove_rules(writer: &mut Writer<'_>, rules: &[Rule]) -> Result<(), FabricError> {
-    rules.iter().try_for_each(|rule| writer.remove_rule(*rule))
 }
 
 /// Gives new slots their flow tables and interfaces.
-fn make_slots(writer: &mut Writer<'_>, target: &Entries) -> Result<(), FabricError> {
+fn make_slots(changes: &mut Vec<Change>, contents: &Contents, target: &Entries) {
     for (slot, ifindex) in &target.devices {
-        if !writer.tables().contains(slot) {
-            writer.make_table(*slot)?;
+        if !contents.tables.contains(slot) {
+            changes.push(Change::Table(*slot, true));
         }
         let limits = target.limits.get(slot).copied();
-        if writer.entries().limits.get(slot).copied() != limits {
-            writer.limits(*slot, limits)?;
+        if contents.entries.limits.get(slot).copied() != limits {
+            changes.push(Change::Limits(*slot, limits));
         }
-        if writer.entries().devices.get(slot) != Some(ifindex) {
-            writer.device(*slot, Some(*ifindex))?;
+        if contents.entries.devices.get(slot) != Some(ifindex) {
+            changes.push(Change::Device(*slot, Some(*ifindex)));
         }
     }
-    Ok(())
+    for slot in target.nats.difference(&contents.entries.nats) {
+        changes.push(Change::Nat(*slot, true));
+    }
 }
 
 /// Writes elements that differ: those that are there, or those that are not. Where a port
-/// receives comes before where it sends.
-fn write_ports(writer: &mut Writer<'_>, target: &Entries, new: bool) -> Result<(), FabricError> {
-    let is_due = |there: bool| there != new;
-    let endpoints: Vec<(EndpointKey, Endpoint)> = target
-        .endpoints
-        .iter()
-        .filter(|(key, endpoint)| {
-            let now = writer.entries().endpoints.get(key);
-            is_due(now.is_some()) && now != Some(endpoint)
-        })
-        .map(|(key, endpoint)| (*key, *endpoint))
-        .collect();
-    for (key, endpoint) in endpoints {
-        writer.endpoint(key, Some(endpoint))?;
+/// receives comes before where it sends. What is there under another slot has been removed
+/// before.
+fn write_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries, new: bool) {
+    for (key, endpoint) in &target.endpoints {
+        let there = now.endpoints.get(key);
+        let stays = there.is_some_and(|there| there.slot == endpoint.slot);
+        if stays != new && there != Some(endpoint) {
+            changes.push(Change::Endpoint(*key, Some(*endpoint)));
+        }
     }
-    for (address, service) in &target.services {
-        let now = writer.entries().services.get(address);
-        if is_due(now.is_some()) && now != Some(service) {
-            writer.service(*address, Some(*service))?;
+    if new {
+        for (address, service) in &target.services {
+            if now.services.get(address) != Some(service) {
+                changes.push(Change::Service(*address, Some(*service)));
+            }
+        }
+        for (key, address) in &target.forwarders {
+            if now.forwarders.get(key) != Some(address) {
+                changes.push(Change::Forwarder(*key, Some(*address)));
+            }
+        }
+        for (address, key) in &target.publics {
+            if now.publics.get(address) != Some(key) {
+                changes.push(Change::Public(*address, Some(*key)));
+            }
         }
     }
     for (ifindex, tap) in &target.taps {
-        let now = writer.entries().taps.get(ifindex);
-        if is_due(now.is_some()) && now != Some(tap) {
-            writer.tap(*ifindex, Some(*tap))?;
+        let there = now.taps.get(ifindex);
+        let stays = there.is_some_and(|there| there.slot == tap.slot);
+        if stays != new && there != Some(tap) {
+            changes.push(Change::Tap(*ifindex, Some(*tap)));
         }
     }
-    Ok(())
 }
 
-/// Takes flow tables and interfaces from slots that no port has.
-fn release_slots(writer: &mut Writer<'_>, target: &Entries) -> Result<(), FabricError> {
-    let devices: Vec<u32> = writer.entries().devices.keys().copied().collect();
-    for slot in devices {
-        if !target.devices.contains_key(&slot) {
-            writer.device(slot, None)?;
+/// Takes tables and interfaces from slots that no port has.
+fn release_slots(changes: &mut Vec<Change>, contents: &Contents, target: &Entries) {
+    for slot in contents.entries.devices.keys() {
+        if !target.devices.contains_key(slot) {
+            changes.push(Change::Device(*slot, None));
         }
     }
-    for slot in writer.tables().clone() {
-        if !target.devices.contains_key(&slot) {
-            writer.remove_table(slot)?;
+    for slot in &contents.tables {
+        if !target.devices.contains_key(slot) {
+            changes.push(Change::Table(*slot, false));
         }
     }
-    let limited: Vec<u32> = writer.entries().limits.keys().copied().collect();
-    for slot in limited {
-        if !target.devices.contains_key(&slot) {
-            writer.limits(slot, None)?;
+    for slot in contents.entries.limits.keys() {
+        if !target.devices.contains_key(slot) {
+            changes.push(Change::Limits(*slot, None));
         }
     }
-    Ok(())
+    for slot in contents.entries.nats.difference(&target.nats) {
+        changes.push(Change::Nat(*slot, false));
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use ocs_dataplane::model::{Direction, GroupId, Peer, Policy, Port, PortId, Rule, Traffic};
+use ocs_dataplane::model::{
+    Acl, AclEntry, AclId, Direction, GroupId, Mac, Network, Peer, Policy, Port, PortId, Remote,
+    RouteTable, Rule, TableId, Target, Traffic, Vni,
+};
 use ocs_dataplane::reference::Question;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -66,23 +69,151 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// A policy whose ports have these interfaces.
+/// A host beyond the uplink, and what it has.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 50);
+/// Addresses that no port here has: nobody's, another host's, outside.
+const ELSEWHERE: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(10, 0, 0, 99),
+    REMOTE,
+    Ipv4Addr::new(203, 0, 113, 7),
+];
+
+fn target() -> impl Strategy<Value = Target> {
+    let hops = ADDRESSES.map(Ipv4Addr::from).into_iter().chain([REMOTE]);
+    prop_oneof![
+        3 => Just(Target::Local),
+        1 => Just(Target::Blackhole),
+        2 => Just(Target::Outside),
+        2 => proptest::sample::select(hops.collect::<Vec<_>>())
+            .prop_map(|hop| Target::NextHop(hop.into())),
+        1 => Just(Target::Peer(Vni(6))),
+    ]
+}
+
+fn route_table() -> impl Strategy<Value = RouteTable> {
+    let prefixes = [
+        "0.0.0.0/0",
+        "10.0.0.0/16",
+        "10.0.1.0/24",
+        "10.0.0.0/24",
+        "10.0.1.10/32",
+    ];
+    let prefix = proptest::sample::select(prefixes.to_vec());
+    vec((prefix, target()), 0..5).prop_map(|routes| RouteTable {
+        routes: routes
+            .into_iter()
+            .map(|(prefix, target)| (prefix.parse().expect("a prefix"), target))
+            .collect(),
+    })
+}
+
+fn acl() -> impl Strategy<Value = Acl> {
+    let entry = (any::<bool>(), 1..20u32, traffic(), peer(), any::<bool>());
+    vec(entry, 0..6).prop_map(|entries| {
+        let entries = entries
+            .into_iter()
+            .filter_map(|(out, number, traffic, peer, allow)| {
+                let Peer::Cidr(cidr) = peer else { return None };
+                let direction = if out {
+                    Direction::Egress
+                } else {
+                    Direction::Ingress
+                };
+                let entry = AclEntry {
+                    traffic,
+                    cidr,
+                    allow,
+                };
+                Some(((direction, number), entry))
+            });
+        Acl {
+            entries: entries.collect(),
+        }
+    })
+}
+
+/// What a port has besides groups.
+#[derive(Clone, Debug)]
+struct Extra {
+    table: Option<usize>,
+    acl: Option<usize>,
+    check: bool,
+    public: bool,
+}
+
+fn extra() -> impl Strategy<Value = Extra> {
+    use proptest::option::weighted;
+    let check = proptest::bool::weighted(0.7);
+    (
+        weighted(0.7, 0..3usize),
+        weighted(0.5, 0..3usize),
+        check,
+        any::<bool>(),
+    )
+        .prop_map(|(table, acl, check, public)| Extra {
+            table,
+            acl,
+            check,
+            public,
+        })
+}
+
+/// A policy whose ports have these interfaces: two networks of the same addresses that are
+/// peered all the same, so that a route leads into the other.
 pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
-    let members = vec(subsequence(GROUPS.to_vec(), 0..=3), PORTS);
+    let members = vec(subsequence(GROUPS.to_vec(), 0..=3), PORTS + 1);
     let rules = vec(vec(rule(), 0..6), GROUPS.len());
-    (members, rules).prop_map(move |(members, rules)| {
-        let ports = members.iter().enumerate().map(|(index, groups)| {
-            let vni = if index < 3 { 5 } else { 6 };
-            let last = u8::try_from(index).expect("few ports") + 1;
-            port(
-                ifindexes[index],
-                vni,
-                ADDRESSES[index % 3],
-                groups,
-                [169, 254, 1, last],
-            )
-        });
-        policy(ports.collect::<Vec<_>>(), GROUPS.into_iter().zip(rules))
+    let around = (
+        vec(route_table(), 3),
+        vec(acl(), 3),
+        vec(extra(), PORTS + 1),
+    );
+    (members, rules, around).prop_map(move |(members, rules, (tables, acls, extras))| {
+        let ports = members
+            .iter()
+            .take(PORTS)
+            .enumerate()
+            .map(|(index, groups)| {
+                let vni = if index < 3 { 5 } else { 6 };
+                let last = u8::try_from(index).expect("few ports") + 1;
+                let (id, mut port) = port(
+                    ifindexes[index],
+                    vni,
+                    ADDRESSES[index % 3],
+                    groups,
+                    [169, 254, 1, last],
+                );
+                let extra = &extras[index];
+                port.table = extra.table.map(|table| TableId(table.to_string()));
+                port.acl = extra.acl.map(|acl| AclId(acl.to_string()));
+                port.source_dest_check = extra.check;
+                if extra.public {
+                    let own = Ipv4Addr::from(ADDRESSES[index % 3]);
+                    port.publics.insert(own, Ipv4Addr::new(198, 51, 100, last));
+                }
+                (id, port)
+            });
+        let mut policy = policy(ports.collect::<Vec<_>>(), GROUPS.into_iter().zip(rules));
+        let named = |index: usize| index.to_string();
+        policy.tables = (0..).map(named).map(TableId).zip(tables).collect();
+        policy.acls = (0..).map(named).map(AclId).zip(acls).collect();
+        for (vni, peer) in [(Vni(5), Vni(6)), (Vni(6), Vni(5))] {
+            let network = Network {
+                cidrs: ["10.0.0.0/16".parse().expect("a prefix")].into(),
+                peers: [("172.20.0.0/16".parse().expect("a prefix"), peer)].into(),
+            };
+            policy.networks.insert(vni, network);
+        }
+        let groups = members[PORTS].iter().map(|name| GroupId((*name).into()));
+        let remote = Remote {
+            host: HOST,
+            mac: Mac([2, 9, 9, 9, 9, 9]),
+            groups: groups.collect(),
+            forwards: !extras[PORTS].check,
+        };
+        policy.remotes.insert((Vni(5), REMOTE.into()), remote);
+        policy
     })
 }
 
@@ -91,22 +222,24 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
 pub struct Asked {
     from: Index,
     to: Option<Index>,
+    else_to: Ipv4Addr,
     pub question: Question,
 }
 
 pub fn questions() -> impl Strategy<Value = Asked> {
-    let to = proptest::option::weighted(0.95, any::<Index>());
+    let to = proptest::option::weighted(0.8, any::<Index>());
     (
         any::<Index>(),
-        to,
+        (to, proptest::sample::select(ELSEWHERE.to_vec())),
         protocol(),
         port_number(),
         0..12u8,
         0..3u8,
     )
-        .prop_map(|(from, to, protocol, port, kind, code)| Asked {
+        .prop_map(|(from, (to, else_to), protocol, port, kind, code)| Asked {
             from,
             to,
+            else_to,
             question: Question {
                 protocol,
                 port: match protocol {
@@ -127,7 +260,7 @@ impl Asked {
         let from = super::policy::end(sender, nonce);
         let to_ip = match &self.to {
             Some(to) => super::policy::end(to.get(&ports).1, 0).ip,
-            None => Ipv4Addr::new(10, 0, 0, 99),
+            None => self.else_to,
         };
         let to = End {
             mac: ocs_dataplane::shared::layout::ROUTER_MAC,

@@ -189,3 +189,8 @@ pub fn source(frame: &[u8]) -> Ipv4Addr {
 pub fn destination(frame: &[u8]) -> Ipv4Addr {
     Ipv4Addr::new(frame[30], frame[31], frame[32], frame[33])
 }
+
+/// The sum over an IPv4 header with its checksum: 0 if that is right.
+pub fn header_sum(packet: &[u8]) -> u16 {
+    checksum(&packet[..usize::from(packet[0] & 0x0f) * 4])
+}

@@ -8,19 +8,15 @@ use ocs_dataplane::fabric::Counters;
 use ocs_dataplane::model::Policy;
 use ocs_dataplane::shared::flow::Bucket;
 use ocs_dataplane::shared::layout::{
-    Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, Reason, RuleKey, Service, Tap,
-    Timeouts,
+    AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey,
+    Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
 use ocs_dataplane::shared::limit::{Limit, Meter, Meters};
 use ocs_dataplane::shared::log::LogKey;
-use ocs_dataplane::shared::{Action, Maps, guest, responder};
+use ocs_dataplane::shared::{Action, Maps, guest, responder, uplink};
 
-pub const TIMEOUTS: Timeouts = Timeouts {
-    hz: 100,
-    tcp_established: 43_200_000,
-    udp: 3_000,
-    udp_stream: 18_000,
-};
+/// Jiffies of a second.
+pub const HZ: u32 = 100;
 
 /// What a host would hold for a policy.
 pub struct Memory {
@@ -28,7 +24,10 @@ pub struct Memory {
     slots: Slots,
     numbers: Numbers,
     tables: BTreeMap<u32, Vec<Bucket>>,
+    nats: BTreeMap<u32, Vec<Bucket>>,
     meters: BTreeMap<u32, Meters>,
+    pub hosts: BTreeMap<u32, Host>,
+    pub uplinks: BTreeMap<u32, Uplink>,
     counters: RefCell<BTreeMap<u32, Counters>>,
     logs: RefCell<BTreeMap<u32, Log>>,
     hz: u32,
@@ -40,19 +39,22 @@ pub type Log = BTreeMap<LogKey, (u64, u64)>;
 
 impl Memory {
     pub fn new(policy: &Policy) -> Self {
-        Self::with_hz(policy, TIMEOUTS.hz)
+        Self::with_hz(policy, HZ)
     }
 
     /// On a host whose jiffies run at `hz`.
     pub fn with_hz(policy: &Policy, hz: u32) -> Self {
         let mut memory = Self {
-            hz,
             logs: RefCell::default(),
             entries: Entries::default(),
             slots: Slots::default(),
             numbers: Numbers::after(0),
             tables: BTreeMap::new(),
+            nats: BTreeMap::new(),
             meters: BTreeMap::new(),
+            hz,
+            hosts: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
             counters: RefCell::default(),
             now: 1_000_000,
         };
@@ -61,21 +63,15 @@ impl Memory {
     }
 
     pub fn apply(&mut self, policy: &Policy) {
-        let timeouts = Timeouts {
-            hz: self.hz,
-            ..TIMEOUTS
-        };
-        self.entries = compile(policy, &mut self.numbers, &mut self.slots, timeouts)
+        self.entries = compile(policy, &mut self.numbers, &mut self.slots, self.hz)
             .unwrap_or_else(|error| panic!("{error}"));
         let slots: BTreeSet<u32> = self.entries.devices.keys().copied().collect();
-        self.tables.retain(|slot, _| slots.contains(slot));
         self.meters.retain(|slot, _| slots.contains(slot));
-        for slot in slots {
-            self.meters.entry(slot).or_default();
-            self.tables
-                .entry(slot)
-                .or_insert_with(|| (0..FLOW_BUCKETS).map(|_| Bucket::default()).collect());
+        for slot in &slots {
+            self.meters.entry(*slot).or_default();
         }
+        keep(&mut self.tables, &slots, FLOW_BUCKETS);
+        keep(&mut self.nats, &self.entries.nats, NAT_BUCKETS);
     }
 
     pub fn entries(&self) -> &Entries {
@@ -83,13 +79,27 @@ impl Memory {
     }
 
     /// What the `port` program does; with whom it counts a redirection.
-    pub fn run_port(&self, ifindex: u32, frame: &mut [u8]) -> Action {
-        self.carry_out(guest::receive(frame, self, ifindex))
+    pub fn run_port(&self, ifindex: u32, frame: &mut Vec<u8>) -> Action {
+        let mut action = guest::receive(frame, self, ifindex);
+        if action == Action::Translate {
+            action = guest::translate(frame, self, ifindex);
+        }
+        self.carry_out(action)
     }
 
     /// What the `svc` program does.
-    pub fn run_svc(&self, frame: &mut [u8]) -> Action {
+    pub fn run_svc(&self, frame: &mut Vec<u8>) -> Action {
         self.carry_out(responder::receive(frame, self))
+    }
+
+    /// What the `uplink` program does.
+    pub fn run_uplink(&self, frame: &mut Vec<u8>) -> Action {
+        self.carry_out(uplink::receive(frame, self))
+    }
+
+    /// What the `outside` program does.
+    pub fn run_outside(&self, frame: &mut Vec<u8>) -> Action {
+        self.carry_out(uplink::receive_outside(frame, self))
     }
 
     fn carry_out(&self, action: Action) -> Action {
@@ -102,7 +112,11 @@ impl Memory {
 
     /// Counters of the slot of an interface.
     pub fn counters_of(&self, ifindex: u32) -> Counters {
-        let slot = self.entries.taps[&ifindex].slot;
+        self.counters_at(self.entries.taps[&ifindex].slot)
+    }
+
+    /// Counters of a slot.
+    pub fn counters_at(&self, slot: u32) -> Counters {
         self.counters
             .borrow()
             .get(&slot)
@@ -113,11 +127,44 @@ impl Memory {
     /// Live flows of the slot of an interface.
     pub fn flows_of(&self, ifindex: u32) -> usize {
         let slot = self.entries.taps[&ifindex].slot;
-        self.tables[&slot]
-            .iter()
-            .map(|bucket| bucket.live(self.now))
-            .sum()
+        live(&self.tables[&slot], self.now)
     }
+
+    /// Live flows of all NAT gateways.
+    pub fn translated(&self) -> usize {
+        self.nats.values().map(|table| live(table, self.now)).sum()
+    }
+}
+
+fn live(table: &[Bucket], now: u64) -> usize {
+    table.iter().map(|bucket| bucket.live(now)).sum()
+}
+
+/// Keeps tables of these slots, and makes those that are missing.
+fn keep(tables: &mut BTreeMap<u32, Vec<Bucket>>, slots: &BTreeSet<u32>, buckets: usize) {
+    tables.retain(|slot, _| slots.contains(slot));
+    for slot in slots {
+        tables
+            .entry(*slot)
+            .or_insert_with(|| (0..buckets).map(|_| Bucket::default()).collect());
+    }
+}
+
+/// The value of the longest prefix of `key`, both as a prefix tree reads them: byte by byte.
+fn longest<'a, Key: 'a, Value: Copy + 'a>(
+    entries: impl IntoIterator<Item = (&'a (Key, u32), &'a Value)>,
+    key: &Key,
+    bits: impl Fn(&Key) -> u128,
+) -> Option<Value> {
+    let wanted = bits(key);
+    entries
+        .into_iter()
+        .filter(|((prefix, length), _)| {
+            let mask = u128::MAX << (96 - length);
+            (bits(prefix) ^ wanted) & mask == 0
+        })
+        .max_by_key(|((_, length), _)| *length)
+        .map(|(_, value)| *value)
 }
 
 impl Maps for Memory {
@@ -133,12 +180,65 @@ impl Maps for Memory {
         self.entries.services.get(&address)
     }
 
-    fn allows(&self, key: &RuleKey) -> bool {
-        let wanted = bits(key);
-        self.entries.rules.iter().any(|(rule, length)| {
-            let mask = u128::MAX << (96 - length);
-            (bits(rule) ^ wanted) & mask == 0
+    fn forwarder(&self, key: &ForwarderKey) -> Option<Address> {
+        self.entries.forwarders.get(key).copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> u32 {
+        longest(&self.entries.rules, key, |key| {
+            let words = [key.policy.to_ne_bytes(), key.peer.to_ne_bytes()];
+            let [low, high] = key.port.to_ne_bytes();
+            joined(
+                words.as_flattened(),
+                &[key.direction, key.protocol, low, high],
+            )
         })
+        .unwrap_or(0)
+    }
+
+    fn place(&self, key: &PrefixKey) -> Option<Place> {
+        longest(&self.entries.places, key, prefix_bits)
+    }
+
+    fn route(&self, key: &PrefixKey) -> Option<Route> {
+        longest(&self.entries.routes, key, prefix_bits)
+    }
+
+    fn acl_class(&self, key: &AclClassKey) -> Option<u32> {
+        longest(&self.entries.acl_classes, key, |key| {
+            let words = [key.acl.to_ne_bytes(), key.direction.to_ne_bytes()];
+            joined(words.as_flattened(), &key.address.to_ne_bytes())
+        })
+    }
+
+    fn acl_allows(&self, key: &AclRuleKey) -> bool {
+        longest(&self.entries.acl_rules, key, |key| {
+            let words = [key.acl.to_ne_bytes(), key.class.to_ne_bytes()];
+            let [low, high] = key.port.to_ne_bytes();
+            joined(
+                words.as_flattened(),
+                &[key.protocol, key.reserved, low, high],
+            )
+        })
+        .is_some_and(|verdict| verdict != 0)
+    }
+
+    fn public(&self, address: Address) -> Option<EndpointKey> {
+        self.entries.publics.get(&address).copied()
+    }
+
+    fn host(&self, address: Address) -> Option<&Host> {
+        self.hosts.get(&address)
+    }
+
+    fn uplink(&self, slot: u32) -> Option<&Uplink> {
+        self.uplinks.get(&slot)
+    }
+
+    fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        self.nats
+            .get(&slot)?
+            .get(usize::try_from(index).expect("an index"))
     }
 
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
@@ -184,14 +284,11 @@ impl Maps for Memory {
     }
 }
 
-/// A rule's key as a prefix tree reads it: byte by byte.
-fn bits(key: &RuleKey) -> u128 {
-    let mut bytes = Vec::new();
-    bytes.extend_from_slice(&key.policy.to_ne_bytes());
-    bytes.extend_from_slice(&key.peer.to_ne_bytes());
-    bytes.extend_from_slice(&[key.direction, key.protocol]);
-    bytes.extend_from_slice(&key.port.to_ne_bytes());
-    bytes
-        .into_iter()
-        .fold(0, |bits, byte| bits << 8 | u128::from(byte))
+fn prefix_bits(key: &PrefixKey) -> u128 {
+    joined(&key.scope.to_ne_bytes(), &key.address.to_ne_bytes()) << 32
+}
+
+fn joined(front: &[u8], back: &[u8]) -> u128 {
+    let bytes = front.iter().chain(back);
+    bytes.fold(0, |bits, byte| bits << 8 | u128::from(*byte))
 }

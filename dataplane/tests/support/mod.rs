@@ -8,6 +8,7 @@ pub mod memory;
 pub mod policy;
 pub mod responder;
 pub mod stack;
+pub mod underlay;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};

@@ -1,10 +1,10 @@
 //! Policies in few words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Tracking, Traffic, Vni,
 };
 
 use super::frames::End;
@@ -22,7 +22,7 @@ pub fn port(
         ifindex,
         vni: Vni(vni),
         mac: mac_of(vni, address),
-        addresses: BTreeSet::from([IpAddr::V4(address)]),
+        addresses: vec![IpAddr::V4(address)],
         subnet: format!("{address}/24")
             .parse::<ipnet::IpNet>()
             .expect("a prefix")
@@ -30,6 +30,12 @@ pub fn port(
         groups: groups.iter().map(|name| GroupId((*name).into())).collect(),
         service_address: Ipv4Addr::from(service),
         rate: Rate::default(),
+        table: None,
+        acl: None,
+        source_dest_check: true,
+        publics: BTreeMap::new(),
+        tracking: Tracking::default(),
+        mtu: 1500,
     };
     (id, port)
 }
@@ -69,6 +75,7 @@ pub fn policy(
     Policy {
         ports: ports.into_iter().collect(),
         groups,
+        ..Policy::default()
     }
 }
 

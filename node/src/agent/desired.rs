@@ -22,6 +22,12 @@ pub struct Slice {
     pub snapshots: BTreeMap<String, api::VolumeSnapshot>,
     /// Security groups.
     pub security_groups: BTreeMap<String, api::SecurityGroup>,
+    /// VPCs by VNI.
+    pub networks: BTreeMap<u32, api::Network>,
+    /// Endpoints on other nodes, by VNI and address.
+    pub remote_endpoints: BTreeMap<String, api::RemoteEndpoint>,
+    /// NAT gateways.
+    pub nat_gateways: BTreeMap<String, api::NatGateway>,
 }
 
 /// Ids whose desired state a message changed.
@@ -33,8 +39,8 @@ pub struct Changed {
     pub volumes: BTreeSet<String>,
     /// Snapshots.
     pub snapshots: BTreeSet<String>,
-    /// Any security group.
-    pub groups: bool,
+    /// Anything that the packet path is told besides the ENIs of instances.
+    pub network: bool,
 }
 
 impl Changed {
@@ -43,7 +49,7 @@ impl Changed {
         self.instances.extend(other.instances);
         self.volumes.extend(other.volumes);
         self.snapshots.extend(other.snapshots);
-        self.groups |= other.groups;
+        self.network |= other.network;
     }
 }
 
@@ -64,7 +70,7 @@ impl Slice {
             instances: self.instances.keys().cloned().collect(),
             volumes: self.volumes.keys().cloned().collect(),
             snapshots: self.snapshots.keys().cloned().collect(),
-            groups: true,
+            network: true,
         };
         *self = Self::default();
         changed.merge(self.merge(api::Delta {
@@ -73,6 +79,9 @@ impl Slice {
             volumes: snapshot.volumes,
             volume_snapshots: snapshot.volume_snapshots,
             security_groups: snapshot.security_groups,
+            remote_endpoints: snapshot.remote_endpoints,
+            networks: snapshot.networks,
+            nat_gateways: snapshot.nat_gateways,
             ..api::Delta::default()
         }));
         changed
@@ -101,11 +110,31 @@ impl Slice {
             }
         }
         for group in delta.security_groups {
-            changed.groups = true;
+            changed.network = true;
             self.security_groups.insert(group.id.clone(), group);
         }
         for id in delta.security_groups_gone {
-            changed.groups |= self.security_groups.remove(&id).is_some();
+            changed.network |= self.security_groups.remove(&id).is_some();
+        }
+        for network in delta.networks {
+            changed.network = true;
+            self.networks.insert(network.vni, network);
+        }
+        for vni in delta.networks_gone {
+            changed.network |= self.networks.remove(&vni).is_some();
+        }
+        for endpoint in delta.remote_endpoints {
+            changed.network = true;
+            let key = format!("{}/{}", endpoint.vni, endpoint.ip);
+            if endpoint.host.is_empty() {
+                self.remote_endpoints.remove(&key);
+            } else {
+                self.remote_endpoints.insert(key, endpoint);
+            }
+        }
+        for gateway in delta.nat_gateways {
+            changed.network = true;
+            self.nat_gateways.insert(gateway.id.clone(), gateway);
         }
         changed
     }
@@ -161,7 +190,7 @@ mod tests {
             ..api::Delta::default()
         });
         assert_eq!(changed.instances, BTreeSet::from(["i-2".to_owned()]));
-        assert!(!changed.groups);
+        assert!(!changed.network);
 
         // What a snapshot leaves out has changed too: nobody claims it.
         let changed = slice.replace(api::Snapshot {

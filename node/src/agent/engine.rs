@@ -14,6 +14,7 @@ use super::machine::{Body, Machine};
 use super::outbox::Outbox;
 use super::owner::RunDir;
 use super::plan::Step;
+use super::policy::Surroundings;
 use super::snapshots::SnapshotUnit;
 use super::units::Unit;
 use super::volumes::VolumeUnit;
@@ -56,7 +57,7 @@ pub(super) enum Event {
     WakeSnapshot(String),
     Swept(Vec<VolumeStatus>),
     NotSwept(u32),
-    Policy(Result<(), EffectError>),
+    Policy(Result<Vec<api::NatGateway>, EffectError>),
 }
 
 /// The engine's state.
@@ -103,10 +104,7 @@ impl Engine {
         };
         engine.survey_all().await?;
         engine.destroy_strays().await?;
-        engine
-            .machine
-            .board
-            .set_groups(&engine.slice.security_groups);
+        engine.tell_network();
         engine.settle();
         engine.sweep(0);
         engine.reconsider_all();
@@ -213,8 +211,8 @@ impl Engine {
     /// Policy at once; the rest once the slice lasts, lest a restarted node finds
     /// instances that it does not remember being told of.
     async fn act_on(&mut self, changed: Changed) {
-        if changed.groups {
-            self.machine.board.set_groups(&self.slice.security_groups);
+        if changed.network {
+            self.tell_network();
             self.settle();
         }
         let (slice, path) = (self.slice.clone(), self.machine.config.layout.slice());
@@ -274,7 +272,10 @@ impl Engine {
                 self.on_snapshot_done(&desired, absent, result);
             }
             Event::WakeSnapshot(id) => self.reconsider_snapshot(&id),
-            Event::Policy(Ok(())) => self.policy_failures = 0,
+            Event::Policy(Ok(gateways)) => {
+                self.policy_failures = 0;
+                self.report_gateways(&gateways);
+            }
             Event::Policy(Err(error)) => {
                 tracing::error!(%error, "the packet path does not take the policy");
                 self.policy_failures += 1;
@@ -283,17 +284,45 @@ impl Engine {
         }
     }
 
+    /// Tells control of NAT gateways that the packet path has, or no longer has.
+    fn report_gateways(&mut self, gateways: &[api::NatGateway]) {
+        for gateway in gateways {
+            let present = gateway.desired() == api::Desired::Present;
+            let phase = if present {
+                api::Phase::Up
+            } else {
+                api::Phase::Gone
+            };
+            self.outbox
+                .nat_gateway(&gateway.id, gateway.generation, phase);
+            if !present && self.slice.nat_gateways.get(&gateway.id) == Some(gateway) {
+                self.slice.nat_gateways.remove(&gateway.id);
+            }
+        }
+    }
+
+    /// States what the packet path is to know besides the ENIs of instances.
+    fn tell_network(&self) {
+        self.machine.board.set_surroundings(Surroundings {
+            groups: self.slice.security_groups.clone(),
+            networks: self.slice.networks.clone(),
+            remotes: self.slice.remote_endpoints.clone(),
+            nats: self.slice.nat_gateways.clone(),
+        });
+    }
+
     fn settle(&self) {
         self.settle_after(Duration::ZERO);
     }
 
     fn settle_after(&self, delay: Duration) {
         let (machine, events) = (Arc::clone(&self.machine), self.events.clone());
+        let gateways: Vec<_> = self.slice.nat_gateways.values().cloned().collect();
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
             let settled = tokio::task::spawn_blocking(move || machine.board.settle()).await;
             let settled = settled.unwrap_or_else(|e| Err(EffectError::Transient(e.to_string())));
-            let _ = events.send(Event::Policy(settled));
+            let _ = events.send(Event::Policy(settled.map(|()| gateways)));
         });
     }
 }

@@ -14,6 +14,10 @@ pub trait Network: Send + Sync {
     fn apply(&self, policy: &Policy) -> Result<(), EffectError>;
     /// Forgets taps that are gone.
     fn collect_garbage(&self) -> Result<(), EffectError>;
+    /// Learns how the hosts are reached that the policy names; how many are not known.
+    fn refresh(&self) -> Result<usize, EffectError> {
+        Ok(0)
+    }
 }
 
 impl Network for Fabric {
@@ -24,12 +28,20 @@ impl Network for Fabric {
 
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
         Fabric::apply(self, policy).doing("policy")?;
+        // One that fails is tried again soon, and fails no policy.
+        if let Err(error) = self.refresh() {
+            tracing::warn!(%error, "the way to other hosts");
+        }
         Ok(())
     }
 
     fn collect_garbage(&self) -> Result<(), EffectError> {
         Fabric::collect_garbage(self).doing("removing pins of gone taps")?;
         Ok(())
+    }
+
+    fn refresh(&self) -> Result<usize, EffectError> {
+        Fabric::refresh_hosts(self).doing("the way to other hosts")
     }
 }
 
@@ -44,6 +56,10 @@ impl<N: Network + ?Sized> Network for Arc<N> {
 
     fn collect_garbage(&self) -> Result<(), EffectError> {
         (**self).collect_garbage()
+    }
+
+    fn refresh(&self) -> Result<usize, EffectError> {
+        (**self).refresh()
     }
 }
 

@@ -86,6 +86,21 @@ impl Outbox {
         self.put(&mut self.lock(), &id, generation, object);
     }
 
+    /// NAT gateway `id` is so, in answer to desired `generation`.
+    pub fn nat_gateway(&self, id: &str, generation: u64, phase: api::Phase) {
+        let now = api::ObservedNatGateway {
+            id: id.to_owned(),
+            phase: phase.into(),
+            message: String::new(),
+        };
+        self.put(
+            &mut self.lock(),
+            id,
+            generation,
+            api::report::Object::NatGateway(now),
+        );
+    }
+
     /// Everything, for a session's first message; nothing is news after it.
     #[must_use]
     pub fn everything(&self) -> Vec<api::Report> {

@@ -1,8 +1,8 @@
 //! From desired ENIs and security groups to the packet path's policy.
 //!
 //! ```text
-//!  groups (slice) ──┐
-//!  ENIs, taps ──────┴▶ Switchboard ── settle() ──▶ Network::apply(Policy)
+//!  groups, VPCs, other nodes' ENIs (slice) ──┐
+//!  ENIs, taps ───────────────────────────────┴▶ Switchboard ── settle() ──▶ Network::apply(Policy)
 //! ```
 //! Callers change the inputs and then settle; whoever settles first carries the
 //! changes of all who wait, so a burst costs few applications.
@@ -11,12 +11,19 @@ use super::error::EffectError;
 use super::network::Network;
 use ipnet::IpNet;
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
+    AclId, Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, TableId,
+    Tracking, Traffic, Vni,
 };
 use ocs_node_api as api;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[path = "surroundings.rs"]
+mod surroundings;
+
+/// The longest IP packet of a guest, where nothing on its way carries less.
+const MTU: u16 = 1500;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -46,10 +53,23 @@ pub struct Switchboard {
     applied: Mutex<u64>,
 }
 
+/// What the packet path is to know besides the ENIs of instances, by id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Surroundings {
+    /// Security groups.
+    pub groups: BTreeMap<String, api::SecurityGroup>,
+    /// VPCs by VNI.
+    pub networks: BTreeMap<u32, api::Network>,
+    /// Endpoints on other nodes.
+    pub remotes: BTreeMap<String, api::RemoteEndpoint>,
+    /// NAT gateways of this node.
+    pub nats: BTreeMap<String, api::NatGateway>,
+}
+
 #[derive(Clone, Default)]
 struct Inputs {
     version: u64,
-    groups: BTreeMap<String, api::SecurityGroup>,
+    around: Arc<Surroundings>,
     instances: BTreeMap<String, Plugged>,
 }
 
@@ -74,11 +94,11 @@ impl Switchboard {
         self.network.as_ref()
     }
 
-    /// States all security groups.
-    pub fn set_groups(&self, groups: &BTreeMap<String, api::SecurityGroup>) {
+    /// States everything besides the ENIs of instances.
+    pub fn set_surroundings(&self, around: Surroundings) {
         let mut inputs = lock(&self.inputs);
-        if inputs.groups != *groups {
-            inputs.groups.clone_from(groups);
+        if *inputs.around != around {
+            inputs.around = Arc::new(around);
             inputs.version += 1;
         }
     }
@@ -125,6 +145,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What cannot be translated is left out, which denies it, and logged.
 fn translate(inputs: &Inputs) -> Policy {
+    let around = &inputs.around;
     let mut policy = Policy::default();
     for plugged in inputs.instances.values() {
         for eni in &plugged.enis {
@@ -136,6 +157,7 @@ fn translate(inputs: &Inputs) -> Policy {
             }
         }
     }
+    surroundings::add(&mut policy, around);
     let mut wanted: BTreeSet<GroupId> = policy
         .ports
         .values()
@@ -143,7 +165,7 @@ fn translate(inputs: &Inputs) -> Policy {
         .collect();
     let direct: Vec<GroupId> = wanted.iter().cloned().collect();
     for id in direct {
-        let group = inputs.groups.get(&id.0).map(group).unwrap_or_default();
+        let group = around.groups.get(&id.0).map(group).unwrap_or_default();
         wanted.extend(group.rules.iter().filter_map(|rule| match &rule.peer {
             Peer::Group(peer) => Some(peer.clone()),
             Peer::Cidr(_) => None,
@@ -151,18 +173,29 @@ fn translate(inputs: &Inputs) -> Policy {
         policy.groups.insert(id, group);
     }
     for id in wanted {
-        let rules = || inputs.groups.get(&id.0).map(group).unwrap_or_default();
+        let rules = || around.groups.get(&id.0).map(group).unwrap_or_default();
         policy.groups.entry(id.clone()).or_insert_with(rules);
     }
     policy
 }
 
 fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
+    let mut addresses: Vec<IpAddr> = vec![eni.private_ip.parse().ok()?];
+    for secondary in &eni.secondary_private_ips {
+        addresses.push(secondary.parse().ok()?);
+    }
+    let mut publics = BTreeMap::new();
+    for pair in &eni.public_addresses {
+        publics.insert(pair.private_ip.parse().ok()?, pair.public_ip.parse().ok()?);
+    }
+    let tracking = eni.connection_tracking.unwrap_or_default();
+    let default = Tracking::default();
+    let or = |given, default| if given == 0 { default } else { given };
     Some(Port {
         ifindex: *plugged.taps.get(&eni.id)?,
         vni: Vni(eni.vni),
         mac: Mac(ocs_vmm_spec::parse_mac(&eni.mac)?),
-        addresses: BTreeSet::from([eni.private_ip.parse().ok()?]),
+        addresses,
         subnet: eni.subnet_cidr.parse().ok()?,
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
@@ -172,7 +205,24 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
             credit_bytes: plugged.rate.credit_bytes,
             packets_per_s: plugged.rate.packets_per_s,
         },
+        table: named(&eni.route_table).map(TableId),
+        acl: named(&eni.network_acl).map(AclId),
+        source_dest_check: eni.source_dest_check,
+        publics,
+        tracking: Tracking {
+            tcp_established_s: or(tracking.tcp_established_s, default.tcp_established_s),
+            udp_s: or(tracking.udp_s, default.udp_s),
+            udp_stream_s: or(tracking.udp_stream_s, default.udp_stream_s),
+        },
+        mtu: match eni.mtu {
+            0 => MTU,
+            mtu => u16::try_from(mtu).ok()?.min(MTU),
+        },
     })
+}
+
+fn named(id: &str) -> Option<String> {
+    (!id.is_empty()).then(|| id.to_owned())
 }
 
 fn group(desired: &api::SecurityGroup) -> Group {
@@ -202,18 +252,17 @@ fn rule(desired: &api::Rule) -> Option<Rule> {
     };
     Some(Rule {
         direction,
-        traffic: traffic(desired)?,
+        traffic: traffic(desired.protocol, desired.from_port, desired.to_port)?,
         peer,
     })
 }
 
 /// EC2's `IpPermission`: protocol -1 is everything; -1 for an ICMP type or code is any.
-fn traffic(desired: &api::Rule) -> Option<Traffic> {
-    if desired.protocol == -1 {
+fn traffic(protocol: i32, from: i32, to: i32) -> Option<Traffic> {
+    if protocol == -1 {
         return Some(Traffic::All);
     }
-    let protocol = u8::try_from(desired.protocol).ok()?;
-    let (from, to) = (desired.from_port, desired.to_port);
+    let protocol = u8::try_from(protocol).ok()?;
     match protocol {
         TCP | UDP if (from, to) == (-1, -1) => Some(Traffic::Protocol(protocol)),
         TCP | UDP => {

@@ -7,6 +7,7 @@ use ocs_node_api as api;
 use ocs_node_api::node_gateway_client::NodeGatewayClient;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -44,8 +45,21 @@ pub struct Session {
     pub vcpus: u32,
     /// Schedulable.
     pub memory_mib: u64,
+    /// How we are reached.
+    pub reach: Reach,
     /// Where consoles lie.
     pub layout: Layout,
+}
+
+/// How a host is reached, and reaches others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach {
+    /// Our address on the underlay, where there is one.
+    pub underlay: Option<Ipv4Addr>,
+    /// The longest IP packet that our guests may send.
+    pub guest_mtu: u32,
+    /// Public addresses are answered for.
+    pub outside: bool,
 }
 
 impl Session {
@@ -137,7 +151,13 @@ impl Session {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             observed: outbox.everything(),
-            ..api::Hello::default()
+            underlay_address: self
+                .reach
+                .underlay
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            guest_mtu: self.reach.guest_mtu,
+            outside: self.reach.outside,
         }
     }
 

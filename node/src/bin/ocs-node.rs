@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use ocs_dataplane::fabric::{Fabric, FabricConfig};
+use ocs_dataplane::fabric::{Fabric, FabricConfig, UplinkConfig};
 use ocs_node::agent::blocks::{Blocks, Perhaps, Storaged};
 use ocs_node::agent::cgroup::Cgroups;
 use ocs_node::agent::cleanup::cleanup;
@@ -16,10 +16,11 @@ use ocs_node::agent::machine::Machine;
 use ocs_node::agent::network::{Frozen, Network};
 use ocs_node::agent::outbox::Outbox;
 use ocs_node::agent::policy::Switchboard;
-use ocs_node::agent::session::Session;
+use ocs_node::agent::session::{Reach, Session};
 use ocs_node::agent::vmm::OcsVmm;
 use ocs_node::agent::{capacity, netns, privilege, process};
 use std::io::IsTerminal;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,12 @@ use tokio::sync::mpsc;
 
 /// Words of control that wait for the engine.
 const WORDS: usize = 64;
+/// The longest IP packet of a guest where nothing on its way carries less.
+const GUEST_MTU: u32 = 1500;
+/// Bytes that VXLAN adds to a guest's IP packet.
+const TUNNEL_BYTES: u32 = 50;
+/// How often we look whether hosts are still reached as they were.
+const REFRESH: Duration = Duration::from_secs(1);
 
 /// Makes what control desires of this host true.
 #[derive(Parser)]
@@ -94,9 +101,59 @@ struct Serve {
     /// Log every network interface's flows.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     flow_logs: bool,
+    #[command(flatten)]
+    reach: Reaching,
     /// Made, with our pid, once what runs has been adopted.
     #[arg(long)]
     ready_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Reaching {
+    /// The interface that leads to other hosts.
+    #[arg(long, requires = "underlay_ip")]
+    uplink: Option<String>,
+    /// Our address on it.
+    #[arg(long, requires = "uplink")]
+    underlay_ip: Option<Ipv4Addr>,
+    /// It leads to the outside, too: public addresses are answered for there.
+    #[arg(long, requires = "uplink", conflicts_with = "outside")]
+    uplink_outside: bool,
+    /// An interface to make into the host's network, as whose outside that serves.
+    #[arg(long)]
+    outside: Option<String>,
+    /// Public addresses that the host's network finds there.
+    #[arg(long, requires = "outside", value_delimiter = ',')]
+    public_cidrs: Vec<ipnet::Ipv4Net>,
+}
+
+impl Reaching {
+    /// Attaches the packet path to what leads out of the host.
+    fn attach(&self, fabric: &Fabric) -> anyhow::Result<Reach> {
+        let mut reach = Reach {
+            underlay: None,
+            guest_mtu: GUEST_MTU,
+            outside: self.uplink_outside || self.outside.is_some(),
+        };
+        if let (Some(interface), Some(address)) = (&self.uplink, self.underlay_ip) {
+            let config = UplinkConfig {
+                interface: interface.clone(),
+                address,
+                outside: self.uplink_outside,
+            };
+            let mtu = fabric
+                .set_uplink(config)
+                .with_context(|| format!("--uplink {interface}"))?;
+            reach.underlay = Some(address);
+            reach.guest_mtu = mtu.saturating_sub(TUNNEL_BYTES).min(GUEST_MTU);
+        }
+        if let Some(name) = &self.outside {
+            fabric
+                .set_outside_pair(name, &self.public_cidrs)
+                .with_context(|| format!("--outside {name}"))?;
+        }
+        Ok(reach)
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -116,7 +173,11 @@ fn main() -> anyhow::Result<()> {
     };
     // Before the runtime: the packet path's loader has one of its own.
     let (machine, fabric, _lock) = machine(host, cli.command.is_none())?;
+    let mut reach = Reach::default();
     if let Some(fabric) = fabric {
+        if let Some(serve) = &cli.serve {
+            reach = serve.reach.attach(&fabric)?;
+        }
         let logged = cli.serve.as_ref().is_some_and(|serve| serve.flow_logs);
         show(&machine, &fabric, logged)?;
     }
@@ -125,7 +186,7 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let ended = match cli.serve {
-        Some(serve) if cli.command.is_none() => runtime.block_on(run(serve, machine)),
+        Some(serve) if cli.command.is_none() => runtime.block_on(run(serve, machine, reach)),
         _ => runtime.block_on(cleanup(machine)),
     };
     // A job that waits for storaged must not hold up the end: it is crash-safe.
@@ -148,7 +209,7 @@ fn show(machine: &Arc<Machine>, fabric: &Arc<Fabric>, logged: bool) -> anyhow::R
     Ok(())
 }
 
-async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
+async fn run(serve: Serve, machine: Arc<Machine>, reach: Reach) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let outbox = Arc::new(Outbox::new(machine.boot_id.clone()));
@@ -161,8 +222,12 @@ async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
         boot_id: machine.boot_id.clone(),
         vcpus: capacity::vcpus(serve.overcommit_cpu)?,
         memory_mib: capacity::memory_mib(serve.overcommit_memory)?,
+        reach,
         layout: machine.config.layout.clone(),
     };
+    if reach.underlay.is_some() {
+        keep_reaching(Arc::clone(&machine))?;
+    }
     let engine = Engine::start(machine, Arc::clone(&outbox), false).await?;
     let (words, heard) = mpsc::channel(WORDS);
     let mut session = tokio::spawn(session.keep(outbox, words));
@@ -176,6 +241,22 @@ async fn run(serve: Serve, machine: Arc<Machine>) -> anyhow::Result<()> {
         _ = terminated.recv() => tracing::info!("SIGTERM: what runs goes on"),
         _ = interrupted.recv() => tracing::info!("SIGINT: what runs goes on"),
     }
+    Ok(())
+}
+
+/// Keeps the way to other hosts up to date.
+fn keep_reaching(machine: Arc<Machine>) -> std::io::Result<()> {
+    let refresh = move || {
+        loop {
+            std::thread::sleep(REFRESH);
+            if let Err(error) = machine.board.network().refresh() {
+                tracing::warn!(%error, "the way to other hosts");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("underlay".to_owned())
+        .spawn(refresh)?;
     Ok(())
 }
 

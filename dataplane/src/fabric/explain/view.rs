@@ -1,11 +1,12 @@
 //! The kernel's maps as packet logic asks them, each question written down.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
-    Address, Direction, Endpoint, EndpointKey, Reason, RuleKey, Service, Tap,
+    AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
+    PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limit, Meter};
 use ocs_dataplane_shared::log::LogKey;
@@ -20,6 +21,10 @@ pub(super) enum Seen {
     Endpoint(EndpointKey, Option<Endpoint>),
     /// Whether a rule allows it.
     Rule(RuleKey, bool),
+    /// The way to an address.
+    Route(PrefixKey, Option<Route>),
+    /// Whether a network ACL allows it, seen from its subnet.
+    Acl(Direction, bool),
 }
 
 /// Values that live as long as the list: the logic asks for references.
@@ -47,6 +52,8 @@ pub(super) struct View<'a> {
     taps: Kept<Tap>,
     endpoints: Kept<Endpoint>,
     buckets: Kept<Bucket>,
+    hosts: Kept<Host>,
+    acl_side: Cell<Direction>,
     seen: RefCell<Vec<Seen>>,
     refused: RefCell<Option<Reason>>,
     failed: RefCell<Option<FabricError>>,
@@ -60,6 +67,8 @@ impl<'a> View<'a> {
             taps: Kept::default(),
             endpoints: Kept::default(),
             buckets: Kept::default(),
+            hosts: Kept::default(),
+            acl_side: Cell::new(Direction::Egress),
             seen: RefCell::default(),
             refused: RefCell::default(),
             failed: RefCell::default(),
@@ -100,10 +109,64 @@ impl Maps for View<'_> {
         None
     }
 
-    fn allows(&self, key: &RuleKey) -> bool {
-        let hit = self.found(self.maps.allows(key));
-        self.seen.borrow_mut().push(Seen::Rule(*key, hit));
-        hit
+    fn forwarder(&self, key: &ForwarderKey) -> Option<Address> {
+        self.found(self.maps.forwarder(key))
+    }
+
+    fn rule(&self, key: &RuleKey) -> u32 {
+        let value = self.found(self.maps.rule(key));
+        self.seen.borrow_mut().push(Seen::Rule(*key, value != 0));
+        value
+    }
+
+    fn place(&self, key: &PrefixKey) -> Option<Place> {
+        self.found(self.maps.place(key))
+    }
+
+    fn route(&self, key: &PrefixKey) -> Option<Route> {
+        let route = self.found(self.maps.route(key));
+        self.seen.borrow_mut().push(Seen::Route(*key, route));
+        route
+    }
+
+    fn acl_class(&self, key: &AclClassKey) -> Option<u32> {
+        let direction = if key.direction == Direction::Egress as u32 {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        };
+        self.acl_side.set(direction);
+        let class = self.found(self.maps.acl_class(key));
+        if class.is_none() {
+            self.seen.borrow_mut().push(Seen::Acl(direction, false));
+        }
+        class
+    }
+
+    fn acl_allows(&self, key: &AclRuleKey) -> bool {
+        let allowed = self.found(self.maps.acl_allows(key));
+        let seen = Seen::Acl(self.acl_side.get(), allowed);
+        self.seen.borrow_mut().push(seen);
+        allowed
+    }
+
+    fn public(&self, address: Address) -> Option<EndpointKey> {
+        self.found(self.maps.public(address))
+    }
+
+    fn host(&self, address: Address) -> Option<&Host> {
+        let host = self.found(self.maps.host(address))?;
+        Some(self.hosts.keep(host))
+    }
+
+    // What comes in from other hosts is not explained.
+    fn uplink(&self, _slot: u32) -> Option<&Uplink> {
+        None
+    }
+
+    fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        let bucket = self.found(self.maps.nat_bucket(slot, index))?;
+        Some(self.buckets.keep(bucket))
     }
 
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {

@@ -4,19 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ocs_dataplane_shared::layout::{
-    Direction as Way, Endpoint, EndpointKey, Identity, Service, Tap, Timeouts,
-};
-use ocs_dataplane_shared::limit::Limits;
+use ocs_dataplane_shared::layout::{Direction as Way, EndpointKey, Identity};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
-use super::super::contents::{Contents, Tables};
+use super::super::contents::{Change, Contents, Tables};
 use super::super::error::{FabricError, system};
-use super::{Rule as Entry, switch};
+use super::switch;
 use crate::compiler::{Entries, Numbers, Slots, compile, raw};
 use crate::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Tracking, Traffic, Vni,
 };
 use crate::reference::{Answer, Question, ask};
 
@@ -64,6 +61,7 @@ fn policies() -> impl Strategy<Value = Policy> {
             .zip(rules)
             .map(|(index, rules)| (group(index), Group { rules }))
             .collect(),
+        ..Policy::default()
     })
 }
 
@@ -80,6 +78,12 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
             packets_per_s: 1_000 * (groups.len() as u64),
             ..Rate::default()
         },
+        table: None,
+        acl: None,
+        source_dest_check: true,
+        publics: BTreeMap::new(),
+        tracking: Tracking::default(),
+        mtu: 1500,
     }
 }
 
@@ -107,7 +111,7 @@ fn pairs(allowed: impl Fn(u8, u8) -> bool) -> Pairs {
 
 /// Maps that judge themselves after each write.
 struct Judge {
-    held: Entries,
+    held: Contents,
     limit: Pairs,
     excess: Vec<Pairs>,
     /// Fails once this many writes are done.
@@ -117,7 +121,7 @@ struct Judge {
 impl Judge {
     fn allows(&self, own: Identity, way: Way, peer: Identity) -> bool {
         own.set != 0
-            && self.held.rules.iter().any(|(rule, _)| {
+            && self.held.entries.rules.keys().any(|(rule, _)| {
                 rule.policy == own.set
                     && rule.direction == way as u8
                     && rule.peer != 0
@@ -131,8 +135,9 @@ impl Judge {
                 vni: 1,
                 address: raw(address(to)),
             };
-            let sender = self.held.taps.get(&(u32::from(from) + 1));
-            let (Some(tap), Some(endpoint)) = (sender, self.held.endpoints.get(&key)) else {
+            let sender = self.held.entries.taps.get(&(u32::from(from) + 1));
+            let (Some(tap), Some(endpoint)) = (sender, self.held.entries.endpoints.get(&key))
+            else {
                 return false;
             };
             self.allows(tap.identity, Way::Egress, endpoint.identity)
@@ -156,99 +161,39 @@ impl Judge {
     }
 }
 
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
-    match value {
-        Some(value) => map.insert(key, value),
-        None => map.remove(&key),
-    };
-}
-
 /// A write that fails has not been done, so failures come before.
 impl Tables for Judge {
-    fn put_tap(&mut self, ifindex: u32, tap: Option<Tap>) -> Result<(), FabricError> {
+    fn make(&mut self, change: &Change) -> Result<(), FabricError> {
         self.wrote()?;
-        put(&mut self.held.taps, ifindex, tap);
-        Ok(())
-    }
-
-    fn put_endpoint(
-        &mut self,
-        key: EndpointKey,
-        endpoint: Option<Endpoint>,
-    ) -> Result<(), FabricError> {
-        self.wrote()?;
-        put(&mut self.held.endpoints, key, endpoint);
-        Ok(())
-    }
-
-    fn put_service(&mut self, address: u32, service: Option<Service>) -> Result<(), FabricError> {
-        self.wrote()?;
-        put(&mut self.held.services, address, service);
-        Ok(())
-    }
-
-    fn add_rule(&mut self, rule: Entry) -> Result<(), FabricError> {
-        self.wrote()?;
-        self.held.rules.insert(rule);
-        Ok(())
-    }
-
-    fn remove_rule(&mut self, rule: Entry) -> Result<(), FabricError> {
-        self.wrote()?;
-        self.held.rules.remove(&rule);
-        Ok(())
-    }
-
-    fn make_table(&mut self, _slot: u32) -> Result<(), FabricError> {
-        self.wrote()
-    }
-
-    fn remove_table(&mut self, _slot: u32) -> Result<(), FabricError> {
-        self.wrote()
-    }
-
-    fn put_limits(&mut self, slot: u32, limits: Option<Limits>) -> Result<(), FabricError> {
-        self.wrote()?;
-        put(&mut self.held.limits, slot, limits);
-        Ok(())
-    }
-
-    fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
-        self.wrote()?;
-        put(&mut self.held.devices, slot, ifindex);
+        self.held.note(*change);
         Ok(())
     }
 }
 
 /// A host on which `old` is in force, about to become `new`.
-struct Change {
+struct Turn {
     contents: Contents,
     judge: Judge,
     target: Entries,
 }
 
-fn change(old: &Policy, new: &Policy) -> Change {
+fn turn(old: &Policy, new: &Policy) -> Turn {
     let (mut numbers, mut slots) = (Numbers::after(0), Slots::default());
-    let mut entries = |policy| {
-        let timeouts = Timeouts {
-            hz: 250,
-            ..Timeouts::default()
-        };
-        compile(policy, &mut numbers, &mut slots, timeouts).expect("a valid policy")
-    };
+    let mut entries =
+        |policy| compile(policy, &mut numbers, &mut slots, 100).expect("a valid policy");
     let before = entries(old);
     let target = entries(new);
-    let judge = Judge {
-        held: before.clone(),
-        limit: &allowed_by(old) | &allowed_by(new),
-        excess: Vec::new(),
-        writes_left: usize::MAX,
-    };
     let contents = Contents {
         tables: before.devices.keys().copied().collect(),
         entries: before,
     };
-    Change {
+    let judge = Judge {
+        held: contents.clone(),
+        limit: &allowed_by(old) | &allowed_by(new),
+        excess: Vec::new(),
+        writes_left: usize::MAX,
+    };
+    Turn {
         contents,
         judge,
         target,
@@ -260,12 +205,12 @@ proptest! {
 
     #[test]
     fn fuzz_no_step_allows_what_neither_policy_does(old in policies(), new in policies()) {
-        let Change { mut contents, mut judge, target } = change(&old, &new);
+        let Turn { mut contents, mut judge, target } = turn(&old, &new);
         prop_assert_eq!(judge.allowed(), allowed_by(&old));
-        switch(&mut contents, &mut judge, target.clone()).expect("no write fails");
+        switch(&mut contents, &mut judge, &target).expect("no write fails");
         prop_assert_eq!(&judge.excess, &Vec::<Pairs>::new());
         prop_assert_eq!(judge.allowed(), allowed_by(&new));
-        prop_assert_eq!(&judge.held, &target);
+        prop_assert_eq!(&judge.held.entries, &target);
         prop_assert_eq!(&contents.entries, &target);
     }
 
@@ -273,15 +218,15 @@ proptest! {
     fn fuzz_a_failed_write_leaves_the_old_policy(
         old in policies(),
         new in policies(),
-        fails_at in 0..30usize,
+        fails_at in 0..40usize,
     ) {
-        let Change { mut contents, mut judge, target } = change(&old, &new);
+        let Turn { mut contents, mut judge, target } = turn(&old, &new);
         let before = contents.entries.clone();
         judge.writes_left = fails_at;
-        let result = switch(&mut contents, &mut judge, target.clone());
+        let result = switch(&mut contents, &mut judge, &target);
         prop_assert_eq!(&judge.excess, &Vec::<Pairs>::new());
         let expected = if result.is_ok() { target } else { before };
-        prop_assert_eq!(&judge.held, &expected);
+        prop_assert_eq!(&judge.held.entries, &expected);
         prop_assert_eq!(&contents.entries, &expected);
     }
 }

@@ -1,0 +1,78 @@
+//! To a port of this host: its network ACL, its tracker, its rules.
+
+use crate::acl;
+use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
+use crate::layout::{Direction, Endpoint, ROUTER_MAC, Reason};
+use crate::log;
+use crate::maps::{Action, Maps};
+use crate::packet::Packet;
+use crate::parse::{ETH_LEN, ETH_SOURCE, Ipv4, Part};
+
+/// A packet at the end of its way.
+pub(crate) struct Arrival<'a> {
+    /// Who gets it.
+    pub receiver: &'a Endpoint,
+    /// Who sent it, as the receiver's rules see it.
+    pub sender: Peer,
+    /// The slot that it came from.
+    pub from: u32,
+}
+
+/// Delivers a packet, or counts with the receiver why not.
+#[inline(always)]
+pub(crate) fn deliver(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &impl Maps,
+    arrival: &Arrival<'_>,
+    ip: &Ipv4,
+    asked: &Asked,
+    sent: Option<&Passed<'_>>,
+    now: u64,
+) -> Result<Action, Reason> {
+    let receiver = arrival.receiver;
+    let crosses = ip.source & receiver.mask != receiver.subnet;
+    let ports = &asked.ports;
+    let passes_acl =
+        !crosses || acl::allows(maps, receiver.acl, Direction::Ingress, ip.source, ip, ports);
+    let side = Side {
+        slot: receiver.slot,
+        direction: Direction::Ingress,
+        policy: receiver.identity.set,
+        peer: arrival.sender,
+        timeouts: &receiver.timeouts,
+        tracks_all: false,
+    };
+    let verdict = if passes_acl {
+        judge::ask(maps, &side, ip, asked, now)
+    } else {
+        Verdict::DENIED
+    };
+    let passes = verdict != Verdict::DENIED;
+    let len = packet.len() - ETH_LEN;
+    log::record(maps, receiver.slot, ip, ports, len, passes);
+    if !passes {
+        let reason = match ip.part {
+            Part::Later => Reason::Fragment,
+            _ if !passes_acl => Reason::AclDenied,
+            Part::Whole | Part::First => Reason::IngressDenied,
+        };
+        maps.count(receiver.slot, Direction::Ingress, reason);
+        return Ok(Action::Drop);
+    }
+    let passed = Passed { side, verdict };
+    let remembered = sent.is_none_or(|sent| judge::remember(maps, sent, ip, asked, now))
+        && judge::remember(maps, &passed, ip, asked, now);
+    if !remembered {
+        return Err(Reason::FlowBusy);
+    }
+    if crosses {
+        packet
+            .store_mac(ETH_SOURCE, ROUTER_MAC)
+            .ok_or(Reason::Malformed)?;
+    }
+    packet.store_mac(0, receiver.mac).ok_or(Reason::Malformed)?;
+    Ok(Action::Redirect {
+        slot: receiver.slot,
+        from: arrival.from,
+    })
+}

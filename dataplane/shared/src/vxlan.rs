@@ -1,0 +1,263 @@
+//! Between hosts: VXLAN (RFC 7348) over IPv4.
+//!
+//! ```text
+//! 0          14        34        42        50
+//! │ Ethernet │ IPv4    │ UDP     │ VXLAN   │ the sender's frame …
+//!            to a host  to 4789    VNI: the receiver's network
+//! ```
+//!
+//! The inner Ethernet addresses are the sender's and the next hop's, so that whoever
+//! forwards for others is told apart from those it forwards for.
+
+use crate::checksum::Sum;
+use crate::flow::FlowKey;
+use crate::judge::Peer;
+use crate::layout::{
+    Address, Direction, Endpoint, EndpointKey, FORWARDS, ForwarderKey, Identity, PrefixKey, Reason,
+    UPLINK_SLOT, Uplink,
+};
+use crate::maps::{Action, Maps};
+use crate::packet::Packet;
+use crate::parse::{
+    self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, IP_CHECKSUM, Ipv4, Part, UDP,
+};
+
+/// The destination port as it lies in a packet (RFC 7348 §5).
+pub const PORT: u16 = 4789u16.to_be();
+/// Bytes that it adds in front of a frame.
+pub const OVERHEAD: usize = ETH_LEN + 20 + 8 + 8;
+
+const UDP_AT: usize = ETH_LEN + 20;
+const VXLAN_AT: usize = UDP_AT + 8;
+/// The flag that says that there is a VNI.
+const HAS_VNI: u8 = 0x08;
+const DONT_FRAGMENT: u16 = 0x4000u16.to_be();
+const TTL: u8 = 64;
+
+/// Wraps a frame and sends it to the host that has its receiver.
+#[inline(always)]
+pub(crate) fn send(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &impl Maps,
+    vni: u32,
+    receiver: &Endpoint,
+    flow: &FlowKey,
+    from: u32,
+) -> Result<Action, Reason> {
+    let host = maps.host(receiver.host).ok_or(Reason::Unreachable)?;
+    packet.store_mac(0, receiver.mac).ok_or(Reason::Malformed)?;
+    packet.push(OVERHEAD).ok_or(Reason::Malformed)?;
+    let length = packet.len() - ETH_LEN;
+    packet.store_mac(0, host.mac).ok_or(Reason::Malformed)?;
+    packet
+        .store_mac(ETH_SOURCE, host.own_mac)
+        .ok_or(Reason::Malformed)?;
+    packet
+        .store_u16(ETH_TYPE, ETHERTYPE_IPV4)
+        .ok_or(Reason::Malformed)?;
+    let header = Header {
+        length: length as u16,
+        fragment: DONT_FRAGMENT,
+        protocol: UDP,
+        source: host.own,
+        destination: receiver.host,
+    };
+    header.store(packet).ok_or(Reason::Malformed)?;
+    store_tunnel(packet, vni, flow, length - 20).ok_or(Reason::Malformed)?;
+    Ok(Action::Redirect {
+        slot: UPLINK_SLOT,
+        from,
+    })
+}
+
+#[inline(always)]
+fn store_tunnel(
+    packet: &mut (impl Packet + ?Sized),
+    vni: u32,
+    flow: &FlowKey,
+    length: usize,
+) -> Option<()> {
+    // Of the range for ephemeral ports (RFC 7348 §5).
+    let source = 0xc000 | (flow.hash() >> 18) as u16;
+    packet.store_u16(UDP_AT, source.to_be())?;
+    packet.store_u16(UDP_AT + 2, PORT)?;
+    packet.store_u16(UDP_AT + 4, (length as u16).to_be())?;
+    // No checksum (RFC 7348 §5): the inner frame has its own.
+    packet.store_u16(UDP_AT + 6, 0)?;
+    packet.store_u32(VXLAN_AT, u32::from_ne_bytes([HAS_VNI, 0, 0, 0]))?;
+    packet.store_u32(VXLAN_AT + 4, (vni << 8).to_be())
+}
+
+/// An IPv4 header without options, behind an Ethernet header.
+pub(crate) struct Header {
+    pub length: u16,
+    pub fragment: u16,
+    pub protocol: u8,
+    pub source: Address,
+    pub destination: Address,
+}
+
+impl Header {
+    #[inline(always)]
+    pub(crate) fn store(&self, packet: &mut (impl Packet + ?Sized)) -> Option<()> {
+        let words = [
+            u32::from_ne_bytes([0x45, 0, 0, 0]) | u32::from(self.length.to_be()) << 16,
+            u32::from(self.fragment) << 16,
+            u32::from_ne_bytes([TTL, self.protocol, 0, 0]),
+            self.source,
+            self.destination,
+        ];
+        let sum = words
+            .iter()
+            .fold(Sum::default(), |sum, word| sum.long(*word));
+        packet.store_u32(ETH_LEN, words[0])?;
+        packet.store_u32(ETH_LEN + 4, words[1])?;
+        packet.store_u32(ETH_LEN + 8, words[2])?;
+        packet.store_u16(IP_CHECKSUM, sum.checksum())?;
+        packet.store_u32(ETH_LEN + 12, self.source)?;
+        packet.store_u32(ETH_LEN + 16, self.destination)
+    }
+}
+
+/// A frame that another host has sent, unwrapped.
+pub(crate) struct Unwrapped<'a> {
+    pub ip: Ipv4,
+    pub sender: Sender,
+    pub receiver: &'a Endpoint,
+}
+
+/// Who sent it.
+pub(crate) struct Sender {
+    pub peer: Peer,
+    /// Whether the sender stands between the receiver and the packet's source.
+    pub forwards: bool,
+}
+
+/// Whether a packet is VXLAN for this host.
+#[inline(always)]
+pub(crate) fn is_ours(packet: &(impl Packet + ?Sized), outer: &Ipv4, uplink: &Uplink) -> bool {
+    outer.protocol == UDP
+        && uplink.address != 0
+        && outer.destination == uplink.address
+        && outer.part != Part::Later
+        && matches!(packet.load_u16(outer.payload + 2), Some(PORT))
+}
+
+/// Unwraps a frame, and finds whose and for whom it is.
+#[inline(always)]
+pub(crate) fn unwrap<'a>(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &'a impl Maps,
+    outer: &Ipv4,
+) -> Result<Unwrapped<'a>, Reason> {
+    if outer.part != Part::Whole {
+        return Err(Reason::Fragment);
+    }
+    if outer.payload != UDP_AT {
+        return Err(Reason::Malformed);
+    }
+    let flags = packet.load_u8(VXLAN_AT).ok_or(Reason::Malformed)?;
+    let vni = packet.load_u32(VXLAN_AT + 4).ok_or(Reason::Malformed)?;
+    let vni = u32::from_be(vni) >> 8;
+    if flags & HAS_VNI == 0 {
+        return Err(Reason::Malformed);
+    }
+    packet.pull(OVERHEAD).ok_or(Reason::Malformed)?;
+    let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
+    let to = packet.load_mac(0).ok_or(Reason::Malformed)?;
+    let by = packet.load_mac(ETH_SOURCE).ok_or(Reason::Malformed)?;
+    if ether_type != ETHERTYPE_IPV4 {
+        return Err(Reason::EtherType);
+    }
+    let ip = parse::ipv4(packet, ETH_LEN).ok_or(Reason::Malformed)?;
+    let sender = sender(maps, vni, by, &ip, outer.source).ok_or(Reason::OuterSource)?;
+    let receiver = receiver(maps, vni, to, ip.destination).ok_or(Reason::NoEndpoint)?;
+    Ok(Unwrapped {
+        ip,
+        sender,
+        receiver,
+    })
+}
+
+/// Who sent it, if `host` is where that is: an endpoint of the network, or of a peer, or
+/// one that forwards.
+#[inline(always)]
+fn sender(maps: &impl Maps, vni: u32, mac: [u8; 6], ip: &Ipv4, host: Address) -> Option<Sender> {
+    let address = ip.source;
+    let is = |identity, forwards| {
+        let peer = Peer {
+            address,
+            identity,
+            scope: 0,
+        };
+        Some(Sender { peer, forwards })
+    };
+    if let Some(endpoint) = maps.endpoint(&EndpointKey { vni, address })
+        && endpoint.host == host
+    {
+        return is(endpoint.identity, false);
+    }
+    let key = PrefixKey {
+        scope: vni,
+        address,
+    };
+    let place = maps.place(&key).unwrap_or_default();
+    let peer = EndpointKey {
+        vni: place.vni,
+        address,
+    };
+    if place.vni != 0
+        && place.vni != vni
+        && let Some(endpoint) = maps.endpoint(&peer)
+        && endpoint.host == host
+    {
+        let identity = Identity {
+            set: endpoint.identity.set,
+            atom: place.atom,
+        };
+        return is(identity, false);
+    }
+    let forwarder = forwarder(maps, vni, mac)?;
+    if forwarder.host != host {
+        return None;
+    }
+    let identity = Identity {
+        set: 0,
+        atom: place.atom,
+    };
+    is(identity, true)
+}
+
+/// Who gets it: the endpoint here that has the destination, or one that forwards.
+#[inline(always)]
+fn receiver<'a>(
+    maps: &'a impl Maps,
+    vni: u32,
+    mac: [u8; 6],
+    address: Address,
+) -> Option<&'a Endpoint> {
+    if let Some(endpoint) = maps.endpoint(&EndpointKey { vni, address })
+        && endpoint.mac == mac
+        && endpoint.host == 0
+    {
+        return Some(endpoint);
+    }
+    forwarder(maps, vni, mac).filter(|endpoint| endpoint.host == 0)
+}
+
+#[inline(always)]
+fn forwarder(maps: &impl Maps, vni: u32, mac: [u8; 6]) -> Option<&Endpoint> {
+    let address = maps.forwarder(&ForwarderKey {
+        vni,
+        mac,
+        reserved: [0; 2],
+    })?;
+    maps.endpoint(&EndpointKey { vni, address })
+        .filter(|endpoint| endpoint.flags & FORWARDS != 0)
+}
+
+/// Counts a packet that came in on the uplink and went no further.
+#[inline(always)]
+pub(crate) fn count(maps: &impl Maps, slot: u32, reason: Reason) {
+    maps.count(slot, Direction::Egress, reason);
+}

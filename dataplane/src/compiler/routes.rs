@@ -1,0 +1,85 @@
+//! Entries that say which way a packet goes, and what a network sees of an address.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+use ocs_dataplane_shared::layout::{
+    MAX_PLACES, MAX_ROUTES, Place, PrefixKey, ROUTE_BLACKHOLE, ROUTE_NETWORK, ROUTE_NEXT_HOP,
+    ROUTE_OUTSIDE, Route, SCOPE_BITS,
+};
+
+use super::{CompileError, Entries, Numbers, Prefixes, check_size, raw, rules};
+use crate::model::{Network, Policy, Target, Vni};
+
+/// Adds the routes of all tables in use.
+pub(super) fn add(entries: &mut Entries, numbers: &Numbers) -> Result<(), CompileError> {
+    for ((vni, table), number) in numbers.tables() {
+        for (prefix, target) in &table.routes {
+            if let IpNet::V4(prefix) = prefix {
+                let route = route(*vni, *target);
+                entries.routes.insert(key(number, *prefix), route);
+            }
+        }
+    }
+    check_size("ROUTES", entries.routes.len(), MAX_ROUTES)
+}
+
+fn route(vni: Vni, target: Target) -> Route {
+    let (kind, vni, address) = match target {
+        Target::Local => (ROUTE_NETWORK, vni.0, 0),
+        Target::Peer(peer) => (ROUTE_NETWORK, peer.0, 0),
+        Target::NextHop(IpAddr::V4(hop)) => (ROUTE_NEXT_HOP, vni.0, raw(hop)),
+        Target::Outside => (ROUTE_OUTSIDE, 0, 0),
+        Target::Blackhole | Target::NextHop(IpAddr::V6(_)) => (ROUTE_BLACKHOLE, 0, 0),
+    };
+    Route { kind, vni, address }
+}
+
+/// Adds what each network that ports here are in sees of addresses.
+pub(super) fn add_places(
+    entries: &mut Entries,
+    policy: &Policy,
+    prefixes: &Prefixes,
+    numbers: &Numbers,
+) -> Result<(), CompileError> {
+    for vni in super::own_networks(policy) {
+        let named = prefixes.get(&vni);
+        let spaces = spaces(vni, policy.networks.get(&vni));
+        let of_rules = named.into_iter().flatten().copied();
+        for prefix in of_rules.chain(spaces.keys().copied()) {
+            let atom = rules::narrowest(|net| named.is_some_and(|set| set.contains(net)), prefix);
+            let space = rules::narrowest(|net| spaces.contains_key(net), prefix);
+            let place = Place {
+                atom: atom.map_or(0, |atom| numbers.atom(&(vni, atom))),
+                vni: space.map_or(0, |space| spaces.get(&space).map_or(0, |vni| vni.0)),
+            };
+            entries.places.insert(key(vni.0, prefix), place);
+        }
+    }
+    check_size("PLACES", entries.places.len(), MAX_PLACES)
+}
+
+/// Whose each part of the address space is that is known to a network.
+fn spaces(vni: Vni, network: Option<&Network>) -> BTreeMap<Ipv4Net, Vni> {
+    let Some(network) = network else {
+        return BTreeMap::new();
+    };
+    let peers = network.peers.iter().map(|(space, peer)| (*space, *peer));
+    let own = network.cidrs.iter().map(|space| (*space, vni));
+    peers
+        .chain(own)
+        .filter_map(|(space, vni)| match space {
+            IpNet::V4(space) => Some((space.trunc(), vni)),
+            IpNet::V6(_) => None,
+        })
+        .collect()
+}
+
+fn key(scope: u32, prefix: Ipv4Net) -> (PrefixKey, u32) {
+    let key = PrefixKey {
+        scope,
+        address: raw(prefix.network()),
+    };
+    (key, SCOPE_BITS + u32::from(prefix.prefix_len()))
+}
