@@ -174,7 +174,9 @@ impl Fabric {
         for slot in &contents.tables {
             maps.remove_capture(*slot)?;
         }
-        maps.set_stage(TRANSLATE, programs.translate()?)?;
+        if !contents.entries.nats.is_empty() {
+            maps.set_stage(TRANSLATE, programs.translate()?)?;
+        }
         programs.adopt(&pins)?;
         let svc0 = netns::within(taps_netns.as_fd(), || {
             let svc0 = rtnl::index_of(links::SVC0)?;
@@ -242,6 +244,10 @@ impl Fabric {
         let mut numbers = state.numbers.clone();
         let mut slots = state.slots.clone();
         let entries = compiler::compile(policy, &mut numbers, &mut slots, self.hz)?;
+        if !entries.nats.is_empty() && state.contents.entries.nats.is_empty() {
+            let translate = state.programs.translate()?;
+            state.maps.set_stage(TRANSLATE, translate)?;
+        }
         let map_writes = netns::within(self.taps_netns.as_fd(), || {
             switch::switch(&mut state.contents, &mut state.maps, &entries)
         })?;
@@ -399,12 +405,6 @@ impl Fabric {
     pub fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
         let state = self.state();
         state.programs.run_svc(frame)
-    }
-
-    /// Runs the `uplink` program on a frame as if it had come in there.
-    pub fn run_uplink(&self, frame: &[u8]) -> Result<Run, FabricError> {
-        let state = self.state();
-        state.programs.run_uplink(frame)
     }
 
     /// What became of packets that came in from other hosts.

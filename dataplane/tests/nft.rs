@@ -16,7 +16,7 @@ use ocs_dataplane::model::{Direction, GroupId, Peer, Policy, Port, Rule, Traffic
 use ocs_dataplane::reference::{Answer, ask};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use support::arbitrary::{Asked, PORTS, policies, questions};
+use support::arbitrary::{Asked, PORTS, group_policies, questions};
 use support::stack::{ip, open_tap};
 use support::{Guest, Lab};
 
@@ -257,7 +257,7 @@ fn fuzz_programs_reference_and_nftables_agree() {
     });
     let asked = proptest::collection::vec(questions(), 16);
     TestRunner::new(config())
-        .run(&(policies(ifindexes), asked), |(policy, asked)| {
+        .run(&(group_policies(ifindexes), asked), |(policy, asked)| {
             judges.borrow_mut().all(&policy, &asked)
         })
         .unwrap_or_else(|error| panic!("{error}"));

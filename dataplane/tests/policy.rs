@@ -36,8 +36,11 @@ fn config() -> ProptestConfig {
     }
 }
 
+/// Who counts a packet, and how.
+type Counted = (PortId, Direction, Reason);
+
 /// An answer as counters tell it: who counts which direction and reason.
-fn counted(answer: &Answer, from: &PortId, question: Question) -> (PortId, Direction, Reason) {
+fn counted(answer: &Answer, from: &PortId, question: Question) -> Counted {
     match answer {
         Answer::Leaves(_) if is_error(question) => {
             (from.clone(), Direction::Egress, Reason::NotTranslated)
@@ -108,7 +111,7 @@ proptest! {
 }
 
 /// How often each answer was expected of each port.
-type Expected = BTreeMap<(PortId, Direction, Reason), u64>;
+type Expected = BTreeMap<Counted, u64>;
 
 /// Asks a kernel whose flow tables remember what was allowed before.
 struct Asker<'a> {
@@ -166,15 +169,17 @@ impl Asker<'_> {
         &mut self,
         policy: &Policy,
         one: &Asked,
-    ) -> Result<Option<(PortId, (PortId, Direction, Reason))>, TestCaseError> {
+    ) -> Result<Option<(PortId, Counted)>, TestCaseError> {
         self.nonce += 1;
         let (from, ifindex, source, to, frame) = one.frame(policy, self.nonce);
         let answer = ask(policy, &from, source, to, one.question).expect("own address");
         if !matches!(one.question.protocol, 1 | 6 | 17) {
-            if self
-                .tracked
-                .contains(&(from.clone(), to, one.question.protocol))
-            {
+            // By its sender, or by whoever may receive it.
+            let is_tracked = self.tracked.iter().any(|(id, peer, protocol)| {
+                *protocol == one.question.protocol
+                    && ((*id == from && *peer == to) || *peer == source)
+            });
+            if is_tracked {
                 return Ok(None);
             }
             if passes(&answer, one.question) {

@@ -3,10 +3,10 @@
 
 use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Tracking, Traffic, Vni,
 };
 use ocs_node::agent::evidence;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
@@ -40,7 +40,7 @@ impl Bed {
                 ifindex: tap.ifindex,
                 vni: Vni(9),
                 mac: Mac([2, 0, 0, 0, 0, last]),
-                addresses: BTreeSet::from([IpAddr::V4(address(last))]),
+                addresses: vec![IpAddr::V4(address(last))],
                 subnet: "10.0.0.0/24".parse().unwrap(),
                 groups: BTreeSet::from([GroupId("sg-1".into())]),
                 service_address: Ipv4Addr::new(169, 254, 1, last),
@@ -50,6 +50,12 @@ impl Bed {
                     credit_bytes: 1_000_000,
                     packets_per_s: 0,
                 },
+                table: None,
+                acl: None,
+                source_dest_check: true,
+                publics: BTreeMap::new(),
+                tracking: Tracking::default(),
+                mtu: 1500,
             };
             policy.ports.insert(PortId(name.into()), port);
         }

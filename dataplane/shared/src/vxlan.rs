@@ -230,12 +230,7 @@ fn sender(maps: &impl Maps, vni: u32, mac: [u8; 6], ip: &Ipv4, host: Address) ->
 
 /// Who gets it: the endpoint here that has the destination, or one that forwards.
 #[inline(always)]
-fn receiver<'a>(
-    maps: &'a impl Maps,
-    vni: u32,
-    mac: [u8; 6],
-    address: Address,
-) -> Option<&'a Endpoint> {
+fn receiver(maps: &impl Maps, vni: u32, mac: [u8; 6], address: Address) -> Option<&Endpoint> {
     if let Some(endpoint) = maps.endpoint(&EndpointKey { vni, address })
         && endpoint.mac == mac
         && endpoint.host == 0

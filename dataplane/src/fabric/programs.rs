@@ -46,13 +46,23 @@ const PASS: &str = "pass";
 const CLOCK: &str = "clock";
 
 impl Programs {
-    /// Gives an object's programs to the kernel.
+    /// Gives an object's programs to the kernel; those that only some hosts need, when
+    /// they are needed.
     pub(super) fn new(object: Ebpf) -> Result<Self, FabricError> {
         let mut programs = Self { object };
-        for name in [PORT, TRANSLATE, SVC, UPLINK, OUTSIDE, PASS, CLOCK] {
-            programs.get_mut(name)?.load().map_err(failed(name))?;
+        for name in [PORT, SVC, PASS, CLOCK] {
+            programs.load(name)?;
         }
         Ok(programs)
+    }
+
+    /// Loads a program that is not loaded.
+    fn load(&mut self, name: &'static str) -> Result<&mut Xdp, FabricError> {
+        let program = self.get_mut(name)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed(name))?;
+        }
+        Ok(program)
     }
 
     fn get(&self, name: &'static str) -> Result<&Xdp, FabricError> {
@@ -102,7 +112,7 @@ impl Programs {
     /// XDP is served by the kernel's own, slower.
     pub(super) fn attach_uplink(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
         let pin = pins.link(UPLINK);
-        let program = self.get_mut(UPLINK)?;
+        let program = self.load(UPLINK)?;
         if let Err(error) = attach(program, UPLINK, &pin, ifindex, XdpMode::Driver) {
             tracing::warn!(%error, ifindex, "no XDP in the uplink's driver; generic XDP");
             attach(program, UPLINK, &pin, ifindex, XdpMode::Skb)?;
@@ -113,13 +123,7 @@ impl Programs {
     /// Attaches to the taps' end of the pair to the host's network.
     pub(super) fn attach_outside(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
         let pin = pins.link(OUTSIDE);
-        attach(
-            self.get_mut(OUTSIDE)?,
-            OUTSIDE,
-            &pin,
-            ifindex,
-            XdpMode::Driver,
-        )
+        attach(self.load(OUTSIDE)?, OUTSIDE, &pin, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to the host's end of it.
@@ -129,8 +133,8 @@ impl Programs {
     }
 
     /// The program that translates for NAT gateways.
-    pub(super) fn translate(&self) -> Result<&ProgramFd, FabricError> {
-        self.get(TRANSLATE)?.fd().map_err(failed(TRANSLATE))
+    pub(super) fn translate(&mut self) -> Result<&ProgramFd, FabricError> {
+        self.load(TRANSLATE)?.fd().map_err(failed(TRANSLATE))
     }
 
     /// Jiffies since boot.
@@ -162,11 +166,6 @@ impl Programs {
     /// See [`super::Fabric::run_svc`].
     pub(super) fn run_svc(&self, frame: &[u8]) -> Result<Run, FabricError> {
         run(self.get(SVC)?, SVC, frame, None, 1, None)
-    }
-
-    /// See [`super::Fabric::run_uplink`].
-    pub(super) fn run_uplink(&self, frame: &[u8]) -> Result<Run, FabricError> {
-        run(self.get(UPLINK)?, UPLINK, frame, None, 1, None)
     }
 }
 
@@ -323,7 +322,7 @@ mod tests {
     fn programs_stay_small_and_quick_to_verify() {
         let bytes = object::bytes().expect("an object; make it with `cargo xtask build`");
         let object = Ebpf::load(bytes).expect("the kernel takes the maps");
-        let programs = Programs::new(object).expect("the kernel takes the programs");
+        let mut programs = Programs::new(object).expect("the kernel takes the programs");
         let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
             (PORT, 300_000, 45_000),
@@ -335,8 +334,8 @@ mod tests {
             (CLOCK, 50, 200),
         ] {
             let info = programs
-                .get(name)
-                .expect("a program")
+                .load(name)
+                .expect("the kernel takes the program")
                 .info()
                 .expect("its description");
             let verified = info.verified_instruction_count().expect("Linux 5.16");

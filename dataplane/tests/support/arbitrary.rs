@@ -217,6 +217,27 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
     })
 }
 
+/// [`policies`] of groups alone: no routes, no ACLs, nobody elsewhere.
+pub fn group_policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
+    policies(ifindexes).prop_map(|policy| Policy {
+        ports: policy
+            .ports
+            .into_iter()
+            .map(|(id, port)| {
+                let plain = Port {
+                    table: None,
+                    acl: None,
+                    source_dest_check: true,
+                    ..port
+                };
+                (id, plain)
+            })
+            .collect(),
+        groups: policy.groups,
+        ..Policy::default()
+    })
+}
+
 /// Who asks whom what.
 #[derive(Clone, Debug)]
 pub struct Asked {
