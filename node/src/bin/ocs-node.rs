@@ -49,6 +49,9 @@ struct Cli {
     host: Option<Host>,
     #[command(flatten)]
     serve: Option<Serve>,
+    // Not within `serve`: clap takes a group that has one within it for absent.
+    #[command(flatten)]
+    reach: Reaching,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -101,8 +104,6 @@ struct Serve {
     /// Log every network interface's flows.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     flow_logs: bool,
-    #[command(flatten)]
-    reach: Reaching,
     /// Made, with our pid, once what runs has been adopted.
     #[arg(long)]
     ready_file: Option<PathBuf>,
@@ -175,9 +176,7 @@ fn main() -> anyhow::Result<()> {
     let (machine, fabric, _lock) = machine(host, cli.command.is_none())?;
     let mut reach = Reach::default();
     if let Some(fabric) = fabric {
-        if let Some(serve) = &cli.serve {
-            reach = serve.reach.attach(&fabric)?;
-        }
+        reach = cli.reach.attach(&fabric)?;
         let logged = cli.serve.as_ref().is_some_and(|serve| serve.flow_logs);
         show(&machine, &fabric, logged)?;
     }
