@@ -7,11 +7,12 @@
 use crate::boot::{self, Entry, Payload, acpi, generation};
 use crate::bus::{Bus, BusMetrics};
 use crate::cpu::{self, Gate};
-use crate::devices::{Devices, When};
+use crate::devices::{Devices, Hosts, When};
 use crate::error::{Result, host, kvm};
 use crate::events::Epoll;
 use crate::irq::{Irqs, share};
 use crate::legacy::power::Power;
+use crate::legacy::ring::{ConsoleRing, MappedRing};
 use crate::legacy::rtc::Rtc;
 use crate::legacy::serial::SerialPort;
 use crate::machine::{Machine, Vm};
@@ -64,9 +65,10 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     let ended = crate::irq::new_event()?;
     let outcome = Arc::new(Outcome::new(share(&ended)?));
 
+    let ring = MappedRing::new(files.ring).map_err(host("map the console ring"))?;
+    let ring = ConsoleRing::new(ring);
     let bus = Arc::new(Bus {
-        serial: SerialPort::new(files.ring, irqs.line(layout::COM1_GSI)?)
-            .map_err(host("map the console ring"))?,
+        serial: SerialPort::new(ring.clone(), irqs.line(layout::COM1_GSI)?),
         rtc: Rtc::default(),
         power: Power::new(irqs.pin(layout::EVENT_GSI)?),
         pci: PciRoot::default(),
@@ -90,6 +92,12 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     for (block, listener) in spec.block.iter().zip(files.block_listeners) {
         devices.add_block(block, listener, when)?;
     }
+    let hosts = Hosts {
+        ring,
+        console_input: files.console_input,
+        vsock: files.vsock,
+    };
+    devices.add_hosted(spec, hosts)?;
     let entry = match (&spec.boot, files.kernel) {
         (Some(boot), Some(kernel)) => Some(load(
             spec,
@@ -172,6 +180,8 @@ pub struct Files {
     ring: RingWriter,
     taps: Vec<File>,
     block_listeners: Vec<UnixListener>,
+    console_input: Option<File>,
+    vsock: Option<UnixListener>,
     control: Option<UnixListener>,
 }
 
@@ -237,6 +247,14 @@ impl Files {
             ring,
             taps,
             block_listeners,
+            console_input: match spec.console.as_ref().and_then(|c| c.input.as_ref()) {
+                Some(source) => Some(inherit::input("console.input", source)?),
+                None => None,
+            },
+            vsock: match &spec.vsock {
+                Some(vsock) => Some(inherit::listener("vsock.listener", &vsock.listener)?),
+                None => None,
+            },
             control: match &spec.control {
                 Some(source) => Some(inherit::listener("control", source)?),
                 None => None,

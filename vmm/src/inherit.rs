@@ -41,6 +41,20 @@ pub fn device(field: &str, source: &Source) -> Result<File> {
     })
 }
 
+/// Opens for reading what may have nothing to read yet, non-blocking.
+pub fn input(field: &str, source: &Source) -> Result<File> {
+    let file = open(field, source, |path| {
+        OpenOptions::new()
+            .read(true)
+            // So that a FIFO has a writer, and no end, before somebody writes.
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+    })?;
+    set_nonblocking(&file).map_err(fail(field, describe(source)))?;
+    Ok(file)
+}
+
 /// Takes or binds a listening Unix socket, non-blocking.
 pub fn listener(field: &str, source: &Source) -> Result<UnixListener> {
     let fail = fail(field, describe(source));

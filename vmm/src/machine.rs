@@ -13,7 +13,7 @@ use crate::boot::generation;
 use crate::bus::Bus;
 use crate::cpu::{Gate, GateState, Vcpu, VcpuThread};
 use crate::devices::{Devices, When};
-use crate::error::{Result, host, kvm};
+use crate::error::{Error, Result, host, kvm};
 use crate::inherit::{self, Passed};
 use crate::irq::Irqs;
 use crate::kvm_state::{Clock, IrqChips};
@@ -25,6 +25,7 @@ use crate::outcome::Outcome;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::restore::Loading;
 use kvm_ioctls::VmFd;
+use ocs_vmm_spec::Balloon;
 use ocs_vmm_spec::control::{DeviceKind, PROTOCOL_VERSION, Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
 use std::collections::BTreeMap;
@@ -246,6 +247,17 @@ impl Machine {
             | Request::Migrate { .. } => Reply::Error {
                 message: "is not answered at once".to_owned(),
             },
+            Request::Balloon { target_mib } => {
+                let set = Balloon::check_target(*target_mib, memory::bytes(&self.vm.ram) >> 20)
+                    .map_err(Error::from)
+                    .and_then(|()| self.devices.set_balloon(*target_mib));
+                match set {
+                    Ok(()) => Reply::Ok,
+                    Err(error) => Reply::Error {
+                        message: error.to_string(),
+                    },
+                }
+            }
             Request::PowerButton => match self.bus.power.raise(EVENT_BUTTON) {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error {

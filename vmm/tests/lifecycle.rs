@@ -309,6 +309,35 @@ fn a_kernel_without_a_pvh_note_or_larger_than_memory_is_refused() {
     }
 }
 
+/// Behind its filters, with a guest that has no driver for any of them.
+#[test]
+fn devices_without_a_driver_serve_their_host_side() {
+    use std::io::{Read, Write};
+    let mut bench = Bench::new(&elf(&[print("up"), halt()].concat()));
+    bench.spec["rng"] = json!({});
+    bench.spec["console"] = json!({});
+    bench.spec["balloon"] = json!({"target_mib": 8});
+    bench.spec["vsock"] =
+        json!({"guest_cid": 3, "listener": {"path": bench.path("vsock")}, "uid": 0});
+    let mut vmm = bench.start();
+    vmm.wait_console("up");
+    let mut waiting = UnixStream::connect(bench.path("vsock")).unwrap();
+    waiting.write_all(b"ACCEPT 5\n").unwrap();
+    let mut refused = UnixStream::connect(bench.path("vsock")).unwrap();
+    refused.write_all(b"CONNECT 5\n").unwrap();
+    assert_eq!(refused.read(&mut [0; 8]).unwrap(), 0, "nobody is there");
+    let mut control = vmm.control();
+    assert_eq!(control.ask(&Request::Balloon { target_mib: 16 }), Reply::Ok);
+    assert_eq!(control.counter("balloon.target_bytes"), 16 << 20);
+    assert_eq!(control.counter("vsock.refused"), 1);
+    assert_eq!(control.counter("rng.requests"), 0);
+    let too_much = control.ask(&Request::Balloon { target_mib: 60 });
+    assert!(matches!(too_much, Reply::Error { .. }), "{too_much:?}");
+    drop(waiting);
+    control.ask(&Request::Stop);
+    assert!(vmm.finish().0.success());
+}
+
 #[test]
 fn a_vmm_started_as_a_nobody_keeps_nothing() {
     use std::os::fd::{AsRawFd, IntoRawFd};

@@ -146,6 +146,10 @@ impl Machine {
             ),
             exit_record: Some(inherited.add(exit)),
             kvm: Some(inherited.add(open_kvm()?)),
+            rng: None,
+            console: None,
+            balloon: None,
+            vsock: None,
             jail: spec::Jail::Full,
         };
         spec.check()

@@ -38,7 +38,8 @@ pub enum Request {
     PowerButton,
     /// Ends the VMM cleanly: vCPUs stopped, rings stopped, exit record written.
     Stop,
-    /// Answers [`Reply::Metrics`].
+    /// Answers [`Reply::Metrics`]. A guest with a balloon is asked for new statistics, which the
+    /// next such request shows.
     Metrics,
     /// Saves the machine into two passed files, which are emptied first. It stands still
     /// meanwhile, and goes on if it ran. Answers [`Reply::Snapshot`].
@@ -63,6 +64,12 @@ pub enum Request {
         socket: Source,
         /// How long the guest may stand still, in ms.
         downtime_ms: u32,
+    },
+    /// Asks the guest for so much of its memory, more or less than before; how much it gave is
+    /// the counter `balloon.actual_bytes`.
+    Balloon {
+        /// At least 16 MiB of memory remain.
+        target_mib: u32,
     },
     /// Adds a disk, whose `listener` is a passed descriptor. The guest finds it once the
     /// backend has connected.
@@ -108,6 +115,14 @@ pub enum DeviceKind {
     Net,
     /// virtio-blk.
     Block,
+    /// virtio-rng.
+    Rng,
+    /// virtio-console.
+    Console,
+    /// virtio-balloon.
+    Balloon,
+    /// virtio-vsock.
+    Vsock,
 }
 
 impl DeviceKind {
@@ -117,6 +132,10 @@ impl DeviceKind {
         match self {
             Self::Net => "net",
             Self::Block => "block",
+            Self::Rng => crate::RNG,
+            Self::Console => crate::CONSOLE,
+            Self::Balloon => crate::BALLOON,
+            Self::Vsock => crate::VSOCK,
         }
     }
 }

@@ -20,6 +20,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+/// Ids of the devices of which there is at most one.
+pub const RNG: &str = "rng";
+/// See [`RNG`].
+pub const CONSOLE: &str = "console";
+/// See [`RNG`].
+pub const BALLOON: &str = "balloon";
+/// See [`RNG`].
+pub const VSOCK: &str = "vsock";
+
 /// A whole memory file and what may lie on it; each costs mappings.
 pub const MAX_MEMORY_FILES: usize = 16;
 /// The version of [`Spec`] that this crate reads and writes.
@@ -80,6 +89,18 @@ pub struct Spec {
     /// `/dev/kvm`, open for reading and writing; none: opened by that path.
     #[serde(default)]
     pub kvm: Option<Source>,
+    /// virtio-rng, behind the block devices in PCI order.
+    #[serde(default)]
+    pub rng: Option<Rng>,
+    /// virtio-console, next.
+    #[serde(default)]
+    pub console: Option<Console>,
+    /// virtio-balloon, next.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
+    /// virtio-vsock, next.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// How far the VMM leaves its host.
     #[serde(default)]
     pub jail: Jail,
@@ -184,6 +205,64 @@ pub struct Net {
     /// frame on: the guest then chooses by itself what it uses.
     #[serde(default)]
     pub offloads: bool,
+}
+
+/// The host's entropy for the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rng {
+    /// At most, and as much in a burst; 1 KiB to 64 MiB.
+    #[serde(default = "Rng::default_bytes_per_s")]
+    pub bytes_per_s: u32,
+}
+
+impl Rng {
+    fn default_bytes_per_s() -> u32 {
+        64 * 1024
+    }
+}
+
+/// A console beside the serial port, with its output in the same ring: `hvc0` in Linux.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// What the guest reads: a pipe, a terminal, a socket; none: nothing.
+    #[serde(default)]
+    pub input: Option<Source>,
+}
+
+/// Memory that the guest gives back: by itself what it does not use (free-page reporting), and
+/// on request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// Asked for at start, in MiB; at least 16 MiB of memory remain.
+    #[serde(default)]
+    pub target_mib: u32,
+}
+
+impl Balloon {
+    /// Whether a guest of `memory_mib` can be asked for `target_mib`.
+    pub fn check_target(target_mib: u32, memory_mib: u64) -> Result<(), SpecError> {
+        must(
+            u64::from(target_mib) + 16 <= memory_mib,
+            "balloon.target_mib",
+            format!("{target_mib} leaves less than 16 of {memory_mib} MiB"),
+        )
+    }
+}
+
+/// Sockets between the guest and programs of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The guest's address, 3 or more.
+    pub guest_cid: u32,
+    /// A *listening* Unix socket. A program connects and writes `CONNECT port` or
+    /// `ACCEPT port` and a newline; see the VMM's README.
+    pub listener: Source,
+    /// Programs of another user (`SO_PEERCRED`) are turned away.
+    pub uid: u32,
 }
 
 /// Limits of what a guest sends, each with a burst that it starts with; none: no limit.
@@ -333,9 +412,9 @@ impl Spec {
             format!("{} is not in 4096..=1048576", self.serial.capacity_bytes),
         )?;
         must(
-            self.net.len() + self.block.len() <= 28,
+            self.net.len() + self.block.len() <= 26,
             "block",
-            "more than 28 devices in all",
+            "more than 26 disks and interfaces in all",
         )?;
         let mut ids = BTreeSet::new();
         for (i, net) in self.net.iter().enumerate() {
@@ -345,6 +424,33 @@ impl Spec {
         for (i, block) in self.block.iter().enumerate() {
             block.check(&format!("block[{i}]"))?;
             unique(&mut ids, &format!("block[{i}].id"), &block.id)?;
+        }
+        for (id, present) in [
+            (RNG, self.rng.is_some()),
+            (CONSOLE, self.console.is_some()),
+            (BALLOON, self.balloon.is_some()),
+            (VSOCK, self.vsock.is_some()),
+        ] {
+            if present {
+                unique(&mut ids, id, id)?;
+            }
+        }
+        if let Some(rng) = &self.rng {
+            must(
+                (1024..=64 << 20).contains(&rng.bytes_per_s),
+                "rng.bytes_per_s",
+                format!("{} is not in 1024..=67108864", rng.bytes_per_s),
+            )?;
+        }
+        if let Some(balloon) = &self.balloon {
+            Balloon::check_target(balloon.target_mib, self.memory_mib)?;
+        }
+        if let Some(vsock) = &self.vsock {
+            must(
+                (3..u32::MAX).contains(&vsock.guest_cid),
+                "vsock.guest_cid",
+                format!("{} is not in 3..=4294967294", vsock.guest_cid),
+            )?;
         }
         let mut seen = BTreeMap::new();
         for (field, source) in self.sources() {
@@ -380,6 +486,10 @@ impl Spec {
             ("exit_record", &self.exit_record),
             ("kvm", &self.kvm),
         ];
+        let console = self.console.as_ref().and_then(|c| c.input.as_ref());
+        all.extend(console.map(|source| ("console.input".to_owned(), source)));
+        let vsock = self.vsock.as_ref().map(|vsock| &vsock.listener);
+        all.extend(vsock.map(|source| ("vsock.listener".to_owned(), source)));
         for (field, source) in optional {
             all.extend(source.iter().map(|source| (field.to_owned(), source)));
         }
@@ -465,6 +575,8 @@ mod tests {
             "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500,
                      "transmit": {}}],
             "block": [{"id": "vol1", "listener": {"path": "/x"}, "backend_uid": 0, "queues": 1}],
+            "rng": {"bytes_per_s": 4096}, "console": {}, "balloon": {"target_mib": 8},
+            "vsock": {"guest_cid": 3, "listener": {"fd": 9}, "uid": 0},
         })
     }
 
@@ -503,6 +615,18 @@ mod tests {
             ("/block/0/queues", serde_json::json!(0), "block[0].queues"),
             ("/block/0/id", serde_json::json!(""), "block[0].id"),
             ("/block/0/id", serde_json::json!("eni-1"), "block[0].id"),
+            ("/rng/bytes_per_s", serde_json::json!(1), "rng.bytes_per_s"),
+            (
+                "/balloon/target_mib",
+                serde_json::json!(49),
+                "balloon.target_mib",
+            ),
+            ("/vsock/guest_cid", serde_json::json!(2), "vsock.guest_cid"),
+            (
+                "/vsock/listener",
+                serde_json::json!({"fd": 8}),
+                "descriptor",
+            ),
             (
                 "/serial/capacity_bytes",
                 serde_json::json!(1),

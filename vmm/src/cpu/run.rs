@@ -326,6 +326,7 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
 mod tests {
     use super::*;
     use crate::legacy::power::Power;
+    use crate::legacy::ring::{ConsoleRing, MappedRing};
     use crate::legacy::rtc::Rtc;
     use crate::legacy::serial::SerialPort;
     use crate::pci::hotplug::Hotplug;
@@ -336,8 +337,9 @@ mod tests {
     fn bus() -> Arc<Bus> {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let ring = RingWriter::open(tempfile::tempfile().unwrap(), 4096).unwrap();
+        let ring = ConsoleRing::new(MappedRing::new(ring).unwrap());
         Arc::new(Bus {
-            serial: SerialPort::new(ring, event()).unwrap(),
+            serial: SerialPort::new(ring, event()),
             rtc: Rtc::default(),
             power: Power::new(event()),
             pci: PciRoot::default(),

@@ -22,8 +22,8 @@ use std::io;
 
 /// The console ring and the exit record are the only files that are written.
 const MAX_FILE_BYTES: u64 = 2 << 20;
-/// Descriptors: 28 devices with queues and vectors, clients, and the fixed ones.
-const MAX_FILES: u64 = 512;
+/// Descriptors: 30 devices with queues and vectors, vsock streams, clients, and the fixed ones.
+const MAX_FILES: u64 = 1024;
 
 /// For the whole process, before threads exist and after memory does.
 pub fn limit_files() -> io::Result<()> {

@@ -159,6 +159,8 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_timerfd_settime,
             libc::SYS_accept4,
             libc::SYS_recvmsg,
+            libc::SYS_recvfrom,
+            libc::SYS_readv,
             libc::SYS_sendto,
             libc::SYS_getsockopt,
             libc::SYS_eventfd2,

@@ -6,6 +6,6 @@
 //! ```
 
 pub mod power;
-mod ring;
+pub mod ring;
 pub mod rtc;
 pub mod serial;

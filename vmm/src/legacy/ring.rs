@@ -5,7 +5,25 @@ use ocs_vmm_spec::console::{HEADER_BYTES, RingWriter, WRITTEN_OFFSET};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+/// The ring as several devices write it, each piece whole.
+#[derive(Clone)]
+pub struct ConsoleRing(Arc<Mutex<MappedRing>>);
+
+impl ConsoleRing {
+    /// Shares `ring`.
+    pub fn new(ring: MappedRing) -> Self {
+        Self(Arc::new(Mutex::new(ring)))
+    }
+
+    /// Appends `bytes`, overwriting the oldest.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.write(bytes)
+    }
+}
 
 /// Appends to a ring file through a mapping.
 pub struct MappedRing {

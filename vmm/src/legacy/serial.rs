@@ -1,9 +1,8 @@
 //! COM1, a 16550A whose output goes to the console ring. There is no input.
 
-use super::ring::MappedRing;
+use super::ring::ConsoleRing;
 use crate::lifecycle::Lifecycle;
 use crate::persist::State;
-use ocs_vmm_spec::console::RingWriter;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +51,7 @@ impl SerialEvents for Counted {
     fn in_buffer_empty(&self) {}
 }
 
-struct Ring(MappedRing);
+struct Ring(ConsoleRing);
 
 impl io::Write for Ring {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -66,8 +65,7 @@ impl io::Write for Ring {
 
 impl SerialPort {
     /// A port that writes to `ring` and interrupts through `line`.
-    pub fn new(ring: RingWriter, line: EventFd) -> io::Result<Self> {
-        let ring = MappedRing::new(ring)?;
+    pub fn new(ring: ConsoleRing, line: EventFd) -> Self {
         let metrics = Arc::new(SerialMetrics::default());
         let line = Arc::new(line);
         let uart = Uart::with_events(
@@ -75,11 +73,11 @@ impl SerialPort {
             Counted(Arc::clone(&metrics)),
             Ring(ring),
         );
-        Ok(Self {
+        Self {
             uart: Mutex::new(Some(uart)),
             line,
             metrics,
-        })
+        }
     }
 
     /// A guest's read of register `offset`.
@@ -178,10 +176,13 @@ impl Lifecycle for SerialPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::legacy::ring::MappedRing;
+    use ocs_vmm_spec::console::RingWriter;
 
     fn port() -> SerialPort {
         let ring = RingWriter::open(tempfile::tempfile().unwrap(), 4096).unwrap();
-        SerialPort::new(ring, EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap()
+        let ring = ConsoleRing::new(MappedRing::new(ring).unwrap());
+        SerialPort::new(ring, EventFd::new(libc::EFD_NONBLOCK).unwrap())
     }
 
     #[test]

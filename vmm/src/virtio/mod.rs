@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  guest driver ── registers ──▶ pci/ (transport) ── activate, reset ──▶ VirtioDevice
-//!       │                                                            net/  block/
+//!       │                                    net/  block/  hosted.rs: rng/ console/ balloon/ vsock/
 //!       ├── kick (ioeventfd) ──▶ event thread (net) or vhost-user backend (block)
 //!       └◀─ MSI-X (irqfd) ────── the same
 //! ```
@@ -18,11 +18,16 @@
 //! all use of them, at once or, where another process must agree, by the time that
 //! `is_reset` says so.
 
+pub mod balloon;
 pub mod block;
+pub mod console;
+pub mod hosted;
 pub mod mmio;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod rng;
+pub mod vsock;
 
 use crate::memory::GuestRam;
 use crate::memory::dirty::BackendLog;
@@ -44,7 +49,7 @@ pub const STATUS_NEEDS_RESET: u8 = 0x40;
 
 /// What a transport needs of a device.
 pub trait VirtioDevice: Send {
-    /// Device type (§5): 1 net, 2 block.
+    /// Device type (§5): 1 net, 2 block, 3 console, 4 entropy, 5 balloon, 19 socket.
     fn kind(&self) -> u16;
     /// The largest size of each queue.
     fn queue_sizes(&self) -> &[u16];
@@ -52,6 +57,10 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Reads the device's own configuration; bytes beyond it are zero.
     fn read_config(&self, offset: usize, data: &mut [u8]);
+    /// Writes it; false where there is nothing that a driver may write.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) -> bool {
+        false
+    }
     /// Takes the queues: the driver is ready. An error becomes NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<(), String>;
     /// Begins to give the queues up.

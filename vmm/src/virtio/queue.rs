@@ -53,6 +53,9 @@ pub enum QueueError {
         /// Length.
         len: u32,
     },
+    /// A rule of the device's own.
+    #[error("the driver {0}")]
+    Protocol(&'static str),
     /// Readable behind writable, or indirect inside indirect.
     #[error("descriptor flags {0:#x} are out of order")]
     Order(u16),
@@ -87,12 +90,55 @@ impl Buffers {
         self.writable_bytes
     }
 
+    /// Copies what lies from `offset` on for the device to read into `data`; how much that was.
+    pub fn read_at(&self, offset: usize, data: &mut [u8]) -> usize {
+        each_part(&self.readable, offset, data.len(), |at, part, len| {
+            // SAFETY: `part` is `len` bytes of mapped guest memory (see the struct), `data` has as
+            // many from `at` on; a guest that stores to them meanwhile spoils its own bytes.
+            unsafe { std::ptr::copy(part, data.as_mut_ptr().add(at), len) };
+        })
+    }
+
+    /// Copies `data` to what the device may write, from `offset` on; how much of it had room.
+    pub fn write_at(&self, offset: usize, data: &[u8]) -> usize {
+        each_part(&self.writable, offset, data.len(), |at, part, len| {
+            // SAFETY: as in `read_at`, the other way round.
+            unsafe { std::ptr::copy(data.as_ptr().add(at), part, len) };
+        })
+    }
+
     fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
         self.readable_bytes = 0;
         self.writable_bytes = 0;
     }
+}
+
+/// Calls `act` with each piece of `buffers` inside `len` bytes from `offset` on: its place in
+/// those, its address, its length. Yields the bytes in all.
+fn each_part(
+    buffers: &[libc::iovec],
+    offset: usize,
+    len: usize,
+    mut act: impl FnMut(usize, *mut u8, usize),
+) -> usize {
+    let (mut skip, mut done) = (offset, 0);
+    for buffer in buffers {
+        if skip >= buffer.iov_len {
+            skip -= buffer.iov_len;
+            continue;
+        }
+        let count = (buffer.iov_len - skip).min(len - done);
+        if count == 0 {
+            break;
+        }
+        let part = buffer.iov_base.cast::<u8>().wrapping_add(skip);
+        act(done, part, count);
+        done += count;
+        skip = 0;
+    }
+    done
 }
 
 /// A queue, its memory and its two events.

@@ -17,7 +17,7 @@ mod metrics;
 mod offloads;
 mod persist;
 mod ring;
-mod shaper;
+pub(crate) mod shaper;
 pub mod tap;
 mod worker;
 

@@ -37,7 +37,8 @@ impl Bucket {
         }
     }
 
-    fn refill(&mut self, now_ns: u64) {
+    /// Brings the level up to date.
+    pub(crate) fn refill(&mut self, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.at_ns);
         self.at_ns = self.at_ns.max(now_ns);
         let full = i128::from(self.burst) * ONE;
@@ -46,7 +47,7 @@ impl Bucket {
     }
 
     /// How long until a frame of `cost` may go, in ns; 0 if it may now.
-    fn wait_ns(&self, cost: u64) -> u64 {
+    pub(crate) fn wait_ns(&self, cost: u64) -> u64 {
         let missing = i128::from(cost.min(self.burst)) * ONE - self.level;
         if missing <= 0 {
             return 0;
@@ -55,7 +56,8 @@ impl Bucket {
         u64::try_from((missing + rate - 1) / rate).unwrap_or(u64::MAX)
     }
 
-    fn spend(&mut self, cost: u64) {
+    /// Takes what goes.
+    pub(crate) fn spend(&mut self, cost: u64) {
         self.level -= i128::from(cost) * ONE;
     }
 

@@ -122,6 +122,17 @@ impl VirtioPci {
         self.lock().on_pci = false;
     }
 
+    /// Tells the driver that the device's own configuration changed.
+    pub fn announce_config(&self) {
+        let mut inner = self.lock();
+        inner.common.generation = inner.common.generation.wrapping_add(1);
+        if let Some(event) = inner.msix.event(inner.common.config_vector)
+            && let Err(error) = event.write(1)
+        {
+            tracing::debug!(%error, "configuration interrupt lost");
+        }
+    }
+
     /// Does a driver use the device?
     pub fn is_driven(&self) -> bool {
         self.lock().ready
@@ -365,6 +376,12 @@ impl Function for VirtioPci {
                         let _ = kick.write(1);
                     }
                     None => self.bad_access(),
+                }
+            }
+            DEVICE => {
+                let at = usize::try_from(within).unwrap_or(usize::MAX);
+                if !self.lock().device.write_config(at, data) {
+                    self.bad_access();
                 }
             }
             MSIX_TABLE => self.lock().msix.table_write(within, data),
