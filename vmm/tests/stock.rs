@@ -1,9 +1,12 @@
 //! Debian's kernels as Debian ships them, in the emulated host (`cargo xtask lab vmm`): disk
 //! and network under load, hot-plug of both, reboot, power button.
 //!
-//! The guest is `xtask/src/lab/l2-vmm.sh`.
+//! The guest is `xtask/src/lab/l2-vmm.sh`. The devices that the VMM serves by itself are in
+//! `stock/hosted.rs`.
 
 mod common;
+#[path = "stock/hosted.rs"]
+mod hosted;
 
 use common::storaged::Storaged;
 use common::{Bench, Control, STOCK_GUESTS, Vmm, wait_for};
@@ -52,6 +55,18 @@ fn main() {
                 None => trial.with_ignored_flag(true).with_kind("needs the lab"),
             });
         }
+    }
+    for (series, vcpus) in [("6.12", 2), ("6.1", 1)] {
+        let guests = guests.clone();
+        let name = format!("debian_{series}_{vcpus}_vcpus_rng_console_balloon_vsock");
+        let trial = Trial::test(name, move || {
+            hosted::machine(&guests.unwrap_or_default(), series, vcpus);
+            Ok(())
+        });
+        trials.push(match std::env::var_os(STOCK_GUESTS) {
+            Some(_) => trial,
+            None => trial.with_ignored_flag(true).with_kind("needs the lab"),
+        });
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }

@@ -177,12 +177,15 @@ impl Vmm {
             if console.contains(text) || others.iter().any(|other| console.contains(other)) {
                 return Some(console);
             }
-            if self.child.try_wait().unwrap().is_some() {
+            if let Some(status) = self.child.try_wait().unwrap() {
                 let mut stderr = String::new();
-                if let Some(pipe) = &mut self.child.stderr {
-                    pipe.read_to_string(&mut stderr).unwrap();
-                }
-                panic!("the VMM ended: {stderr}; console: {console}");
+                let pipe = self.child.stderr.take();
+                let _ = pipe.map(|mut pipe| pipe.read_to_string(&mut stderr));
+                // A filter that was too narrow says so in the kernel's log.
+                let log = Command::new("dmesg").output().map(|out| out.stdout);
+                let log = String::from_utf8_lossy(&log.unwrap_or_default()).into_owned();
+                let log = log.lines().rfind(|line| line.contains("syscall="));
+                panic!("the VMM ended ({status}): {stderr}; console: {console}; {log:?}");
             }
             None
         })

@@ -40,11 +40,43 @@ net() {
     echo "stock: net $1 bytes=$(wc -c </tmp/back) sha256=$sent ok"
 }
 
+# Sockets both ways, entropy and the second console, with a balloon that comes and goes.
+sockets() {
+    dd if=/dev/urandom of=/tmp/vsock bs=64k count=32 2>/dev/null
+    sent=$(sha256sum </tmp/vsock | cut -d' ' -f1)
+    for turn in 1 2 3; do
+        back=$(vsock send 9000 </tmp/vsock | sha256sum | cut -d' ' -f1)
+        [ "$back" = "$sent" ] || echo "stock: vsock MISMATCH"
+    done
+    echo "stock: vsock bytes=$(wc -c </tmp/vsock) sha256=$sent ok"
+    vsock serve 9001
+    echo "stock: vsock served"
+}
+hosted() {
+    echo "stock: load"
+    sockets &
+    echo "stock: rng $(cat /sys/class/misc/hw_random/rng_current) bytes=$(head -c 65536 /dev/hwrng | wc -c)"
+    echo "stock: second console" >/dev/hvc0
+    read -r line </dev/hvc0
+    echo "stock: heard $line"
+    dd if=/dev/zero of=/tmp/fill bs=1M count=64 2>/dev/null
+    rm /tmp/fill
+    wait
+    echo "stock: hosted"
+}
+if grep -q hosted=test /proc/cmdline; then
+    hosted &
+fi
 disk vda &
 net eth0 0
 wait
 echo "stock: interrupts $(grep virtio /proc/interrupts | tr -s ' ' | tr '\n' ';')"
 echo "stock: ready"
+
+if grep -q hosted=test /proc/cmdline; then
+    head -c 24 /dev/input/event0 >/dev/null
+    poweroff -f
+fi
 
 # What comes and goes later.
 if ! grep -q hotplug=none /proc/cmdline; then

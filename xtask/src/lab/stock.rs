@@ -24,20 +24,39 @@ const TESTED_MODULES: &[&str] = &[
     "virtio_net",
     "evdev",
     "button",
+    "virtio_rng",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// Puts what `vmm/tests/stock.rs` boots into `folder`: for each series a vmlinux and an
 /// initial RAM disk.
 pub fn tested_guests(folder: &Path) -> Result<()> {
+    let sockets = folder.join("vsock");
+    build_socket_tool(&sockets)?;
     for series in SERIES {
         let kernel = Kernel::get(series, Flavour::Cloud)?;
         let initrd = Tree::new(&["dev", "proc", "sys", "tmp"])?;
         initrd.modules(&kernel, TESTED_MODULES)?;
         initrd.script("init", include_str!("l2-vmm.sh"))?;
+        fs::copy(&sockets, initrd.path().join("bin/vsock"))?;
         fs::write(folder.join(format!("initrd-{series}")), initrd.archive()?)?;
         std::os::unix::fs::symlink(kernel.vmlinux(), folder.join(format!("vmlinux-{series}")))?;
     }
     Ok(())
+}
+
+/// The guest's only program beside busybox, static as that is.
+fn build_socket_tool(to: &Path) -> Result<()> {
+    let source = crate::places::root().join("xtask/src/lab/l2-vsock.rs");
+    sh::run(
+        Command::new("rustc")
+            .args(["--edition", "2024", "-Copt-level=1", "-Cstrip=symbols"])
+            .args(["-Ctarget-feature=+crt-static", "-o"])
+            .arg(to)
+            .arg(source)
+            .current_dir(crate::places::root()),
+    )
 }
 
 /// The guest's command line.
