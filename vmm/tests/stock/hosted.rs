@@ -54,9 +54,11 @@ pub fn machine(guests: &Path, series: &str, vcpus: u8) {
         .write(true)
         .open(bench.path("input"))
         .unwrap();
+    said(&mut vmm, "stock: second console");
     input.write_all(b"good morning\n").unwrap();
     said(&mut vmm, "stock: vsock serves 9001");
     talk_to_the_guest(&sockets);
+    said(&mut vmm, "stock: heard ");
     said(&mut vmm, "stock: hosted");
     let console = said(&mut vmm, "stock: ready");
     for ok in [

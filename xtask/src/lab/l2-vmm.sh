@@ -56,8 +56,10 @@ hosted() {
     echo "stock: load"
     sockets &
     echo "stock: rng $(cat /sys/class/misc/hw_random/rng_current) bytes=$(head -c 65536 /dev/hwrng | wc -c)"
-    echo "stock: second console" >/dev/hvc0
-    read -r line </dev/hvc0
+    # Opened once: what comes in while a terminal is shut is dropped with it.
+    exec 3<>/dev/hvc0
+    echo "stock: second console" >&3
+    read -r line <&3
     echo "stock: heard $line"
     dd if=/dev/zero of=/tmp/fill bs=1M count=64 2>/dev/null
     rm /tmp/fill

@@ -24,6 +24,7 @@ const TESTED_MODULES: &[&str] = &[
     "virtio_net",
     "evdev",
     "button",
+    "virtio_console",
     "virtio_rng",
     "virtio_balloon",
     "vmw_vsock_virtio_transport",
