@@ -195,3 +195,56 @@ class Operator(unittest.TestCase):
     def test_tls_is_served_on_the_same_port(self):
         secure = up.client("ec2", secure=True)
         self.assertTrue(secure.describe_regions()["Regions"])
+
+
+class Ways(unittest.TestCase):
+    def pair(self, vpc, subnet):
+        """A server and a client in two subnets of a VPC; the client's topic."""
+        other = up.ec2.create_subnet(VpcId=vpc, CidrBlock="10.7.4.0/24")["Subnet"]["SubnetId"]
+        server = up.run("listen tcp 7", SubnetId=subnet, PrivateIpAddress="10.7.3.10")
+        client = up.run("connect 10.7.3.10:7 every 200ms", SubnetId=other)
+        client.wait_line("connect: 10.7.3.10:7", " ok ")
+        return server, client, "connect: 10.7.3.10:7"
+
+    def test_a_network_acl_drops_at_the_border(self):
+        vpc, subnet = vpc_with_subnet()
+        server, client, topic = self.pair(vpc, subnet)
+        acl = up.ec2.create_network_acl(VpcId=vpc)["NetworkAcl"]["NetworkAclId"]
+        held = up.ec2.describe_network_acls(Filters=[
+            {"Name": "association.subnet-id", "Values": [subnet]}])["NetworkAcls"][0]
+        old = next(a["NetworkAclAssociationId"] for a in held["Associations"]
+                   if a["SubnetId"] == subnet)
+        new = up.ec2.replace_network_acl_association(
+            AssociationId=old, NetworkAclId=acl)["NewAssociationId"]
+        client.wait_line(topic, " timeout ", after_s=client.now())
+        up.ec2.replace_network_acl_association(
+            AssociationId=new, NetworkAclId=held["NetworkAclId"])
+        client.wait_line(topic, " ok ", after_s=client.now())
+        server.terminate()
+        client.terminate()
+
+    def test_a_peering_joins_two_vpcs_until_it_is_deleted(self):
+        (a, near), (b, far) = vpc_with_subnet(), vpc_with_subnet("10.8.0.0/16", "10.8.1.0/24")
+        for vpc, block in ((a, "10.8.0.0/16"), (b, "10.7.0.0/16")):
+            groups = up.ec2.describe_security_groups(
+                Filters=[{"Name": "vpc-id", "Values": [vpc]}])["SecurityGroups"]
+            up.ec2.authorize_security_group_ingress(
+                GroupId=groups[0]["GroupId"],
+                IpPermissions=[{"IpProtocol": "-1", "IpRanges": [{"CidrIp": block}]}])
+        server = up.run("listen tcp 7", SubnetId=far, PrivateIpAddress="10.8.1.10")
+        client = up.run("connect 10.8.1.10:7 every 200ms", SubnetId=near)
+        topic = "connect: 10.8.1.10:7"
+        client.wait_line(topic, " timeout ")
+        peering = up.ec2.create_vpc_peering_connection(
+            VpcId=a, PeerVpcId=b)["VpcPeeringConnection"]["VpcPeeringConnectionId"]
+        up.ec2.accept_vpc_peering_connection(VpcPeeringConnectionId=peering)
+        for vpc, block in ((a, "10.8.0.0/16"), (b, "10.7.0.0/16")):
+            table = up.ec2.describe_route_tables(
+                Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+            up.ec2.create_route(RouteTableId=table, DestinationCidrBlock=block,
+                                VpcPeeringConnectionId=peering)
+        client.wait_line(topic, " ok ", after_s=client.now())
+        up.ec2.delete_vpc_peering_connection(VpcPeeringConnectionId=peering)
+        client.wait_line(topic, " timeout ", after_s=client.now())
+        server.terminate()
+        client.terminate()
