@@ -60,6 +60,9 @@ class Clients(unittest.TestCase):
         up.ec2.terminate_instances(**ids)
         self.wait("instance_terminated", **ids)
         self.wait("volume_available", VolumeIds=[volume])
+        snapshot = up.ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+        self.wait("snapshot_completed", SnapshotIds=[snapshot])
+        up.ec2.delete_snapshot(SnapshotId=snapshot)
         up.ec2.delete_volume(VolumeId=volume)
         self.wait("volume_deleted", VolumeIds=[volume])
         for name in ("image_exists", "image_available"):

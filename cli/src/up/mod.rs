@@ -87,8 +87,9 @@ pub struct Arguments {
     /// with public addresses find outside.
     #[arg(long)]
     pub outside: Option<String>,
-    /// Public addresses that this host's network finds at that interface.
-    #[arg(long, requires = "outside", value_delimiter = ',')]
+    /// Blocks that Elastic IPs are taken from; with `--outside` this host's network finds
+    /// them at that interface.
+    #[arg(long, value_delimiter = ',')]
     pub public_cidrs: Vec<String>,
     /// Log every network interface's flows, in AWS's format, to `DIR/log/flow/`.
     #[arg(long)]

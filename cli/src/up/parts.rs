@@ -95,7 +95,11 @@ impl Plan<'_> {
             || "127.0.0.1:0".to_owned(),
             |known| known.node_listen.to_string(),
         );
-        self.start(Part::Control)
+        let mut start = self.start(Part::Control);
+        if !self.arguments.public_cidrs.is_empty() {
+            start = start.with("--public-addresses", self.arguments.public_cidrs.join(","));
+        }
+        start
             .with("--state", self.state.path("control"))
             .with("--listen", listen.to_string())
             .with("--grpc-listen", grpc.to_string())

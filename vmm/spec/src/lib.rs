@@ -380,6 +380,11 @@ impl Spec {
             "mmio cannot be restored",
         )?;
         must(
+            self.balloon.is_none() || self.restore.is_none(),
+            "balloon",
+            "cannot be restored: it gives back blocks of the memory's file, which is the snapshot",
+        )?;
+        must(
             self.transport == Transport::Pci || self.net.len() + self.block.len() <= 8,
             "transport",
             "mmio has places for 8 devices",
@@ -647,6 +652,10 @@ mod tests {
         }
         let mut json = good();
         json["boot"] = serde_json::json!(null);
+        json["restore"] = serde_json::json!({"state": {"fd": 9}, "memory": [{"fd": 10}]});
+        let error = Spec::parse(json.to_string().as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("balloon: cannot"), "{error}");
+        json["balloon"] = serde_json::json!(null);
         json["block"] = serde_json::json!([]);
         json["restore"] = serde_json::json!({"state": {"fd": 9}, "memory": []});
         let error = Spec::parse(json.to_string().as_bytes()).unwrap_err();

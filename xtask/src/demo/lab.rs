@@ -31,6 +31,7 @@ until [ -s /lab/env.part ]; do
 done
 "$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
     --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs &&
+    cp $state/pki/ca.pem /lab/ca.pem &&
     mv /lab/env.part /lab/env
 until [ -e /lab/stop ] || ! kill -0 $up 2>/dev/null; do sleep 0.5; done
 cp $state/log/* /lab/ 2>/dev/null
@@ -221,7 +222,10 @@ fn serving(work: &Work, port: u16, ended: impl Fn() -> bool) -> Result<Aws> {
     while Instant::now() < until && !ended() {
         if let Ok(env) = fs::read_to_string(work.path().join("env")) {
             let mut aws = Aws::new(&env);
-            aws.set("OCS_ENDPOINT", format!("http://127.0.0.1:{port}"));
+            // From outside of the emulated host only TLS is served.
+            aws.set("OCS_ENDPOINT", format!("https://127.0.0.1:{port}"));
+            let authority = work.path().join("ca.pem").display().to_string();
+            aws.set("AWS_CA_BUNDLE", authority);
             return Ok(aws);
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -1,0 +1,82 @@
+"""Elastic IPs, from a host outside: a network namespace of the test's own."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import unittest
+
+from installation import Installation, error_code, wait_for
+
+CLONE_NEWNET = 0x40000000
+# TEST-NET-2 (RFC 5737); it exists nowhere but in the namespace.
+BLOCK = "198.51.100.0/30"
+
+up = None
+old_namespace = None
+
+
+def setUpModule():
+    global up, old_namespace
+    libc = ctypes.CDLL(None, use_errno=True)
+    old_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    up = Installation("--outside", "ocs-out", "--public-cidrs", BLOCK)
+
+
+def tearDownModule():
+    try:
+        if up:
+            up.close()
+    finally:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.setns(old_namespace, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        os.close(old_namespace)
+
+
+def echoes(address):
+    """Whether the echo server at a public address answers."""
+    with contextlib.suppress(OSError):
+        with socket.create_connection((address, 7), timeout=0.5) as connection:
+            connection.settimeout(2)
+            connection.sendall(b"from outside")
+            return connection.recv(64) == b"from outside"
+    return False
+
+
+class Outside(unittest.TestCase):
+    def test_an_associated_address_reaches_the_guest_and_no_other_does(self):
+        guest = up.run("listen tcp 7")
+        group = guest.describe()["SecurityGroups"][0]["GroupId"]
+        given = up.ec2.allocate_address(Domain="vpc")
+        address, allocation = given["PublicIp"], given["AllocationId"]
+        rule = [{"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+                 "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+        self.assertFalse(echoes(address))
+
+        association = up.ec2.associate_address(
+            AllocationId=allocation, InstanceId=guest.id)["AssociationId"]
+        self.assertEqual(guest.describe()["PublicIpAddress"], address)
+        self.assertFalse(echoes(address), "no rule lets it in")
+
+        up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rule)
+        wait_for("the guest is reached from outside", lambda: echoes(address), 10)
+
+        up.ec2.disassociate_address(AssociationId=association)
+        wait_for("it is reached no more", lambda: not echoes(address), 10)
+        self.assertNotIn("PublicIpAddress", guest.describe())
+        up.ec2.release_address(AllocationId=allocation)
+        guest.terminate()
+
+    def test_there_are_as_many_addresses_as_the_operator_gave(self):
+        held = []
+        with contextlib.suppress(Exception):
+            for _ in range(5):
+                held.append(up.ec2.allocate_address(Domain="vpc")["AllocationId"])
+        self.assertIn(len(held), range(1, 5))
+        self.assertEqual(error_code(lambda: up.ec2.allocate_address(Domain="vpc")),
+                         "InsufficientAddressCapacity")
+        for allocation in held:
+            up.ec2.release_address(AllocationId=allocation)
