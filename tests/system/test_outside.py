@@ -10,8 +10,9 @@ import unittest
 from installation import Installation, error_code, wait_for
 
 CLONE_NEWNET = 0x40000000
-# TEST-NET-2 (RFC 5737); it exists nowhere but in the namespace.
-BLOCK = "198.51.100.0/30"
+# TEST-NET-2 and 3 (RFC 5737); they exist nowhere but in the namespace.
+BLOCK = "198.51.100.0/29"
+OUTSIDE = "203.0.113.1/32"
 
 up = None
 old_namespace = None
@@ -23,6 +24,7 @@ def setUpModule():
     old_namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["ip", "address", "add", OUTSIDE, "dev", "lo"], check=True)
     up = Installation("--outside", "ocs-out", "--public-cidrs", BLOCK)
 
 
