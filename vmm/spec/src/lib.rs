@@ -380,11 +380,6 @@ impl Spec {
             "mmio cannot be restored",
         )?;
         must(
-            self.balloon.is_none() || self.restore.is_none(),
-            "balloon",
-            "cannot be restored: it gives back blocks of the memory's file, which is the snapshot",
-        )?;
-        must(
             self.transport == Transport::Pci || self.net.len() + self.block.len() <= 8,
             "transport",
             "mmio has places for 8 devices",
@@ -411,6 +406,11 @@ impl Spec {
                 ),
             )?,
         }
+        must(
+            self.balloon.is_none() || self.restore.is_none(),
+            "balloon",
+            "cannot be restored: it gives back blocks of the memory's file, which is the snapshot",
+        )?;
         must(
             (4096..=1 << 20).contains(&self.serial.capacity_bytes),
             "serial.capacity_bytes",
