@@ -46,15 +46,15 @@ pub fn machine(guests: &Path, series: &str, vcpus: u8) {
     for _ in 0..4 {
         echo_when_asked(&sockets);
     }
-    said(&mut vmm, "stock: load");
-    let mut control = vmm.control();
-    // The balloon grows while everything else is busy.
-    set_balloon(&mut control, BALLOON_MIB);
+    said(&mut vmm, "stock: second console");
     let mut input = fs::File::options()
         .write(true)
         .open(bench.path("input"))
         .unwrap();
-    said(&mut vmm, "stock: second console");
+    said(&mut vmm, "stock: load");
+    let mut control = vmm.control();
+    // The balloon grows while everything else is busy.
+    set_balloon(&mut control, BALLOON_MIB);
     input.write_all(b"good morning\n").unwrap();
     said(&mut vmm, "stock: vsock serves 9001");
     talk_to_the_guest(&sockets);
