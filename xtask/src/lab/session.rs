@@ -48,6 +48,10 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts QEMU with the lab's one set of devices: a snapshot fits no other.
+    ///
+    /// It has one CPU. With two, emulated in parallel, one may still run what the other has
+    /// rewritten (kernels patch their own code), and now and then a kernel oopses or hangs for
+    /// it, the emulated host's or its guest's. Guests have two CPUs all the same, in turns.
     pub fn start(
         vmlinux: &Path,
         initramfs: &Path,
@@ -73,7 +77,7 @@ impl Qemu {
         ])
         .args([
             "-smp",
-            "2",
+            "1",
             "-m",
             "3G",
             "-nodefaults",
