@@ -1,0 +1,83 @@
+//! vhost-user messages of a hostile frontend, with descriptors of every kind.
+//!
+//! A session ends, whatever it was told, with nothing in flight and no panic.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ocs_storaged::connection;
+use ocs_storaged::disk::{Backing, Disk};
+use ocs_storaged::memory::{Trust, sealed_memfd};
+use ocs_storaged::session::Served;
+use ocs_storaged::shard::Shard;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::io::IoSlice;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+/// Request, flags, body, descriptors.
+type Message = (u8, u8, Vec<u8>, Vec<u8>);
+
+/// What must have been agreed on before most messages are looked at.
+const AGREED: [(u32, u64); 2] = [(2, 1 << 30 | 1 << 32), (16, 0x1209)];
+const MOST: usize = 32;
+
+fn send(stream: &UnixStream, code: u32, flags: u32, body: &[u8], files: &[&OwnedFd]) -> bool {
+    let mut bytes = Vec::with_capacity(12 + body.len());
+    for word in [code, flags, body.len() as u32] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(body);
+    let fds: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, flags).is_ok()
+}
+
+fuzz_target!(|messages: Vec<Message>| {
+    static SHARD: OnceLock<Shard> = OnceLock::new();
+    let shard = SHARD.get_or_init(|| Shard::spawn("fuzz").unwrap());
+    let kinds: [OwnedFd; 4] = [
+        eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+        sealed_memfd("fuzz", 1 << 16).unwrap().into(),
+        tempfile::tempfile().unwrap().into(),
+        std::fs::File::open("/dev/null").unwrap().into(),
+    ];
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    for (code, value) in AGREED {
+        send(&ours, code - 1, 1, &[], &[]);
+        send(&ours, code, 1, &value.to_ne_bytes(), &[]);
+    }
+    for (code, flags, body, files) in messages.iter().take(MOST) {
+        let files: Vec<_> = files
+            .iter()
+            .take(4)
+            .map(|n| &kinds[usize::from(n % 4)])
+            .collect();
+        let body = &body[..body.len().min(4096)];
+        if !send(&ours, u32::from(code % 48), u32::from(*flags), body, &files) {
+            break;
+        }
+    }
+    ours.shutdown(Shutdown::Write).unwrap();
+    let disk = Arc::new(Disk {
+        serial: [0; 20],
+        size_bytes: 1 << 20,
+        read_only: false,
+        queues: 2,
+        backing: Backing::Null,
+        stats: Arc::default(),
+        qos: Arc::default(),
+    });
+    let connected = AtomicBool::new(false);
+    let served = Served::Plain(disk);
+    let _ = connection::serve(theirs, shard.clone(), served, Trust::SealedOnly, &connected);
+});
