@@ -153,6 +153,22 @@ pub struct Disk {
     pub qos: std::sync::Arc<Qos>,
 }
 
+impl Disk {
+    /// One that is written to, has no name and is held to nothing; a caller replaces what differs.
+    #[must_use]
+    pub fn new(size_bytes: u64, queues: u16, backing: Backing) -> Self {
+        Self {
+            serial: [0; 20],
+            size_bytes,
+            read_only: false,
+            queues,
+            backing,
+            stats: std::sync::Arc::default(),
+            qos: std::sync::Arc::default(),
+        }
+    }
+}
+
 /// The serial of a volume: its name without dashes, cut to 20 bytes, as EC2 shows it.
 #[must_use]
 pub fn serial(name: &str) -> [u8; 20] {

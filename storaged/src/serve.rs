@@ -46,12 +46,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let name = options.file.as_deref().and_then(Path::file_stem);
     let disk = Arc::new(Disk {
         serial: serial(&name.unwrap_or_default().to_string_lossy()),
-        size_bytes: size_bytes - size_bytes % 512,
         read_only: options.read_only,
-        queues: options.queues,
-        backing,
-        stats: Arc::default(),
-        qos: Arc::default(),
+        ..Disk::new(size_bytes - size_bytes % 512, options.queues, backing)
     });
     let _ = std::fs::remove_file(&options.listen);
     let listener = UnixListener::bind(&options.listen)

@@ -65,14 +65,10 @@ fn disk(path: &Path, key: Option<Key>, limited: bool) -> Arc<Disk> {
         ..VolumeLimits::default()
     };
     std::fs::File::create(path).unwrap().set_len(SIZE).unwrap();
+    let backing = Backing::File(FileBacking::open(path, false, key, true).unwrap());
     Arc::new(Disk {
-        serial: [0; 20],
-        size_bytes: SIZE,
-        read_only: false,
-        queues: 1,
-        backing: Backing::File(FileBacking::open(path, false, key, true).unwrap()),
-        stats: Arc::default(),
         qos: Arc::new(Qos::new(&limits, None, now_ns())),
+        ..Disk::new(SIZE, 1, backing)
     })
 }
 

@@ -21,15 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn null_disk() -> Arc<Disk> {
-    Arc::new(Disk {
-        serial: [0; 20],
-        size_bytes: 1 << 20,
-        read_only: false,
-        queues: 2,
-        backing: Backing::Null,
-        stats: Arc::default(),
-        qos: Arc::default(),
-    })
+    Arc::new(Disk::new(1 << 20, 2, Backing::Null))
 }
 
 /// A guest on a shard of this process.
@@ -43,15 +35,8 @@ struct Rig {
 fn slow_disk() -> Arc<Disk> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    Arc::new(Disk {
-        serial: [0; 20],
-        size_bytes: 1 << 20,
-        read_only: false,
-        queues: 2,
-        backing: Backing::File(FileBacking::open(file.path(), false, None, true).unwrap()),
-        stats: Arc::default(),
-        qos: Arc::default(),
-    })
+    let backing = FileBacking::open(file.path(), false, None, true).unwrap();
+    Arc::new(Disk::new(1 << 20, 2, Backing::File(backing)))
 }
 
 impl Rig {

@@ -41,13 +41,8 @@ struct Rig {
 impl Rig {
     fn new(shard: &Shard, qos: Qos) -> Self {
         let disk = Arc::new(Disk {
-            serial: [0; 20],
-            size_bytes: 1 << 30,
-            read_only: false,
-            queues: 1,
-            backing: Backing::Null,
-            stats: Arc::default(),
             qos: Arc::new(qos),
+            ..Disk::new(1 << 30, 1, Backing::Null)
         });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (shard, served) = (shard.clone(), Served::Plain(Arc::clone(&disk)));
