@@ -1,7 +1,7 @@
 //! A virtqueue, and an in-flight region, as a driver and a frontend wrote them.
 //!
-//! No head is given out twice while it is served, chains are bounded, what comes out of
-//! the in-flight region is served once, and the index goes on where it was.
+//! No head is given out twice while it is served, chains are bounded, and what comes out of
+//! the in-flight region is served once.
 
 #![no_main]
 
@@ -28,6 +28,7 @@ fuzz_target!(|data: (Vec<u8>, Vec<u8>, u16, bool, Vec<bool>)| {
     let inflight = (!tracked.is_empty()).then(|| {
         let (region, file) = Inflight::create(1, SIZE).unwrap();
         let map = Mapping::new(&file, 0, 4096, Trust::SealedOnly).unwrap();
+        // A header of 16 bytes, then 16 for each head.
         for (at, byte) in tracked.iter().enumerate().take(16 + 16 * usize::from(SIZE)) {
             // SAFETY: inside the mapping just made, which nothing else uses yet.
             unsafe { map.at(at as u64, 1).unwrap().write(*byte) };
