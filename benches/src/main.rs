@@ -14,6 +14,7 @@ mod boot;
 mod floor;
 mod net;
 mod process;
+mod qos;
 mod report;
 mod restore;
 
@@ -56,6 +57,14 @@ enum Area {
         #[command(flatten)]
         common: Common,
         /// A folder on the disk to measure.
+        #[arg(long, default_value = "target")]
+        disk_dir: PathBuf,
+    },
+    /// Limits of volumes, and guests beside one another.
+    Qos {
+        #[command(flatten)]
+        common: Common,
+        /// A folder on the disk that neighbours share.
         #[arg(long, default_value = "target")]
         disk_dir: PathBuf,
     },
@@ -110,6 +119,10 @@ fn main() -> Result<()> {
         Area::Block { common, disk_dir } => {
             let rows = block::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
             report::publish("block", &rows, &common.out)
+        }
+        Area::Qos { common, disk_dir } => {
+            let rows = qos::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
+            report::publish("qos", &rows, &common.out)
         }
         Area::Net { common } => report::publish("net", &net::measure(common.quick)?, &common.out),
         Area::Api {

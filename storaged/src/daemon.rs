@@ -46,9 +46,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     let boot = boot_id()?;
     sandbox::enter(&options.state, &options.images, folder)?;
-    let shards = (0..options.shards)
-        .map(|n| Shard::spawn(&format!("shard-{n}")))
-        .collect::<Result<Vec<_>, _>>()?;
+    let shards = Shard::spawn_all(options.shards)?;
     let volumes = Arc::new(Volumes::start(
         &options.state,
         &options.images,

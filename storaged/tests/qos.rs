@@ -8,7 +8,7 @@ mod common;
 
 use common::*;
 use ocs_storaged::connection;
-use ocs_storaged::disk::{Backing, Disk};
+use ocs_storaged::disk::{Backing, Disk, FileBacking};
 use ocs_storaged::memory::Trust;
 use ocs_storaged::qos::{Group, Qos, now_ns};
 use ocs_storaged::session::Served;
@@ -16,7 +16,7 @@ use ocs_storaged::shard::Shard;
 use ocs_storaged_api::{Limits, Rate, VolumeLimits};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 fn limits(iops: Option<u64>, bytes: Option<u64>) -> VolumeLimits {
@@ -30,7 +30,9 @@ fn limits(iops: Option<u64>, bytes: Option<u64>) -> VolumeLimits {
     }
 }
 
-/// A guest with a null disk on `shard`.
+const BYTES: u64 = 1 << 30;
+
+/// A guest with a disk on `shard`.
 struct Rig {
     guest: Guest,
     disk: Arc<Disk>,
@@ -40,9 +42,13 @@ struct Rig {
 
 impl Rig {
     fn new(shard: &Shard, qos: Qos) -> Self {
+        Self::of(shard, qos, Backing::Null)
+    }
+
+    fn of(shard: &Shard, qos: Qos, backing: Backing) -> Self {
         let disk = Arc::new(Disk {
             qos: Arc::new(qos),
-            ..Disk::new(1 << 30, 1, Backing::Null)
+            ..Disk::new(BYTES, 1, backing)
         });
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (shard, served) = (shard.clone(), Served::Plain(Arc::clone(&disk)));
@@ -167,6 +173,63 @@ fn a_group_is_shared_evenly_by_guests_on_different_shards() {
     assert!(sum as f64 <= 400.0 * seconds + 20.0, "{done:?}");
     let (least, greatest) = (done.iter().min().unwrap(), done.iter().max().unwrap());
     assert!(*least * 10 >= *greatest * 7, "{done:?}");
+}
+
+/// How many requests of a guest that always has 32 of 256 KiB under way complete while
+/// another one waits for a read of 4 KiB: the median of some reads.
+fn overtaken(mut small: Rig, mut large: Rig) -> u64 {
+    let (flooded, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..SLOTS).for_each(|slot| large.submit(slot, DATA_BYTES));
+            while !over.load(Ordering::Relaxed) {
+                for (slot, status) in large.guest.poll() {
+                    assert_eq!(status, 0);
+                    large.submit(slot, DATA_BYTES);
+                    flooded.fetch_add(1, Ordering::Relaxed);
+                }
+                std::hint::spin_loop();
+            }
+        });
+        let ahead = |than: u64| (flooded.load(Ordering::Relaxed) > than).then_some(());
+        wait("the flood", || ahead(SLOTS as u64));
+        let read = |_| {
+            let before = flooded.load(Ordering::Relaxed);
+            small.submit(0, 4096);
+            let (_, status) = wait("a read beside the flood", || small.guest.poll().pop());
+            assert_eq!(status, 0);
+            flooded.load(Ordering::Relaxed) - before
+        };
+        let mut counts: Vec<u64> = (0..31).map(read).collect();
+        over.store(true, Ordering::Relaxed);
+        counts.sort_unstable();
+        counts[counts.len() / 2]
+    })
+}
+
+#[test]
+fn a_small_read_in_memory_is_not_overtaken_by_one_that_never_pauses() {
+    let shard = Shard::spawn("qos").unwrap();
+    let free = || Qos::default();
+    let count = overtaken(Rig::new(&shard, free()), Rig::new(&shard, free()));
+    assert!(count <= 64, "{count} requests overtook a read");
+}
+
+/// On a disk that two shards share, of which each knows but its own devices' turns.
+#[test]
+fn a_small_read_does_not_wait_for_all_that_a_neighbour_has_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = Shard::spawn_all(2).unwrap();
+    let rig = |n: usize| {
+        let file = dir.path().join(format!("{n}"));
+        std::fs::write(&file, vec![7; 64 << 20]).unwrap();
+        let disk = std::fs::File::options().write(true).open(&file).unwrap();
+        disk.set_len(BYTES).unwrap();
+        let backing = FileBacking::open(&file, false, None, true).unwrap();
+        Rig::of(&shards[n], Qos::default(), Backing::File(backing))
+    };
+    let count = overtaken(rig(0), rig(1));
+    assert!(count <= 4, "{count} requests of 256 KiB overtook a read");
 }
 
 /// Many capped volumes beside one another, each its own session on two shards.

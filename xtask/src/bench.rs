@@ -12,6 +12,7 @@ pub fn run(area: &str, quick: bool) -> Result<()> {
     setup::ensure(match area {
         "api" => &[Need::BenchPeer],
         "net" => &[Need::NetworkTools],
+        "qos" => &[],
         _ => &[Need::Lab],
     })?;
     let binaries = build::all(Profile::Release)?;

@@ -241,6 +241,12 @@ pub struct Device {
     pub cut: Option<usize>,
     /// A piece that waits for a window or for an exclusive one.
     pub waiting: Option<usize>,
+    /// Cost of its pieces on the ring.
+    pub held: u64,
+    /// When it used the disk last.
+    pub used_ns: u64,
+    /// Holds its share of the disk, and waits for some of it.
+    pub full: bool,
     /// Waits for its limits, until a time.
     pub asleep: bool,
     /// Since when it has begun nothing, while it waits for its limits.
@@ -278,6 +284,9 @@ impl Device {
             ready: VecDeque::with_capacity(usize::from(disk.queues)),
             cut: None,
             waiting: None,
+            held: 0,
+            used_ns: 0,
+            full: false,
             asleep: false,
             since_ns: 0,
             bounce: if encrypted {

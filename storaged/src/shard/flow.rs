@@ -2,19 +2,21 @@
 
 use super::device::Lane;
 use super::op::{entry, run, signal};
+use super::share::DEPTH;
 use super::slot::Step;
 use super::token::Token;
 use super::worker::Worker;
 use crate::disk::{Backing, Stats};
+use crate::qos::turns::QUANTUM;
 use crate::qos::{Direction, cost};
 use crate::request::{Kind, STATUS_OK};
+use io_uring::squeue;
 
-/// What the ring may hold at once, in [`cost`]'s bytes' worth: some hundred small
-/// requests or two dozen whole pieces, enough for a fast disk, and what a newcomer's
-/// request waits for at most.
-const DEPTH: u64 = 2 << 20;
-/// What memory's devices may be served in a row, in the same measure.
-const ROUND: u64 = 1 << 20;
+/// What memory's devices may be served in a row, in [`cost`]'s bytes' worth, before
+/// those that were found idle are looked at: one large piece, some small requests.
+const ROUND: u64 = QUANTUM as u64;
+/// Rounds after which idle ones are asked to kick instead, however busy the shard is.
+const LOOKS: u32 = 256;
 
 /// What became of a device's turn.
 enum Turn {
@@ -37,7 +39,7 @@ impl Worker {
             && !std::mem::replace(&mut running.ready, true)
         {
             dev.ready.push_back(queue);
-            if !dev.asleep && dev.waiting.is_none() {
+            if !dev.asleep && !dev.full && dev.waiting.is_none() {
                 self.turns[dev.lane as usize].wake(device);
             }
         }
@@ -52,6 +54,13 @@ impl Worker {
     /// Begins what may begin: by turns, as much as the disk may hold at once.
     pub(super) fn dispatch(&mut self) {
         self.now_ns = None;
+        // A driver told not to kick is heard though another one never pauses.
+        self.was_offered();
+        self.looks += 1;
+        if self.looks >= LOOKS {
+            self.looks = 0;
+            self.enable_kicks();
+        }
         let mut round = 0;
         while round < ROUND
             && let Some(device) = self.turns[Lane::Memory as usize].whose()
@@ -59,9 +68,22 @@ impl Worker {
             round += self.turn(device, Lane::Memory);
             self.publish();
         }
+        if !self.turns[Lane::Disk as usize].is_empty() {
+            self.disk_round();
+        }
+    }
+
+    fn disk_round(&mut self) {
+        let now_ns = coarse_now_ns();
+        self.share.look(now_ns);
         while self.on_ring_cost < DEPTH
             && let Some(device) = self.turns[Lane::Disk as usize].whose()
         {
+            if let Some(dev) = &mut self.devices[device]
+                && std::mem::replace(&mut dev.used_ns, now_ns) != now_ns
+            {
+                self.share.used(device, dev.disk.qos.weight(), now_ns);
+            }
             self.turn(device, Lane::Disk);
         }
     }
@@ -99,6 +121,10 @@ impl Worker {
             return Turn::Idle;
         };
         if dev.waiting.is_some() {
+            return Turn::Waits;
+        }
+        if dev.lane == Lane::Disk && !self.share.admits(dev.held, dev.disk.qos.weight()) {
+            dev.full = true;
             return Turn::Waits;
         }
         if let Some(request) = dev.cut {
@@ -239,9 +265,14 @@ impl Worker {
     pub(super) fn advanced(&mut self, index: usize, result: i32) {
         let slot = &mut self.slots[index];
         let device = slot.device;
+        let cost = cost(slot.data_bytes);
         self.on_ring -= 1;
-        self.on_ring_cost -= cost(slot.data_bytes);
+        self.on_ring_cost -= cost;
         if let Some(dev) = &mut self.devices[device] {
+            dev.held -= cost;
+            if std::mem::take(&mut dev.full) {
+                self.turns[dev.lane as usize].resume(device);
+            }
             let step = match &mut dev.head {
                 None => Some(slot.advance(&dev.disk, &dev.bounce, result)),
                 Some(head) => {
@@ -293,14 +324,24 @@ impl Worker {
                 }
                 (Step::Submit(op), Backing::File(file)) => {
                     let entry = entry(&op, file).user_data(Token::Io(index as u32).pack());
-                    self.on_ring += 1;
-                    self.on_ring_cost += cost(slot.data_bytes);
-                    return self.push(entry);
+                    return self.send(index, entry);
                 }
                 (Step::Submit(_), Backing::Null | Backing::Layered(_)) => return,
                 (Step::Done(status), _) => return self.complete(index, status),
             }
         }
+    }
+
+    /// Puts an operation of the piece in slot `index` on the ring.
+    pub(super) fn send(&mut self, index: usize, entry: squeue::Entry) {
+        let slot = &self.slots[index];
+        let cost = cost(slot.data_bytes);
+        self.on_ring += 1;
+        self.on_ring_cost += cost;
+        if let Some(dev) = &mut self.devices[slot.device] {
+            dev.held += cost;
+        }
+        self.push(entry);
     }
 
     fn broke(&mut self, device: usize, queue: u16, error: &dyn std::error::Error) {
@@ -318,4 +359,10 @@ impl Worker {
             self.push(entry);
         }
     }
+}
+
+/// Nanoseconds of the monotonic clock as of the last tick, which costs next to nothing.
+fn coarse_now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

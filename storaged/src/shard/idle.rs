@@ -78,7 +78,7 @@ impl Worker {
     }
 
     /// Did a driver that was not told to kick offer more?
-    fn was_offered(&mut self) -> bool {
+    pub(super) fn was_offered(&mut self) -> bool {
         for at in 0..self.parked.len() {
             let (device, queue) = self.parked[at];
             if self
@@ -97,7 +97,7 @@ impl Worker {
     }
 
     /// Asks all drivers to kick; true if one offered something meanwhile.
-    fn enable_kicks(&mut self) -> bool {
+    pub(super) fn enable_kicks(&mut self) -> bool {
         while let Some((device, queue)) = self.parked.pop() {
             if let Some(running) = self.slot_queue(device, queue) {
                 running.parked = false;

@@ -5,7 +5,6 @@ use super::slot::Step;
 use super::token::Token;
 use super::worker::Worker;
 use crate::cow::head::Turn;
-use crate::qos::cost;
 
 impl Worker {
     /// Runs turns of the request in slot `index` until it waits (`None`), or until its
@@ -22,9 +21,7 @@ impl Worker {
                     let file = head.file(target);
                     if !file.inline {
                         let entry = entry(&op, file).user_data(Token::Io(index as u32).pack());
-                        self.on_ring += 1;
-                        self.on_ring_cost += cost(slot.data_bytes);
-                        self.push(entry);
+                        self.send(index, entry);
                         return None;
                     }
                     let result = run(&op, file);

@@ -8,7 +8,8 @@
 //! Message threads reach a shard by [`Shard`]'s methods; each is one [`Command`]
 //! over a channel, answered by the shard's thread. Nothing else is shared.
 //! [`worker`] is the loop, [`flow`] a request's way in and [`done`] its way out, [`device`]
-//! a device's state, [`slot`] a request's; [`sleep`] holds those that wait for their limits.
+//! a device's state, [`slot`] a request's; [`sleep`] holds those that wait for their limits,
+//! [`share`] says what each may hold of the disk.
 //! [`layers`] runs the detours of volumes with layers.
 
 pub mod bounce;
@@ -19,6 +20,7 @@ pub mod idle;
 mod layers;
 pub mod op;
 pub mod pieces;
+pub mod share;
 pub mod sleep;
 pub mod slot;
 pub mod token;
@@ -31,6 +33,7 @@ use crate::inflight::QueueInflight;
 use crate::memory::Memory;
 use crate::queue::{Addresses, QueueError};
 use rustix::event::{EventfdFlags, eventfd};
+use share::Share;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -124,8 +127,21 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Starts a shard's thread.
+    /// Starts a shard's thread, with a disk of its own.
     pub fn spawn(name: &str) -> Result<Self, ShardError> {
+        let share = Share::new(1).remove(0);
+        Self::spawn_beside(name, share)
+    }
+
+    /// Starts so many shards' threads, which share the disk.
+    pub fn spawn_all(shards: usize) -> Result<Vec<Self>, ShardError> {
+        let shares = Share::new(shards).into_iter().enumerate();
+        shares
+            .map(|(n, share)| Self::spawn_beside(&format!("shard-{n}"), share))
+            .collect()
+    }
+
+    fn spawn_beside(name: &str, share: Share) -> Result<Self, ShardError> {
         let (commands, receiver) = channel();
         let wake: OwnedFd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(std::io::Error::from)?;
@@ -133,7 +149,7 @@ impl Shard {
         let (ready, outcome) = channel();
         let woken = Arc::clone(&wake);
         std::thread::Builder::new().name(name.to_owned()).spawn(
-            move || match worker::Worker::new(receiver, woken) {
+            move || match worker::Worker::new(receiver, woken, share) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(()));
                     worker.run();

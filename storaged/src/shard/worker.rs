@@ -1,6 +1,7 @@
 //! The shard's loop.
 
 use super::device::{Device, Running, Scratch};
+use super::share::Share;
 use super::sleep::Sleepers;
 use super::slot::Slot;
 use super::token::{Place, Token};
@@ -52,11 +53,15 @@ pub struct Worker {
     pub(super) touched: Vec<(usize, u16)>,
     /// Queues found empty, whose drivers were not told to kick yet.
     pub(super) parked: Vec<(usize, u16)>,
+    /// Rounds since their drivers were last told.
+    pub(super) looks: u32,
     pub(super) scratch: Scratch,
     /// Pieces that wait for the ring.
     pub(super) on_ring: usize,
     /// What they cost, see [`crate::qos::cost`].
     pub(super) on_ring_cost: u64,
+    /// What each device may hold of the disk.
+    pub(super) share: Share,
     pub(super) window: Window,
     /// The disk is fast enough to await several completions at once.
     pub(super) gathers: bool,
@@ -66,7 +71,11 @@ pub struct Worker {
 
 impl Worker {
     /// Sets up the ring; in the thread that will run it (`SINGLE_ISSUER`).
-    pub fn new(commands: Receiver<Command>, wake: Arc<OwnedFd>) -> std::io::Result<Self> {
+    pub fn new(
+        commands: Receiver<Command>,
+        wake: Arc<OwnedFd>,
+        share: Share,
+    ) -> std::io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -91,9 +100,11 @@ impl Worker {
             now_ns: None,
             touched: Vec::new(),
             parked: Vec::new(),
+            looks: 0,
             scratch: Scratch::default(),
             on_ring: 0,
             on_ring_cost: 0,
+            share,
             window: Window::default(),
             gathers: true,
             generation: 0,

@@ -1,0 +1,55 @@
+//! Limits and fairness of storaged, seen by guests of it over vhost-user.
+//!
+//! ```text
+//!  rates       limit ─▶ what one guest gets; how soon after a change
+//!  neighbours  a small guest beside a large one; two hundred beside one another
+//! ```
+//! Backing in RAM is above half of any limit here and leaves the disk's noise out; what
+//! neighbours do to one another is measured on the disk too.
+
+mod guest;
+mod host;
+mod neighbours;
+mod rates;
+
+use crate::report::Row;
+use anyhow::{Result, ensure};
+use guest::Load;
+use std::path::Path;
+
+/// Of each volume.
+const SIZE: u64 = 256 << 20;
+
+fn random_reads(depth: usize, bytes: u64) -> Load {
+    Load {
+        depth,
+        bytes,
+        size_bytes: SIZE,
+    }
+}
+
+/// Measures the area.
+pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>> {
+    let storaged = bin_dir.join("ocs-storaged");
+    ensure!(
+        storaged.exists(),
+        "{} is missing: run `cargo xtask build --release`",
+        storaged.display()
+    );
+    let mut rows = rates::misses(&storaged, quick)?;
+    rows.push(rates::changes(&storaged, quick)?);
+    let ram = Path::new("/dev/shm");
+    // In memory one thread is what they share, on a disk the disk.
+    for (name, place, shards, thorough) in [
+        ("ram_1_shard", ram, 1, false),
+        ("ram_2_shards", ram, 2, true),
+        ("disk_1_shard", disk_dir, 1, true),
+        ("disk_2_shards", disk_dir, 2, false),
+    ] {
+        if !(quick && thorough) {
+            rows.extend(neighbours::victim(&storaged, name, (place, shards), quick)?);
+        }
+    }
+    rows.push(neighbours::crowd(&storaged, quick)?);
+    Ok(rows)
+}
