@@ -6,6 +6,7 @@ mod crowd;
 mod fidelity;
 mod grpc;
 mod lifecycle;
+mod linear;
 mod networks;
 mod shape;
 mod storage;

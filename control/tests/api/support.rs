@@ -5,7 +5,7 @@ pub mod fake_node;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use ring::{digest, hmac};
 use serde_json::Value;
-use std::io::{Read as _, Write as _};
+use std::io::{Error, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -226,40 +226,51 @@ impl Control {
     }
 
     fn send(&self, headers: &[(&'static str, String)], body: &str) -> (u16, String) {
-        let host = self.ready["listen"].as_str().unwrap();
-        let mut stream = TcpStream::connect(host).unwrap();
-        let head: String = headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}\r\n"))
-            .collect();
-        write!(
-            stream,
-            "POST / HTTP/1.1\r\nhost: {host}\r\n{head}content-type: application/x-www-form-urlencoded\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        let (head, mut text) = answer.split_once("\r\n\r\n").unwrap();
-        let mut whole = String::new();
-        if head
-            .to_ascii_lowercase()
-            .contains("transfer-encoding: chunked")
-        {
-            while let Some((size, rest)) = text.split_once("\r\n") {
-                let size = usize::from_str_radix(size, 16).unwrap();
-                if size == 0 {
-                    break;
-                }
-                whole.push_str(&rest[..size]);
-                text = &rest[size + 2..];
-            }
-        } else {
-            whole.push_str(text);
+        post_to(self.ready["listen"].as_str().unwrap(), headers, body).unwrap()
+    }
+}
+
+/// Posts a body to a host; status and body of an answer that came whole.
+pub fn post_to(
+    host: &str,
+    headers: &[(&'static str, String)],
+    body: &str,
+) -> Result<(u16, String), Error> {
+    let mut stream = TcpStream::connect(host)?;
+    let head: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    write!(
+        stream,
+        "POST / HTTP/1.1\r\nhost: {host}\r\n{head}content-type: application/x-www-form-urlencoded\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    whole(&answer).ok_or_else(|| Error::other(format!("cut short: {answer}")))
+}
+
+/// Status and body of an answer; none if its end is missing.
+fn whole(answer: &str) -> Option<(u16, String)> {
+    let (head, mut text) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let head = head.to_ascii_lowercase();
+    if !head.contains("transfer-encoding: chunked") {
+        let (_, length) = head.split_once("content-length: ")?;
+        let length: usize = length.lines().next()?.trim().parse().ok()?;
+        return (text.len() == length).then(|| (status, text.to_owned()));
+    }
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = text.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some((status, whole));
         }
-        (status, whole)
+        whole.push_str(rest.get(..size)?);
+        text = rest.get(size + 2..)?;
     }
 }
 
