@@ -445,11 +445,8 @@ fn what_a_backend_writes_is_in_the_difference() {
     assert_eq!(last_number(&bench.console(), "errors"), Some(0));
 }
 
-/// With its disk in the long run alone: on a host that is short of CPU about one such move in
-/// fifteen leaves a guest whose disk stands still (README, "Known limits").
 #[test]
 fn a_machine_moves_with_its_stream_and_its_disk() {
-    let with_disk = std::env::var_os("OCS_LONG").is_some();
     let (tap, host) = tap::make_with_echo();
     let mut bench = Bench::probe("stream 172.31.0.1:7777;disk 0 loop 1MiB");
     bench.spec["net"] = json!([{
@@ -492,10 +489,8 @@ fn a_machine_moves_with_its_stream_and_its_disk() {
         last_number(&to.console(), "records").filter(|records| *records > before + 10)
     });
     assert!(!to.console().contains("broken"), "{}", to.console());
-    if with_disk {
-        let console = moved.wait_console("loop rounds=");
-        assert_eq!(last_number(&console, "errors"), Some(0), "{console}");
-    }
+    let console = moved.wait_console("loop rounds=");
+    assert_eq!(last_number(&console, "errors"), Some(0), "{console}");
     let mut control = moved.control();
     assert_eq!(control.counter("block.vol1.bounced_requests"), 0);
     assert_eq!(control.counter("block.vol1.faults"), 0);

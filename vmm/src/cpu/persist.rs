@@ -25,6 +25,14 @@ const XSAVE_BYTES: usize = size_of::<kvm_xsave>();
 /// AMX makes it 11 KiB; no known CPU needs more.
 const MAX_XSAVE_BYTES: usize = 64 << 10;
 
+/// Registers of the local APIC (Intel SDM vol. 3 table 11-1).
+const APIC_LVT_TIMER: usize = 0x320;
+const APIC_TMICT: usize = 0x380;
+const APIC_TMCCT: usize = 0x390;
+const LVT_MASKED: u32 = 1 << 16;
+/// 0 is one-shot.
+const LVT_TIMER_MODE: u32 = 3 << 17;
+
 #[derive(Serialize, Deserialize)]
 struct VcpuState {
     cpuid: Vec<kvm_cpuid_entry2>,
@@ -63,7 +71,7 @@ impl Lifecycle for Vcpu {
             xcrs: vcpu.get_xcrs().map_err(failed("XCR0"))?,
             xsave: self.get_xsave(&vcpu)?,
             debug: vcpu.get_debug_regs().map_err(failed("debug registers"))?,
-            lapic: vcpu.get_lapic().map_err(failed("the local APIC"))?,
+            lapic: lapic_of(&vcpu)?,
             msrs: self.get_msrs(&vcpu)?,
             events: vcpu.get_vcpu_events().map_err(failed("pending events"))?,
         };
@@ -167,6 +175,24 @@ impl Vcpu {
     }
 }
 
+/// The local APIC, whose one-shot timer, if it has run out, runs out again when it is loaded:
+/// KVM keeps an expiry that it has not yet made an interrupt of where nobody can read it. A
+/// guest that had its interrupt gets a second one.
+fn lapic_of(vcpu: &VcpuFd) -> Result<kvm_lapic_state, String> {
+    let mut lapic = vcpu.get_lapic().map_err(failed("the local APIC"))?;
+    let timer = lapic_word(&lapic, APIC_LVT_TIMER);
+    let armed = timer & (LVT_MASKED | LVT_TIMER_MODE) == 0 && lapic_word(&lapic, APIC_TMICT) != 0;
+    if armed && lapic_word(&lapic, APIC_TMCCT) == 0 {
+        lapic.regs[APIC_TMCCT] = 1;
+    }
+    Ok(lapic)
+}
+
+fn lapic_word(lapic: &kvm_lapic_state, register: usize) -> u32 {
+    let bytes = [0, 1, 2, 3].map(|i| lapic.regs[register + i].cast_unsigned());
+    u32::from_le_bytes(bytes)
+}
+
 /// Sets MSRs; one that KVM refuses must have the value already.
 fn set_msrs(vcpu: &VcpuFd, mut msrs: Vec<kvm_msr_entry>) -> Result<(), String> {
     msrs.sort_by_key(|msr| match msr.index {
@@ -266,6 +292,36 @@ mod tests {
             msr.map_or(0, |msr| msr.data)
         };
         assert!(tsc(&again) >= tsc(&state), "the TSC went back");
+    }
+
+    #[test]
+    fn a_timer_that_ran_out_while_paused_runs_out_again() {
+        let used = vcpu();
+        {
+            let fd = used.lock();
+            let mut lapic = fd.get_lapic().unwrap();
+            let mut set = |register: usize, value: u32| {
+                for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
+                    lapic.regs[register + i] = byte.cast_signed();
+                }
+            };
+            const SPURIOUS: usize = 0xf0;
+            set(SPURIOUS, 0x1ff);
+            set(APIC_LVT_TIMER, 0x20);
+            set(APIC_TMICT, 1000);
+            set(APIC_TMCCT, 1000);
+            fd.set_lapic(&lapic).unwrap();
+        }
+        let count = || -> u32 {
+            let state: VcpuState = used.save().unwrap().decode(STATE_VERSION).unwrap();
+            lapic_word(&state.lapic, APIC_TMCCT)
+        };
+        // Whole microseconds long, and never nothing.
+        for _ in 0..20 {
+            assert_ne!(count(), 0);
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        assert_eq!(count(), 1);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct BlockWorker {
     active: Option<Active>,
     /// Paused: no ring runs, whoever connects or activates.
     resting: bool,
+    /// Meanwhile: where a backend stopped the rings, which `active` does not know.
+    stopped_at: Option<Positions>,
     /// For a guest whose memory no backend sees.
     bounce: Option<Bounce>,
     log: Option<Arc<BackendLog>>,
@@ -138,6 +140,7 @@ impl BlockWorker {
             session: None,
             active: None,
             resting: kind.restored,
+            stopped_at: None,
             bounce: match kind.bounced {
                 true => Some(Bounce::new().map_err(host("make a bounce region"))?),
                 false => None,
@@ -315,10 +318,12 @@ impl BlockWorker {
         // Reading only clears the event; the wishes themselves are behind the lock.
         let _ = self.shared.wake.read();
         let wishes = std::mem::take(&mut *self.shared.wishes());
-        if wishes.reset || wishes.stop {
+        if wishes.reset {
             self.stop_ring();
         }
         if wishes.stop {
+            // The region stays as it is: another process may serve the disk with it by now.
+            self.take_ring();
             return false;
         }
         if let Some(region) = wishes.region {
@@ -340,7 +345,7 @@ impl BlockWorker {
                 let _ = answer.send(self.rest());
             }
             Some(Rest::End) => {
-                self.resting = false;
+                (self.resting, self.stopped_at) = (false, None);
                 self.start_ring(true);
             }
             None => {}
@@ -349,11 +354,18 @@ impl BlockWorker {
     }
 
     /// Stops the rings, keeping the driver: where they stand, `None` without a driver.
+    ///
+    /// They may rest already: a pause that follows a resume at once takes the place of a wish
+    /// that this thread has not seen yet, and finds the rings where the pause before left them.
     fn rest(&mut self) -> std::result::Result<Option<Positions>, String> {
         if self.active.is_none() || self.resting {
             self.resting = true;
             self.share_region();
-            return Ok(None);
+            let active = self.active.as_ref();
+            return Ok(active.map(|active| {
+                let stopped_at = self.stopped_at.clone();
+                stopped_at.unwrap_or_else(|| active.positions())
+            }));
         }
         self.drain()?;
         let rings = self.rings();
@@ -370,7 +382,7 @@ impl BlockWorker {
         };
         match positions {
             Ok(positions) => {
-                self.resting = true;
+                (self.resting, self.stopped_at) = (true, Some(positions.clone()));
                 self.share_region();
                 Ok(Some(positions))
             }
@@ -477,17 +489,9 @@ impl BlockWorker {
         queues.map(|(index, _)| index).collect()
     }
 
-    /// Takes the rings from the backend: at a reset, or the machine's end.
+    /// Ends the driver's use of the rings: what was in flight is nobody's any more.
     fn stop_ring(&mut self) {
-        let rings = self.rings();
-        if self.active.take().is_some() {
-            if let Some(session) = &mut self.session
-                && !self.resting
-                && let Err(error) = session.stop(&rings)
-            {
-                self.note_failed_ring("stop", &error);
-                self.disconnect("the backend failed");
-            }
+        if self.take_ring() {
             if let Some(inflight) = &self.inflight
                 && let Err(error) = inflight.clear()
             {
@@ -498,6 +502,23 @@ impl BlockWorker {
             }
         }
         self.shared.is_reset.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes the rings from the backend; were there any?
+    fn take_ring(&mut self) -> bool {
+        let rings = self.rings();
+        self.stopped_at = None;
+        if self.active.take().is_none() {
+            return false;
+        }
+        if let Some(session) = &mut self.session
+            && !self.resting
+            && let Err(error) = session.stop(&rings)
+        {
+            self.note_failed_ring("stop", &error);
+            self.disconnect("the backend failed");
+        }
+        true
     }
 
     /// Counted, and logged the first time only: a guest could make it happen in a loop.
@@ -524,3 +545,6 @@ impl BlockWorker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,6 @@ impl Lifecycle for VirtioPci {
         self.watch_kicks(inner);
         if loaded == Loaded::ConfigChanged {
             inner.common.generation = inner.common.generation.wrapping_add(1);
-            inner.msix.repeat(inner.common.config_vector)?;
         }
         Ok(())
     }
@@ -92,7 +91,8 @@ impl Lifecycle for VirtioPci {
 }
 
 impl VirtioPci {
-    /// Gives the device its queues where they stood.
+    /// Gives the device its queues where they stood. Each interrupts once more, and so does the
+    /// configuration: an interrupt may have been on its way in KVM, and a spurious one is harmless.
     fn activate_at(&self, inner: &mut Inner, positions: &[Option<Position>]) -> Result<(), String> {
         let mut queues = self.collect_queues(inner)?;
         if positions.len() != queues.len() {
@@ -106,13 +106,13 @@ impl VirtioPci {
             match (queue, position) {
                 (Some(queue), Some(position)) => {
                     queue.set_position(*position);
-                    // An interrupt may have been on its way in KVM; a spurious one is harmless.
                     inner.msix.repeat(inner.common.queues[index].vector)?;
                 }
                 (None, None) => {}
                 _ => return Err(format!("has queue {index} both enabled and not")),
             }
         }
+        inner.msix.repeat(inner.common.config_vector)?;
         let activation = Activation {
             ram: self.ram.clone(),
             features: inner.common.driver_features,
