@@ -37,6 +37,7 @@ const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(5);
 pub fn run(spec: &Spec, started_ns: u64) -> Result<ExitRecord> {
     let signals = block_signals().map_err(host("block signals"))?;
     ignore_file_limit();
+    jail::share_heap().map_err(host("keep one heap"))?;
     let files = Files::open(spec)?;
     // The kernel's image is the tenant's: whatever it does to its parser happens in the jail.
     jail::leave_host(spec.jail).map_err(|source| Error::Jail { source })?;

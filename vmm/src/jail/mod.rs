@@ -25,6 +25,19 @@ const MAX_FILE_BYTES: u64 = 2 << 20;
 /// Descriptors: 30 devices with queues and vectors, vsock streams, clients, and the fixed ones.
 const MAX_FILES: u64 = 1024;
 
+/// For the whole process, before threads exist: they all allocate from one heap.
+///
+/// A heap of a thread's own reads `/proc/sys/vm/overcommit_memory` the first time it shrinks
+/// (glibc, `check_may_shrink_heap`), which is an end by the filter for a thread that may open
+/// nothing.
+pub fn share_heap() -> io::Result<()> {
+    // SAFETY: it changes a number inside the allocator.
+    match unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } {
+        1 => Ok(()),
+        _ => Err(io::Error::other("the allocator does not take M_ARENA_MAX")),
+    }
+}
+
 /// For the whole process, before threads exist and after memory does.
 pub fn limit_files() -> io::Result<()> {
     // The state thread, which alone may raise it, writes memory files.
