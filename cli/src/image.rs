@@ -4,15 +4,15 @@ use crate::images::{self, Image, RootType};
 use crate::state::State;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const GIB: u64 = 1 << 30;
 
 /// What can be done with images.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Copies a kernel and a root file system into the installation; a running
-    /// `ocs up` offers the image within seconds.
+    /// Copies a disk with its own kernel, or a kernel and a root file system, into the
+    /// installation; a running `ocs up` offers the image within seconds.
     Import(Import),
 }
 
@@ -25,17 +25,19 @@ pub struct Import {
     /// The image's name.
     #[arg(long)]
     name: String,
-    /// ELF with a PVH note, or a Linux bzImage.
-    #[arg(long)]
-    kernel: PathBuf,
+    /// ELF with a PVH note, or a Linux bzImage. Without one an instance boots the kernel
+    /// that its root disk holds at each start.
+    #[arg(long, required_unless_present = "root_image")]
+    kernel: Option<PathBuf>,
     /// The kernel's initrd.
-    #[arg(long)]
+    #[arg(long, requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line.
+    /// The kernel's command line; behind the disk's own, if the kernel is.
     #[arg(long, default_value = "")]
     cmdline: String,
-    /// A raw disk image: the root volume's first content.
-    #[arg(long)]
+    /// A raw disk image: the root volume's first content. To have a kernel of its own it is
+    /// ext4 or has a GPT with an ext4 partition, as distributions' cloud images do.
+    #[arg(long, alias = "disk")]
     root_image: Option<PathBuf>,
     /// The root volume's size in GiB (default: as large as the disk image needs).
     #[arg(long, alias = "root-size-gib")]
@@ -59,23 +61,16 @@ pub fn import(arguments: &Import) -> Result<()> {
         "--state {}: no installation is there; `ocs up --state …` makes one",
         state.root().display()
     );
-    let add = |file: &Path| images::add_file(&state, file);
+    let add = |file: &Option<PathBuf>| match file {
+        Some(file) => images::add_file(&state, file),
+        None => Ok(String::new()),
+    };
     let image = Image {
         name: arguments.name.clone(),
         kernel: add(&arguments.kernel)?,
-        initrd: arguments
-            .initrd
-            .as_deref()
-            .map(add)
-            .transpose()?
-            .unwrap_or_default(),
+        initrd: add(&arguments.initrd)?,
         cmdline: arguments.cmdline.clone(),
-        root_image: arguments
-            .root_image
-            .as_deref()
-            .map(add)
-            .transpose()?
-            .unwrap_or_default(),
+        root_image: add(&arguments.root_image)?,
         root_size_gib,
         root_type: arguments.root_type,
         other: serde_json::Map::new(),

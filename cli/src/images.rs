@@ -29,7 +29,8 @@ const BLOCK_BYTES: usize = 64 * 1024;
 pub struct Image {
     /// Its name; one image a name.
     pub name: String,
-    /// Kernel, a file of the folder.
+    /// Kernel, a file of the folder; empty: the root disk holds it.
+    #[serde(default)]
     pub kernel: String,
     /// Initrd, a file of the folder or empty.
     #[serde(default)]

@@ -32,7 +32,8 @@ pub struct Image {
     /// What it is.
     #[serde(default)]
     pub description: String,
-    /// Kernel, a file of the node's image folder.
+    /// Kernel, a file of the node's image folder; nothing: the root holds it.
+    #[serde(default)]
     pub kernel: String,
     /// Initial RAM disk, or nothing.
     #[serde(default)]
@@ -116,6 +117,11 @@ impl Catalogue {
                     image.name
                 );
             }
+            ensure!(
+                !(image.kernel.is_empty() && image.root_image.is_empty()),
+                "image {:?} has neither a kernel nor a root image that could hold one",
+                image.name
+            );
             let sized = (1..=16_384).contains(&image.root_size_gib);
             ensure!(
                 sized,

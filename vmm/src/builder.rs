@@ -4,9 +4,9 @@
 //!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
-use crate::boot::{self, Entry, Payload, acpi, generation};
+use crate::boot::{self, Payload, acpi, generation};
 use crate::bus::{Bus, BusMetrics};
-use crate::cpu::{self, Gate};
+use crate::cpu::{self, Gate, Start};
 use crate::devices::{Devices, Hosts, When};
 use crate::error::{Result, host, kvm};
 use crate::events::Epoll;
@@ -22,6 +22,7 @@ use crate::pci::hotplug::Hotplug;
 use crate::pci::root::PciRoot;
 use crate::snapshot::incoming::{self, Incoming};
 use crate::snapshot::restore::{self, Loading};
+use crate::virtio::block::Look;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::tap::Tap;
 use crate::{inherit, layout};
@@ -32,7 +33,7 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A machine whose threads do not run yet.
@@ -98,18 +99,16 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         vsock: files.vsock,
     };
     devices.add_hosted(spec, hosts)?;
-    let entry = match (&spec.boot, files.kernel) {
-        (Some(boot), Some(kernel)) => Some(load(
-            spec,
-            boot,
-            (kernel, files.initrd),
-            devices.mmio_count(),
-            &ram,
-        )?),
-        _ => None,
+    let start = match &spec.boot {
+        Some(boot) => {
+            acpi::write_tables(&ram, spec.vcpus, devices.mmio_count())?;
+            generation::renew(&ram)?;
+            boot_from(boot, (files.kernel, files.initrd), &ram, &devices, &outcome)?
+        }
+        None => Start::Loaded,
     };
     let vcpus = (0..spec.vcpus)
-        .map(|index| cpu::create(&kvm_fd, &fd, index, spec, entry).map(Arc::new))
+        .map(|index| cpu::create(&kvm_fd, &fd, index, spec, &start).map(Arc::new))
         .collect::<Result<_>>()?;
     let vm = Vm {
         fd,
@@ -148,26 +147,37 @@ fn memory_of(
     Ok((ram, Some(loading), None))
 }
 
-/// Fills new memory.
-fn load(
-    spec: &Spec,
+/// Fills new memory, now or once the disk that has the kernel can be read.
+fn boot_from(
     boot: &Boot,
-    (kernel, initrd): (File, Option<File>),
-    mmio_devices: usize,
+    (kernel, initrd): (Option<File>, Option<File>),
     ram: &GuestRam,
-) -> Result<Entry> {
-    let entry = boot::load(
-        ram,
-        Payload {
+    devices: &Devices,
+    outcome: &Arc<Outcome>,
+) -> Result<Start> {
+    if let Some(kernel) = kernel {
+        let cmdline = &boot.cmdline;
+        let payload = Payload {
             kernel,
             initrd,
-            cmdline: &boot.cmdline,
-        },
-    )?;
-    acpi::write_tables(ram, spec.vcpus, mmio_devices)?;
-    generation::renew(ram)?;
-    boot::write_gdt(ram, entry)?;
-    Ok(entry)
+            cmdline,
+        };
+        let entry = boot::load(ram, payload)?;
+        boot::write_gdt(ram, entry)?;
+        return Ok(Start::At(entry));
+    }
+    let known = Arc::new(OnceLock::new());
+    if let Some(id) = &boot.disk {
+        let (ram, cmdline, known) = (ram.clone(), boot.cmdline.clone(), Arc::clone(&known));
+        let look = Look::new(Arc::clone(outcome), move |disk| {
+            let entry = boot::disk::load_own_kernel(&ram, disk, &cmdline)?;
+            boot::write_gdt(&ram, entry)?;
+            known.get_or_init(|| entry);
+            Ok(())
+        })?;
+        devices.look_first(id, look)?;
+    }
+    Ok(Start::Late(known))
 }
 
 /// Everything the spec names, open.
@@ -230,7 +240,8 @@ impl Files {
             kernel: spec
                 .boot
                 .as_ref()
-                .map(|boot| inherit::read("boot.kernel", &boot.kernel))
+                .and_then(|boot| boot.kernel.as_ref())
+                .map(|source| inherit::read("boot.kernel", source))
                 .transpose()?,
             initrd: spec
                 .boot

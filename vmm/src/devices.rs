@@ -25,7 +25,7 @@ use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
 use crate::virtio::balloon::BalloonModel;
-use crate::virtio::block::{BlockStatus, BlockWorker, DiskKind, Nursery, WorkerThread};
+use crate::virtio::block::{BlockStatus, BlockWorker, DiskKind, Look, Nursery, WorkerThread};
 use crate::virtio::console::ConsoleModel;
 use crate::virtio::hosted::{Driver, Hosted, Model};
 use crate::virtio::mmio::VirtioMmio;
@@ -201,6 +201,16 @@ impl Devices {
             inner.devices.pop();
         }
         started
+    }
+
+    /// Has a disk of the spec read before the machine may run.
+    pub fn look_first(&self, id: &str, look: Look) -> Result<()> {
+        let mut inner = self.lock();
+        let disk = inner.find(DeviceKind::Block, id)?.disk.as_mut();
+        if let Some(worker) = disk.and_then(|disk| disk.worker.as_mut()) {
+            worker.look_first(look);
+        }
+        Ok(())
     }
 
     /// Changes what an interface may send.

@@ -195,6 +195,13 @@ impl Machine {
 
     /// Can this machine be saved? Devices of transport mmio are no parts of it.
     pub fn check_savable(&self) -> std::result::Result<(), SnapshotError> {
+        let begins_late = self.vm.vcpus.iter().any(|vcpu| vcpu.begins_late());
+        if begins_late && self.gate.first_run_ns() == 0 {
+            return Err(SnapshotError::Part {
+                part: "boot.disk".to_owned(),
+                problem: "is not read yet".to_owned(),
+            });
+        }
         match self.devices.mmio_count() {
             0 => Ok(()),
             _ => Err(SnapshotError::Part {

@@ -62,7 +62,37 @@ fn main() {
         });
         trials.push(trial);
     }
+    trials.push(Trial::test("debian_6.12_on_a_disk", move || {
+        own_kernel(&guests);
+        Ok(())
+    }));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A disk as Debian's installer leaves it boots with nothing beside it.
+fn own_kernel(guests: &Path) {
+    let _tap = tap("stock0", "10.9.0.1");
+    let mut bench = Bench::new(&[]);
+    bench.spec["boot"] = json!({"disk": "root", "cmdline": "hotplug=none reboot=test"});
+    bench.spec["memory_mib"] = json!(384);
+    bench.spec["net"] = json!([{
+        "id": "eni0", "tap": {"path": "stock0"}, "mac": "02:00:00:00:00:01", "mtu": 1500,
+    }]);
+    let listener = json!({"path": bench.path("root.sock")});
+    bench.spec["block"] = json!([{"id": "root", "listener": listener, "backend_uid": 0}]);
+    let mut vmm = bench.start();
+    let storaged = Storaged::start(bench.dir.path());
+    std::fs::copy(guests.join("disk"), bench.path("storaged/images/disk")).unwrap();
+    let socket = bench.path("root.sock");
+    storaged.attach_image("root", VolumeKind::Persistent, socket, "disk");
+    let console = said(&mut vmm, "stock: ready");
+    assert!(console.contains("stock: kernel=6.12."), "{console}");
+    assert!(
+        console.contains("stock: disk vda sectors=131072 "),
+        "{console}"
+    );
+    let (_, stderr, record) = vmm.finish();
+    assert_eq!(record.reason, ExitReason::GuestReset, "{stderr}");
 }
 
 fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {

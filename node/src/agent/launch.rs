@@ -130,7 +130,7 @@ impl Machine {
             vcpus: u8::try_from(desired.vcpus)
                 .map_err(|_| EffectError::Permanent(format!("{} vCPUs", desired.vcpus)))?,
             memory_mib: desired.memory_mib,
-            boot: Some(self.boot(desired, &mut inherited)?),
+            boot: Some(self.boot(desired, &block, &mut inherited)?),
             restore: None,
             incoming: None,
             cpu: spec::Cpu::Host,
@@ -302,22 +302,36 @@ impl Machine {
         );
     }
 
+    /// The image's kernel; one without has it on its root, which is the first disk.
     fn boot(
         &self,
         desired: &api::Instance,
+        block: &[spec::Block],
         inherited: &mut Inherited,
     ) -> Result<spec::Boot, EffectError> {
         let image = desired
             .image
             .as_ref()
             .ok_or_else(|| EffectError::Permanent("no image".to_owned()))?;
+        if image.kernel.is_empty() {
+            let root = block
+                .first()
+                .ok_or_else(|| EffectError::Permanent("neither a kernel nor a disk".to_owned()))?;
+            return Ok(spec::Boot {
+                kernel: None,
+                initrd: None,
+                disk: Some(root.id.clone()),
+                cmdline: image.cmdline.clone(),
+            });
+        }
         let initrd = match image.initrd.as_str() {
             "" => None,
             name => Some(inherited.add(self.open_image(name)?)),
         };
         Ok(spec::Boot {
-            kernel: inherited.add(self.open_image(&image.kernel)?),
+            kernel: Some(inherited.add(self.open_image(&image.kernel)?)),
             initrd,
+            disk: None,
             cmdline: image.cmdline.clone(),
         })
     }

@@ -160,16 +160,21 @@ pub enum Transport {
     Mmio,
 }
 
-/// Kernel, optional initrd, command line.
+/// A kernel, or a disk that has one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Boot {
     /// ELF with a PVH note (Xen PVH boot ABI), or a Linux bzImage (64-bit boot protocol).
-    pub kernel: Source,
+    #[serde(default)]
+    pub kernel: Option<Source>,
     /// Placed high in low memory.
     #[serde(default)]
     pub initrd: Option<Source>,
-    /// At most 2,047 bytes.
+    /// Instead of both: the id of a [`Block`] whose own kernel, initrd and command line are read
+    /// from its ext4 `/boot` (UAPI boot loader entries, `grub.cfg`, `vmlinuz-*`) at each start.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// At most 2,047 bytes; behind the disk's own.
     #[serde(default)]
     pub cmdline: String,
 }
@@ -349,6 +354,31 @@ impl Spec {
         Ok(spec)
     }
 
+    fn check_boot(&self, boot: &Boot) -> Result<(), SpecError> {
+        must(
+            boot.cmdline.len() <= 2047,
+            "boot.cmdline",
+            "is longer than 2047 bytes",
+        )?;
+        let Some(disk) = &boot.disk else {
+            return must(
+                boot.kernel.is_some(),
+                "boot.kernel",
+                "is missing, and so is boot.disk",
+            );
+        };
+        must(
+            boot.kernel.is_none() && boot.initrd.is_none(),
+            "boot.disk",
+            "cannot be with boot.kernel or boot.initrd",
+        )?;
+        must(
+            self.block.iter().any(|block| block.id == *disk),
+            "boot.disk",
+            format!("{disk:?} is no disk of this machine"),
+        )
+    }
+
     /// Checks every bound that the field docs state.
     pub fn check(&self) -> Result<(), SpecError> {
         must(
@@ -392,11 +422,7 @@ impl Spec {
             )?,
             (None, None) => must(false, "boot", "is missing, and so are restore and incoming")?,
             (Some(_), Some(_)) => must(false, "restore", "cannot be with boot")?,
-            (Some(boot), None) => must(
-                boot.cmdline.len() <= 2047,
-                "boot.cmdline",
-                "is longer than 2047 bytes",
-            )?,
+            (Some(boot), None) => self.check_boot(boot)?,
             (None, Some(restore)) => must(
                 (1..=MAX_MEMORY_FILES).contains(&restore.memory.len()),
                 "restore.memory",
@@ -476,7 +502,7 @@ impl Spec {
     pub fn sources(&self) -> Vec<(String, &Source)> {
         let mut all = vec![("serial.ring".to_owned(), &self.serial.ring)];
         if let Some(boot) = &self.boot {
-            all.push(("boot.kernel".to_owned(), &boot.kernel));
+            all.extend(boot.kernel.iter().map(|s| ("boot.kernel".to_owned(), s)));
             all.extend(boot.initrd.iter().map(|s| ("boot.initrd".to_owned(), s)));
         }
         if let Some(restore) = &self.restore {
@@ -600,6 +626,17 @@ mod tests {
             ("/vcpus", serde_json::json!(65), "vcpus"),
             ("/memory_mib", serde_json::json!(1), "memory_mib"),
             ("/boot", serde_json::json!(null), "boot: is missing"),
+            ("/boot", serde_json::json!({}), "boot.kernel: is missing"),
+            (
+                "/boot",
+                serde_json::json!({"disk": "vol2"}),
+                "boot.disk: \"vol2\" is no disk",
+            ),
+            (
+                "/boot",
+                serde_json::json!({"disk": "vol1", "kernel": {"fd": 10}}),
+                "boot.disk: cannot be with",
+            ),
             (
                 "/restore",
                 serde_json::json!({"state": {"fd": 9}, "memory": [{"fd": 10}]}),

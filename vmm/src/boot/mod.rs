@@ -3,10 +3,12 @@
 //! ```text
 //!  kernel file ─┬─ ELF with a PVH note ──▶ pvh.rs    32-bit entry, %ebx = start info
 //!               └─ bzImage ──────────────▶ linux.rs  64-bit entry, %rsi = zero page
+//!  or the one that a disk holds: disk/
 //!  acpi.rs + dsdt.rs ─▶ tables at 0xe0000, named by both
 //! ```
 
 pub mod acpi;
+pub mod disk;
 mod dsdt;
 pub mod generation;
 mod linux;
@@ -19,8 +21,8 @@ use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use std::io::{self, Read, Seek, SeekFrom};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 
 /// How the boot CPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +39,35 @@ pub enum Entry {
     },
 }
 
-/// The files that a guest boots from.
-pub struct Payload<'a> {
+/// What a guest boots from.
+pub struct Payload<'a, K, I> {
     /// ELF or bzImage.
-    pub kernel: File,
+    pub kernel: K,
     /// Optional initial RAM disk.
-    pub initrd: Option<File>,
+    pub initrd: Option<I>,
     /// The command line, without NUL.
     pub cmdline: &'a str,
+}
+
+/// Bytes that go to guest memory as they are.
+pub trait Blob {
+    /// How many there are.
+    fn bytes(&mut self) -> io::Result<u64>;
+    /// Puts all `bytes` of them at `at`.
+    fn fill(&mut self, ram: &GuestRam, at: GuestAddress, bytes: usize) -> io::Result<()>;
+}
+
+impl Blob for File {
+    fn bytes(&mut self) -> io::Result<u64> {
+        let end = self.seek(SeekFrom::End(0))?;
+        self.rewind()?;
+        Ok(end)
+    }
+
+    fn fill(&mut self, ram: &GuestRam, at: GuestAddress, bytes: usize) -> io::Result<()> {
+        ram.read_exact_volatile_from(at, self, bytes)
+            .map_err(io::Error::other)
+    }
 }
 
 /// Where the initrd was put.
@@ -66,7 +89,11 @@ const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
 /// Loads all of `payload`; ACPI tables are expected at [`layout::ACPI_TABLES`].
-pub fn load(ram: &GuestRam, mut payload: Payload<'_>) -> Result<Entry> {
+pub fn load<K, I>(ram: &GuestRam, mut payload: Payload<'_, K, I>) -> Result<Entry>
+where
+    K: Read + ReadVolatile + Seek,
+    I: Blob,
+{
     let kernel_error = |problem: String| Error::Boot {
         field: "boot.kernel",
         problem,
@@ -133,20 +160,19 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<()> {
 /// Puts the initrd as high as possible in low memory, page-aligned.
 fn load_initrd(
     ram: &GuestRam,
-    initrd: Option<File>,
+    initrd: Option<impl Blob>,
     kernel_end: u64,
     highest: u64,
 ) -> Result<Option<Initrd>> {
-    let Some(mut file) = initrd else {
+    let Some(mut blob) = initrd else {
         return Ok(None);
     };
     let fail = |problem: String| Error::Boot {
         field: "boot.initrd",
         problem,
     };
-    let bytes = file
-        .seek(SeekFrom::End(0))
-        .and_then(|end| file.rewind().map(|()| end))
+    let bytes = blob
+        .bytes()
         .map_err(|e| fail(format!("cannot be measured: {e}")))?;
     let end = memory::low_end(ram).min(highest.saturating_add(1));
     let at = end
@@ -159,7 +185,7 @@ fn load_initrd(
             ))
         })?;
     let count = usize::try_from(bytes).map_err(|e| fail(e.to_string()))?;
-    ram.read_exact_volatile_from(GuestAddress(at), &mut file, count)
+    blob.fill(ram, GuestAddress(at), count)
         .map_err(|e| fail(format!("cannot be read: {e}")))?;
     Ok(Some(Initrd { at, bytes }))
 }

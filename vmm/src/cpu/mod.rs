@@ -19,12 +19,14 @@ use crate::boot::Entry;
 use crate::error::{Result, kvm};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use ocs_vmm_spec::Spec;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A vCPU, shared between its thread and whoever saves or loads it. The thread holds the lock
 /// but while it stands at a gate that is not open.
 pub struct Vcpu {
     fd: Mutex<VcpuFd>,
+    /// Where it enters the guest, if that is known only once the gate opens.
+    entry: Option<Arc<OnceLock<Entry>>>,
     kvm: Arc<Kvm>,
     vm: Arc<VmFd>,
 }
@@ -32,6 +34,11 @@ pub struct Vcpu {
 impl Vcpu {
     fn lock(&self) -> MutexGuard<'_, VcpuFd> {
         self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does it learn where it begins only when the guest starts?
+    pub fn begins_late(&self) -> bool {
+        self.entry.is_some()
     }
 }
 
@@ -51,28 +58,43 @@ pub fn without_pmu(vm: &VmFd) -> Result<()> {
         .map_err(kvm("turn performance counters off"))
 }
 
-/// Makes vCPU `index` of `spec`, ready to run from `entry` (the boot CPU) or to wait for INIT
-/// and SIPI (the others), or without `entry` for a snapshot to be loaded.
+/// How a machine begins.
+#[derive(Clone)]
+pub enum Start {
+    /// The boot CPU begins here.
+    At(Entry),
+    /// It begins where this says once the gate opens: somebody is still to read the disk.
+    Late(Arc<OnceLock<Entry>>),
+    /// It goes on as a snapshot says.
+    Loaded,
+}
+
+/// Makes vCPU `index` of `spec`, ready to run (the boot CPU) or to wait for INIT and SIPI (the
+/// others), or for a snapshot to be loaded.
 pub fn create(
     kvm_fd: &Arc<Kvm>,
     vm: &Arc<VmFd>,
     index: u8,
     spec: &Spec,
-    entry: Option<Entry>,
+    start: &Start,
 ) -> Result<Vcpu> {
     let vcpu = vm
         .create_vcpu(u64::from(index))
         .map_err(kvm("create a vCPU"))?;
-    if let Some(entry) = entry {
+    if !matches!(start, Start::Loaded) {
         let cpuid = cpuid::build(kvm_fd, &vcpu, index, spec)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
         state::set_msrs(&vcpu)?;
-        if index == 0 {
-            state::set_entry(&vcpu, entry)?;
-        }
+    }
+    let mut late = None;
+    match start {
+        Start::At(entry) if index == 0 => state::set_entry(&vcpu, *entry)?,
+        Start::Late(entry) if index == 0 => late = Some(Arc::clone(entry)),
+        _ => {}
     }
     Ok(Vcpu {
         fd: Mutex::new(vcpu),
+        entry: late,
         kvm: Arc::clone(kvm_fd),
         vm: Arc::clone(vm),
     })

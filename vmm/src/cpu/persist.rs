@@ -232,6 +232,7 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> String {
 mod tests {
     use super::*;
     use crate::boot::Entry;
+    use crate::cpu::Start;
     use kvm_ioctls::Kvm;
     use std::sync::Arc;
 
@@ -244,7 +245,14 @@ mod tests {
             "boot": {"kernel": {"fd": 3}}, "serial": {"ring": {"fd": 4}, "capacity_bytes": 4096},
         });
         let spec = ocs_vmm_spec::Spec::parse(json.to_string().as_bytes()).unwrap();
-        super::super::create(&kvm, &vm, 0, &spec, Some(Entry::Pvh { ip: 0x10_0000 })).unwrap()
+        super::super::create(
+            &kvm,
+            &vm,
+            0,
+            &spec,
+            &Start::At(Entry::Pvh { ip: 0x10_0000 }),
+        )
+        .unwrap()
     }
 
     /// The TSC moves on between two readings; all else is still.

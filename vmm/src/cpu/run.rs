@@ -9,6 +9,7 @@
 //! A vCPU never blocks on I/O: exits end in register models; data moves on other threads.
 
 use super::Vcpu;
+use super::state::set_entry;
 use crate::bus::Bus;
 use crate::error::{Result, host};
 use crate::legacy::power::PowerRequest;
@@ -18,7 +19,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use ocs_vmm_spec::exit::ExitReason;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -224,6 +225,7 @@ enum Step {
 fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
     let mut fd = vcpu.lock();
     RUN.set(std::ptr::from_mut(fd.get_kvm_run()));
+    let mut entry = vcpu.entry.as_deref();
     loop {
         fd.set_kvm_immediate_exit(0);
         let step = if gate.is_open() {
@@ -234,6 +236,12 @@ fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
             let open = gate.pass();
             fd = vcpu.lock();
             if !open {
+                break;
+            }
+            if let Some(entry) = entry.take().and_then(OnceLock::get)
+                && let Err(error) = set_entry(&fd, *entry)
+            {
+                outcome.end(ExitReason::Error, format!("vCPU {index}: {error}"));
                 break;
             }
             step
@@ -358,6 +366,7 @@ mod tests {
             let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
             let vcpu = Arc::new(Vcpu {
                 fd: Mutex::new(vm.create_vcpu(0).unwrap()),
+                entry: None,
                 kvm: Arc::new(kvm_ioctls::Kvm::new().unwrap()),
                 vm: Arc::new(vm),
             });

@@ -2,7 +2,7 @@
 //!
 //! | thread | beyond memory, locks and its own end |
 //! |---|---|
-//! | vCPU | `ioctl` for KVM's run, routes, irqfd and ioeventfd; eventfds |
+//! | vCPU | `ioctl` for KVM's run, its own registers, routes, irqfd and ioeventfd; eventfds |
 //! | disk | accept, send and receive on Unix sockets; the inflight region |
 //! | nursery | what disks may, and starting their threads |
 //! | state | `ioctl` that reads KVM's state and dirty logs; the files of a snapshot; kicks |
@@ -22,6 +22,9 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
+const KVM_SET_REGS: u64 = 0x4090_ae82;
+const KVM_GET_SREGS: u64 = 0x8138_ae83;
+const KVM_SET_SREGS: u64 = 0x4138_ae84;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
@@ -42,7 +45,7 @@ const KVM_READS: [u64; 20] = [
     0x8030_ae7c, // GET_CLOCK
     0x8004_ae98, // GET_MP_STATE
     KVM_GET_REGS,
-    0x8138_ae83,   // GET_SREGS
+    KVM_GET_SREGS,
     0x8188_aea6,   // GET_XCRS
     0x9000_aea4,   // GET_XSAVE
     0x9000_aecf,   // GET_XSAVE2
@@ -92,6 +95,10 @@ pub fn confine_vcpu() -> io::Result<()> {
             &[
                 KVM_RUN,
                 KVM_GET_REGS,
+                // Where the guest begins, known once its disk was read.
+                KVM_SET_REGS,
+                KVM_GET_SREGS,
+                KVM_SET_SREGS,
                 KVM_SET_GSI_ROUTING,
                 KVM_IRQFD,
                 KVM_IOEVENTFD,

@@ -60,12 +60,27 @@ impl Storaged {
 
     /// Makes a volume of 64 MiB, if there is none of this name, and attaches it.
     pub fn attach(&self, volume: &str, kind: VolumeKind, socket: PathBuf) {
+        self.put_and_attach(volume, kind, socket, None);
+    }
+
+    /// The same with a file of `storaged/images` as its first content.
+    pub fn attach_image(&self, volume: &str, kind: VolumeKind, socket: PathBuf, image: &str) {
+        self.put_and_attach(volume, kind, socket, Some(image.to_owned()));
+    }
+
+    fn put_and_attach(
+        &self,
+        volume: &str,
+        kind: VolumeKind,
+        socket: PathBuf,
+        image: Option<String>,
+    ) {
         let volume = VolumeName(volume.to_owned());
         self.ask(&Request::PutVolume {
             volume: volume.clone(),
             size_bytes: 64 << 20,
             kind,
-            image: None,
+            image,
             snapshot: None,
             encrypted: false,
         });

@@ -53,6 +53,11 @@ impl Kernel {
         self.folder.join("vmlinux")
     }
 
+    /// The kernel as Debian packs it.
+    pub fn vmlinuz(&self) -> Result<PathBuf> {
+        packed(&self.folder)
+    }
+
     /// The module `name` and what it needs, in order of insertion, those built in left out.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let versions = self.folder.join("lib/modules");
@@ -102,17 +107,24 @@ fn unpack(cache: &Path, package: &str, folder: &Path) -> Result<()> {
         .path();
     let tree = scratch.path().join("tree");
     sh::run(Command::new("dpkg").arg("-x").arg(&archive).arg(&tree))?;
-    let image = fs::read_dir(tree.join("boot"))?
-        .filter_map(Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
-        .context("the kernel package has no vmlinuz")?;
-    let compressed = payload(&fs::read(image.path())?)?;
+    let compressed = payload(&fs::read(packed(&tree)?)?)?;
     fs::write(
         tree.join("vmlinux"),
         decompress(&compressed, scratch.path())?,
     )?;
     // Last and in one go: a package folder is whole or not there.
     fs::rename(&tree, folder).with_context(|| format!("cannot keep {}", folder.display()))
+}
+
+/// The bzImage in a package's tree.
+fn packed(tree: &Path) -> Result<PathBuf> {
+    fs::read_dir(tree.join("boot"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+        })
+        .context("the kernel package has no vmlinuz")
 }
 
 /// A bzImage's compressed kernel (Linux, `Documentation/arch/x86/boot.rst`:

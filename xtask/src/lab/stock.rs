@@ -31,7 +31,7 @@ const TESTED_MODULES: &[&str] = &[
 ];
 
 /// Puts what `vmm/tests/stock.rs` boots into `folder`: for each series a vmlinux and an
-/// initial RAM disk.
+/// initial RAM disk; and a disk that holds both as an installed Debian does.
 pub fn tested_guests(folder: &Path) -> Result<()> {
     let sockets = folder.join("vsock");
     build_socket_tool(&sockets)?;
@@ -44,6 +44,38 @@ pub fn tested_guests(folder: &Path) -> Result<()> {
         fs::write(folder.join(format!("initrd-{series}")), initrd.archive()?)?;
         std::os::unix::fs::symlink(kernel.vmlinux(), folder.join(format!("vmlinux-{series}")))?;
     }
+    installed_disk(folder)
+}
+
+/// `disk`: Debian's packed kernel and the initrd of its series in `/boot`, with GRUB's menu.
+fn installed_disk(folder: &Path) -> Result<()> {
+    let kernel = Kernel::get(NEWEST, Flavour::Cloud)?;
+    let version = kernel.package.trim_start_matches("linux-image-").to_owned();
+    let root = Tree::new(&["boot/grub"])?;
+    let boot = root.path().join("boot");
+    fs::copy(kernel.vmlinuz()?, boot.join(format!("vmlinuz-{version}")))?;
+    let initrd = folder.join(format!("initrd-{NEWEST}"));
+    fs::copy(initrd, boot.join(format!("initrd.img-{version}")))?;
+    // As `update-grub` writes it, but for what GRUB alone needs.
+    let menu = format!(
+        "menuentry 'Debian GNU/Linux' --class debian {{\n\
+         \tlinux\t/boot/vmlinuz-{version} root=/dev/vda ro console=ttyS0 quiet panic=-1\n\
+         \tinitrd\t/boot/initrd.img-{version}\n}}\n"
+    );
+    fs::write(boot.join("grub/grub.cfg"), menu)?;
+    make_ext4(&root, &folder.join("disk"), "56M")
+}
+
+/// An ext4 file system of `size` with what `tree` holds.
+fn make_ext4(tree: &Tree, image: &Path, size: &str) -> Result<()> {
+    sh::output(
+        Command::new("mke2fs")
+            .args(["-q", "-t", "ext4", "-b", "4096", "-F", "-L", "root", "-d"])
+            .arg(tree.path())
+            .arg(image)
+            .arg(size)
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"),
+    )?;
     Ok(())
 }
 
@@ -100,14 +132,7 @@ impl StockGuest {
                 .arg(root.path().join("bin")),
         )?;
         relink(&root.path().join("bin"))?;
-        sh::output(
-            Command::new("mke2fs")
-                .args(["-q", "-t", "ext4", "-b", "4096", "-F", "-L", "root", "-d"])
-                .arg(root.path())
-                .arg(&guest.root)
-                .arg("96M")
-                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"),
-        )?;
+        make_ext4(&root, &guest.root, "96M")?;
         Ok(guest)
     }
 }

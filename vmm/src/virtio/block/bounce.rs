@@ -11,11 +11,13 @@
 //! when all slots are taken the guest waits. The price is one copy and two switches of thread a
 //! request.
 
+use crate::irq::borrow;
 use crate::virtio::queue::{Buffers, QueueError, VirtQueue};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -24,7 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// Requests under way at a time.
 const SLOTS: usize = 16;
 /// Data of one piece of a request.
-const DATA_BYTES: usize = 64 << 10;
+pub(super) const DATA_BYTES: usize = 64 << 10;
 /// Three descriptors a slot: header, data, status.
 const PARTS: usize = 3;
 /// Size of our ring: the next power of two.
@@ -42,7 +44,7 @@ const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 const USED_F_NO_NOTIFY: u16 = 1;
 const HEADER_BYTES: usize = 16;
-const SECTOR_BYTES: usize = 512;
+pub(super) const SECTOR_BYTES: usize = 512;
 const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const S_OK: u8 = 0;
@@ -238,8 +240,15 @@ impl Bounce {
             pumped.bytes += bytes as u64;
         }
         let sector = request.sector + (request.done_bytes / SECTOR_BYTES) as u64;
+        let kind = request.kind;
+        self.offer(slot, kind, sector, bytes, reads);
+    }
+
+    /// Puts a request with `bytes` of data in `slot` into our ring.
+    fn offer(&mut self, slot: usize, kind: u32, sector: u64, bytes: usize, reads: bool) {
+        let at = slot_at(slot);
         let mut header = [0; HEADER_BYTES];
-        header[..4].copy_from_slice(&request.kind.to_le_bytes());
+        header[..4].copy_from_slice(&kind.to_le_bytes());
         header[8..].copy_from_slice(&sector.to_le_bytes());
         self.store(at, &header);
         self.store(at + STATUS, &[S_IOERR]);
@@ -254,6 +263,40 @@ impl Bounce {
         self.next_avail = self.next_avail.wrapping_add(1);
         self.word(AVAIL + 2)
             .store(self.next_avail, Ordering::Release);
+    }
+
+    /// Fills `into`, of [`DATA_BYTES`] at most, from `sector` on, while no guest drives the disk;
+    /// false if `backend` went away.
+    pub fn read(
+        &mut self,
+        sector: u64,
+        into: &mut [u8],
+        backend: BorrowedFd<'_>,
+    ) -> io::Result<bool> {
+        self.offer(0, T_IN, sector, into.len(), true);
+        self.notify_backend(true);
+        while self.word(USED + 2).load(Ordering::Acquire) == self.next_used {
+            let mut fds = [
+                PollFd::from_borrowed_fd(borrow(&self.call), PollFlags::IN),
+                PollFd::from_borrowed_fd(backend, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(false);
+            }
+            // Reading only clears the event.
+            let _ = self.call.read();
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+        if self.load_byte(slot_at(0) + STATUS) != S_OK {
+            return Err(io::Error::other(format!("sector {sector} cannot be read")));
+        }
+        let data = self.map.get_slice(slot_at(0) + DATA, into.len());
+        data.map_err(io::Error::other)?.copy_to(into);
+        Ok(true)
     }
 
     fn notify_backend(&self, submitted: bool) {

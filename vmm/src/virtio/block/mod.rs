@@ -8,6 +8,7 @@
 //!  nursery.rs  starts those threads, before and after the guest runs
 //!  persist.rs  snapshots
 //!  bounce.rs   requests of a guest whose memory is private   plan.rs  which ring a backend gets
+//!  look.rs     reads the disk before the guest runs
 //! ```
 //! The backend connects to our listener, again after each of its restarts. In between
 //! requests wait in the ring; the backend finds those it had begun in the inflight
@@ -16,6 +17,7 @@
 mod bounce;
 mod device;
 mod inflight;
+mod look;
 mod metrics;
 mod nursery;
 mod persist;
@@ -24,6 +26,7 @@ mod session;
 mod worker;
 
 pub use device::BlockDevice;
+pub use look::Look;
 pub use metrics::BlockMetrics;
 pub use nursery::Nursery;
 pub use worker::{BlockWorker, DiskKind, WorkerThread};
@@ -127,6 +130,11 @@ impl Offer {
     fn limit_queues(&mut self, most: u16) {
         let queues = self.queues().min(most);
         self.config[NUM_QUEUES].copy_from_slice(&queues.to_le_bytes());
+    }
+
+    /// How large the disk is.
+    fn bytes(&self) -> u64 {
+        self.sectors().saturating_mul(512)
     }
 
     /// `capacity`, the configuration's first member, in 512-byte sectors.

@@ -100,10 +100,10 @@ impl<'a> Plan<'a> {
     }
 
     /// The ring of the bounce region, of which only one side is the guest's.
-    pub fn bounced(active: &Active, bounce: &'a Bounce) -> Self {
+    pub fn bounced(features: u64, bounce: &'a Bounce) -> Self {
         let (size, [desc, avail, used]) = bounce.ring();
         Self {
-            features: active.features & !(F_EVENT_IDX | F_INDIRECT_DESC),
+            features: features & !(F_EVENT_IDX | F_INDIRECT_DESC),
             regions: vec![bounce.region()],
             rings: vec![Ring {
                 index: 0,

@@ -154,6 +154,11 @@ impl Session {
         self.stream.as_fd()
     }
 
+    /// The connection itself.
+    pub fn line(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.stream)
+    }
+
     /// Starts the rings of `plan`; the backend signals `broken` when the driver breaks the
     /// queue's rules.
     pub fn start(&mut self, plan: &Plan<'_>, broken: &EventFd) -> Result<(), SessionError> {

@@ -2,6 +2,7 @@
 
 use super::bounce::Bounce;
 use super::inflight::Inflight;
+use super::look::{Look, Seen};
 use super::plan::Plan;
 use super::session::{Session, SessionError};
 use super::{Active, BlockDevice, BlockMetrics, Positions, Rest, Shared};
@@ -10,6 +11,7 @@ use crate::inherit;
 use crate::irq::{borrow, new_event};
 use crate::memory::dirty::BackendLog;
 use crate::outcome::{LastWord, Outcome};
+use crate::virtio::F_VERSION_1;
 use ocs_vmm_spec::Block;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::convert::Infallible;
@@ -44,6 +46,8 @@ pub struct BlockWorker {
     /// For a guest whose memory no backend sees.
     bounce: Option<Bounce>,
     log: Option<Arc<BackendLog>>,
+    /// Until somebody has read the disk who must before the guest runs.
+    look: Option<Look>,
 }
 
 /// How a disk differs from one of a machine that starts.
@@ -146,8 +150,14 @@ impl BlockWorker {
                 false => None,
             },
             log: None,
+            look: None,
         };
         Ok((device, worker))
+    }
+
+    /// Has the disk read before the machine may run.
+    pub fn look_first(&mut self, look: Look) {
+        self.look = Some(look);
     }
 
     /// Its counters.
@@ -456,6 +466,9 @@ impl BlockWorker {
         self.session = Some(session);
         BlockMetrics::count(&self.metrics.connects);
         self.shared.connected.store(true, Ordering::SeqCst);
+        if !self.look()? {
+            return Ok(());
+        }
         self.shared.ever_connected.store(true, Ordering::SeqCst);
         tracing::info!(device = self.id, first, "backend connected");
         if first {
@@ -465,6 +478,35 @@ impl BlockWorker {
         Ok(())
     }
 
+    /// Reads the disk if that is still to be done; false if the machine does not go on now.
+    fn look(&mut self) -> std::result::Result<bool, SessionError> {
+        let (Some(mut look), Some(session)) = (self.look.take(), &mut self.session) else {
+            return Ok(true);
+        };
+        let started = {
+            let mut bounce = look.bounce();
+            bounce.reset();
+            session.start(&Plan::bounced(F_VERSION_1, &bounce), &self.broken)
+        };
+        let seen = match started {
+            Ok(()) => look.take(session.offer.bytes(), &session.line()),
+            Err(_) => Seen::Lost,
+        };
+        let stopped = started.and_then(|()| session.stop(&[0]));
+        match (seen, stopped, &self.inflight) {
+            (Seen::Bad, ..) => Ok(false),
+            (Seen::All, Ok(_), Some(inflight)) => {
+                inflight.clear()?;
+                Ok(true)
+            }
+            (_, stopped, _) => {
+                self.look = Some(look);
+                self.disconnect("the backend failed before the guest ran");
+                stopped.map(|_| false)
+            }
+        }
+    }
+
     /// Starts the ring where both sides are there.
     fn start_ring(&mut self, resumed: bool) {
         let (Some(session), Some(active), false) = (&mut self.session, &self.active, self.resting)
@@ -472,7 +514,7 @@ impl BlockWorker {
             return;
         };
         let plan = match &self.bounce {
-            Some(bounce) => Ok(Plan::bounced(active, bounce)),
+            Some(bounce) => Ok(Plan::bounced(active.features, bounce)),
             None => Plan::direct(active, resumed, &self.no_call, self.log.as_deref()),
         };
         if let Err(error) = plan.and_then(|plan| session.start(&plan, &self.broken)) {
