@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ocs_dataplane::compiler::{Entries, Numbers, Slots, compile};
 use ocs_dataplane::fabric::Counters;
 use ocs_dataplane::model::Policy;
-use ocs_dataplane::shared::flow::Bucket;
+use ocs_dataplane::shared::flow::{Bucket, FlowKey, Progress, State, WAYS};
 use ocs_dataplane::shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey,
     Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
@@ -128,6 +128,37 @@ impl Memory {
     pub fn flows_of(&self, ifindex: u32) -> usize {
         let slot = self.entries.taps[&ifindex].slot;
         live(&self.tables[&slot], self.now)
+    }
+
+    /// As many flows as [`Memory::fill`] gives one port: half of what its table holds, so that
+    /// those that it has of its own stay.
+    pub const FLOWS_OF_ONE: usize = FLOW_BUCKETS * WAYS / 2;
+
+    /// Fills ports' tables with so many flows of others.
+    pub fn fill(&self, flows: usize) {
+        let mut left = flows;
+        let until = self.now + 1_000_000;
+        for table in self.tables.values() {
+            for bucket in table {
+                for port in 0..(WAYS as u16 / 2).min(u16::try_from(left).unwrap_or(u16::MAX)) {
+                    let key = FlowKey {
+                        own: 1,
+                        peer: 2,
+                        own_port: port,
+                        peer_port: 3,
+                        protocol: 17,
+                        kind: 0,
+                    };
+                    let progress = Progress {
+                        state: State::Stream,
+                        opened_by_own: true,
+                        finished_by_own: false,
+                    };
+                    assert!(bucket.insert(&key, progress, self.now, until));
+                    left -= 1;
+                }
+            }
+        }
     }
 
     /// Live flows of all NAT gateways.

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod arbitrary;
+pub mod counted;
 pub mod frames;
 pub mod memory;
 pub mod policy;

@@ -1,0 +1,135 @@
+//! The maps in memory, with an eye on how often each is asked.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use ocs_dataplane::shared::flow::Bucket;
+use ocs_dataplane::shared::layout::{
+    AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
+    PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
+};
+use ocs_dataplane::shared::limit::{Limit, Meter};
+use ocs_dataplane::shared::log::LogKey;
+use ocs_dataplane::shared::{Action, Maps, guest};
+
+use super::memory::Memory;
+
+/// How often a packet asked each map, by what it asked for.
+pub type Lookups = BTreeMap<&'static str, u32>;
+
+struct Counted<'a> {
+    memory: &'a Memory,
+    lookups: RefCell<Lookups>,
+}
+
+impl Counted<'_> {
+    fn asked(&self, what: &'static str) {
+        *self.lookups.borrow_mut().entry(what).or_default() += 1;
+    }
+}
+
+/// Sends a frame from a port; what becomes of it, and what that asked for.
+pub fn send(memory: &Memory, ifindex: u32, frame: &[u8]) -> (Action, Lookups) {
+    let counted = Counted {
+        memory,
+        lookups: RefCell::default(),
+    };
+    let action = guest::receive(&mut frame.to_vec(), &counted, ifindex);
+    (action, counted.lookups.into_inner())
+}
+
+impl Maps for Counted<'_> {
+    fn tap(&self, ifindex: u32) -> Option<&Tap> {
+        self.asked("tap");
+        self.memory.tap(ifindex)
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        self.asked("endpoint");
+        self.memory.endpoint(key)
+    }
+
+    fn service(&self, address: Address) -> Option<&Service> {
+        self.asked("service");
+        self.memory.service(address)
+    }
+
+    fn forwarder(&self, key: &ForwarderKey) -> Option<Address> {
+        self.asked("forwarder");
+        self.memory.forwarder(key)
+    }
+
+    fn rule(&self, key: &RuleKey) -> u32 {
+        self.asked("rule");
+        self.memory.rule(key)
+    }
+
+    fn place(&self, key: &PrefixKey) -> Option<Place> {
+        self.asked("place");
+        self.memory.place(key)
+    }
+
+    fn route(&self, key: &PrefixKey) -> Option<Route> {
+        self.asked("route");
+        self.memory.route(key)
+    }
+
+    fn acl_class(&self, key: &AclClassKey) -> Option<u32> {
+        self.asked("acl_class");
+        self.memory.acl_class(key)
+    }
+
+    fn acl_allows(&self, key: &AclRuleKey) -> bool {
+        self.asked("acl_allows");
+        self.memory.acl_allows(key)
+    }
+
+    fn public(&self, address: Address) -> Option<EndpointKey> {
+        self.asked("public");
+        self.memory.public(address)
+    }
+
+    fn host(&self, address: Address) -> Option<&Host> {
+        self.asked("host");
+        self.memory.host(address)
+    }
+
+    fn uplink(&self, slot: u32) -> Option<&Uplink> {
+        self.asked("uplink");
+        self.memory.uplink(slot)
+    }
+
+    fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        self.asked("bucket");
+        self.memory.bucket(slot, index)
+    }
+
+    fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        self.asked("nat_bucket");
+        self.memory.nat_bucket(slot, index)
+    }
+
+    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
+        self.asked("allowance");
+        self.memory.allowance(slot, direction)
+    }
+
+    fn is_logged(&self, slot: u32) -> bool {
+        self.asked("is_logged");
+        self.memory.is_logged(slot)
+    }
+
+    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
+        self.asked("log");
+        self.memory.log(slot, key, bytes);
+    }
+
+    fn now(&self) -> u64 {
+        self.memory.now()
+    }
+
+    fn count(&self, slot: u32, direction: Direction, reason: Reason) {
+        self.asked("count");
+        self.memory.count(slot, direction, reason);
+    }
+}
