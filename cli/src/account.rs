@@ -1,4 +1,4 @@
-//! `ocs account`, `ocs key`, `ocs audit`: asked of control over its operator's socket.
+//! `ocs account`, `ocs key`, `ocs audit`, `ocs host list`: asked of control over its operator's socket.
 
 use crate::state::State;
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Place {
     /// The installation's state folder.
     #[arg(long, default_value = super::up::DEFAULT_STATE)]
-    state: PathBuf,
+    pub state: PathBuf,
 }
 
 /// Quotas and request rates.
@@ -100,12 +100,14 @@ pub fn audit(command: &Audit) -> Result<()> {
     print(&ask(place, &json!({"verify_audit": {}}))?)
 }
 
-fn print(answer: &Value) -> Result<()> {
+/// Prints control's answer.
+pub fn print(answer: &Value) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(answer)?);
     Ok(())
 }
 
-fn ask(place: &Place, request: &Value) -> Result<Value> {
+/// Asks control.
+pub fn ask(place: &Place, request: &Value) -> Result<Value> {
     let path = State::at(&place.state)?.path("run/control/admin.sock");
     let mut stream = UnixStream::connect(&path)
         .with_context(|| format!("{}: does `ocs up` run there?", path.display()))?;

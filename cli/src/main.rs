@@ -4,6 +4,7 @@
 //!  ocs up ────────▶ state folders, certificates, images   [state, images, up::pki]
 //!     │             four parts, kept running              [up::parts, up::supervise]
 //!     └───────────▶ the env file, once all of it serves   [up::ready]
+//!  ocs host add ────▶ a file with which another host joins [host]
 //!  ocs image import ▶ DIR/images and its manifest         [image, images]
 //!  ocs account, key ▶ tenants and their access keys       [account]
 //!  ocs audit verify ▶ the audit log's hash chain          [account]
@@ -14,6 +15,7 @@
 
 mod account;
 mod evidence;
+mod host;
 mod image;
 mod images;
 mod part;
@@ -35,8 +37,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the whole system on this host until Ctrl-C.
+    /// Runs the whole system on this host until Ctrl-C; or, joined to another, its part of it.
     Up(up::Arguments),
+    /// Other hosts of an installation.
+    #[command(subcommand)]
+    Host(host::Hosts),
     /// Public images of an installation.
     #[command(subcommand)]
     Image(image::Command),
@@ -64,6 +69,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(arguments) => up::run(&arguments),
+        Command::Host(command) => host::run(&command),
         Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
         Command::Account(command) => account::accounts(&command),
         Command::Key(command) => account::keys(&command),

@@ -20,7 +20,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let state = State::at(&arguments.state)?;
     let mut down = Vec::new();
+    let joined = state.path("host.json").exists();
     for part in Part::ALL {
+        if joined && part == Part::Control {
+            continue;
+        }
         match Running::find(&state, part) {
             Some(running) => println!("{:<10} runs, pid {}", part.name(), running.pid),
             None => {

@@ -2,13 +2,13 @@
 //!
 //! One JSON object a line in, one out: `{"create_account": {"limits": "ec2"}}`,
 //! `{"create_key": {"account": "…"}}`, `{"delete_key": {"key": "…"}}`,
-//! `{"list_accounts": {}}`, `{"verify_audit": {}}`; an answer is the
-//! object asked for, or `{"error": "…"}`. `ocs account` and `ocs key` speak it.
+//! `{"list_accounts": {}}`, `{"list_hosts": {}}`, `{"verify_audit": {}}`; an answer is the
+//! object asked for, or `{"error": "…"}`. `ocs account`, `ocs key` and `ocs host` speak it.
 
 use crate::accounts::{self, Sealer};
 use crate::audit;
 use crate::core::Core;
-use crate::rows::{AccessKey, Account, Limits, Scope};
+use crate::rows::{AccessKey, Account, Limits, Node, Scope};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -37,6 +37,7 @@ enum Request {
         key: String,
     },
     ListAccounts {},
+    ListHosts {},
     VerifyAudit {},
 }
 
@@ -138,6 +139,22 @@ async fn act(request: Request, core: &Core, sealer: &Sealer) -> Result<Value> {
                 "last_hash": summary.last_hash,
             }))
         }
+        Request::ListHosts {} => core.peek(|view| {
+            let host = |row: &Arc<Node>| {
+                json!({
+                    "name": row.name,
+                    "reachable": core.fleet.reachable(&row.name),
+                    "underlay": row.underlay,
+                    "guest_mtu": row.guest_mtu,
+                    "vcpus": row.vcpus,
+                    "used_vcpus": row.used_vcpus,
+                    "memory_mib": row.memory_mib,
+                    "used_memory_mib": row.used_memory_mib,
+                })
+            };
+            let hosts: Vec<Value> = view.all::<Node>(&global).map(host).collect();
+            Ok(json!({"hosts": hosts}))
+        }),
         Request::ListAccounts {} => core.peek(|view| {
             let keys: Vec<_> = view.all::<AccessKey>(&global).collect();
             let account = |row: &Arc<Account>| {

@@ -59,7 +59,9 @@ def error_code(call):
 class Installation:
     """A running `ocs up` with a state folder of its own."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, join=None, before=None):
+        """With the file `join`, as another's host; `before` is called in its first process."""
+        self.join, self.before = join, before
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ocs-system-"))
         self.folder.chmod(0o755)
         self.state = self.folder / "state"
@@ -74,19 +76,24 @@ class Installation:
     def start(self):
         """Starts `ocs up` on the state folder and waits until it serves."""
         env_file = self.folder / "env"
-        env_file.unlink(missing_ok=True)
+        ready = self.state / "run" / "node.ready" if self.join else env_file
+        ready.unlink(missing_ok=True)
+        role = (["--join", self.join] if self.join else
+                ["--listen", "127.0.0.1:0", "--regions", ",".join(REGIONS),
+                 "--write-env", env_file])
         with open(self.folder / "up.log", "ab") as log:
             self.process = subprocess.Popen(
-                [BINARIES / "ocs", "up", "--state", self.state, "--listen", "127.0.0.1:0",
-                 "--regions", ",".join(REGIONS), "--write-env", env_file, *self.options],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                [BINARIES / "ocs", "up", "--state", self.state, *role, *self.options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=self.before)
         def serving():
             assert self.process.poll() is None, f"ocs up ended:\n{self.log()}"
-            return env_file.exists()
+            return ready.exists()
         try:
             wait_for("ocs up serves", serving, 60)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
+        if self.join:
+            return
         lines = [line.removeprefix("export ") for line in env_file.read_text().splitlines()]
         self.env = {name: value.strip("'\"")
                     for name, value in (line.split("=", 1) for line in lines if "=" in line)}
@@ -105,12 +112,16 @@ class Installation:
         return boto3.client(service, region_name=region, endpoint_url=endpoint, config=config,
                             **keys)
 
-    def ocs(self, *words):
-        """What an `ocs` command prints, parsed."""
+    def say(self, *words):
+        """What an `ocs` command prints."""
         done = subprocess.run([BINARIES / "ocs", *words, "--state", self.state],
                               capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return done.stdout
+
+    def ocs(self, *words):
+        """The same, parsed."""
+        return json.loads(self.say(*words))
 
     def guest(self, instance):
         """A guest that was run by hand."""

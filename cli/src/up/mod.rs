@@ -3,6 +3,7 @@
 //! ```text
 //!  lock the state ─▶ stop parts that a killed `ocs up` left ─▶ folders, certificates, images
 //!        ─▶ control ─▶ storaged, responder, node, each supervised ─▶ both ready ─▶ env file
+//!        └ joined to another host: the same without control
 //!  SIGINT, SIGTERM ─▶ node ─▶ `ocs-node cleanup` ─▶ responder, storaged, control ─▶ no run/
 //! ```
 //! A SIGKILL of this process leaves parts and instances running; the next `ocs up`
@@ -10,10 +11,11 @@
 
 mod log;
 mod parts;
-mod pki;
+pub mod pki;
 mod ready;
 mod supervise;
 
+use crate::host::{self, Bundle};
 use crate::images;
 use crate::part::{Part, Running};
 use crate::state::{State, Uids};
@@ -35,6 +37,10 @@ use tracing::{error, info, warn};
 
 /// Where the state lies if nobody says.
 pub const DEFAULT_STATE: &str = "/var/lib/ocs";
+pub use parts::LOCAL_NAME;
+
+/// Where nodes of other hosts find control, at this host's underlay address.
+const NODE_PORT: u16 = 8774;
 /// How much of a log is shown where a part fails.
 const LOG_LINES: usize = 20;
 /// How long a part may take to end before it is killed.
@@ -74,6 +80,15 @@ pub struct Arguments {
     /// Seconds that a guest may take to shut down at Ctrl-C.
     #[arg(long, default_value_t = 10)]
     pub stop_grace_s: u32,
+    /// Address where control waits for nodes (default: port 8774 of --underlay-ip; without
+    /// one, this host alone).
+    #[arg(long)]
+    pub node_listen: Option<SocketAddr>,
+    /// What `ocs host add` made for this host on the first one; kept, so it is told once.
+    #[arg(long, requires = "uplink", conflicts_with_all = [
+        "listen", "grpc_listen", "node_listen", "regions", "zones", "write_env",
+    ])]
+    pub join: Option<PathBuf>,
     /// Interface that leads to other hosts.
     #[arg(long, requires = "underlay_ip")]
     pub uplink: Option<String>,
@@ -94,6 +109,27 @@ pub struct Arguments {
     /// Log every network interface's flows, in AWS's format, to `DIR/log/flow/`.
     #[arg(long)]
     pub flow_logs: bool,
+}
+
+impl Arguments {
+    /// Where control waits for nodes.
+    fn node_listen(&self) -> SocketAddr {
+        self.node_listen.unwrap_or_else(|| match self.underlay_ip {
+            Some(address) => (address, NODE_PORT).into(),
+            None => (Ipv4Addr::LOCALHOST, 0).into(),
+        })
+    }
+}
+
+/// Where control of a running installation waits for nodes of other hosts.
+pub fn control_for_hosts(state: &State) -> Result<SocketAddr> {
+    let address = ready::node_listen(state)?;
+    ensure!(
+        !address.ip().is_loopback(),
+        "control hears nodes of this host alone ({address}): run `ocs up` with --uplink and \
+         --underlay-ip"
+    );
+    Ok(address)
 }
 
 /// Runs `ocs up`.
@@ -120,39 +156,64 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(env) = &arguments.write_env {
         remove(env)?;
     }
+    let joined = host::membership(&state, arguments.join.as_deref())?;
     stop_stale_parts(&state)?;
-    for (flag, address) in [
-        ("--listen", arguments.listen),
-        ("--grpc-listen", arguments.grpc_listen),
-    ] {
-        // Taken and let go: control is to have it, but here the error is the operator's.
-        TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
+    match &joined {
+        Some(bundle) => {
+            ensure!(
+                arguments.uplink.is_some(),
+                "this host, {}, is another's: say by which --uplink and --underlay-ip it reaches \
+                 the others",
+                bundle.name
+            );
+            pki::join(&state, uids, bundle)?;
+        }
+        None => prepare_control(arguments, &state, uids)?,
     }
     for part in Part::ALL {
         make_part_file(&state.lock(part), uids.of(part))?;
     }
-    pki::renew(&state, uids, arguments.listen.ip())?;
     images::install_probe(&state)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(serve(arguments, &state, uids, &programs))?;
+        .block_on(serve(&parts::Plan {
+            state: &state,
+            uids,
+            programs: &programs,
+            arguments,
+            joined: joined.as_ref(),
+        }))?;
     drop(lock);
     Ok(())
 }
 
-async fn serve(
-    arguments: &Arguments,
-    state: &State,
-    uids: Uids,
-    programs: &parts::Programs,
-) -> Result<()> {
+/// Looks whether control can have its addresses, and makes its certificate.
+fn prepare_control(arguments: &Arguments, state: &State, uids: Uids) -> Result<()> {
+    let nodes = arguments.node_listen();
+    ensure!(
+        !nodes.ip().is_unspecified(),
+        "--node-listen {nodes}: other hosts need an address of this one, not any"
+    );
+    for (flag, address) in [
+        ("--listen", arguments.listen),
+        ("--grpc-listen", arguments.grpc_listen),
+        ("--node-listen", nodes),
+    ] {
+        // Taken and let go: control is to have it, but here the error is the operator's.
+        TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
+    }
+    pki::renew(state, uids, [arguments.listen.ip(), nodes.ip()])
+}
+
+async fn serve(plan: &parts::Plan<'_>) -> Result<()> {
+    let state = plan.state;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut supervisor = Supervisor::new(state);
     let started = tokio::select! {
-        started = start(arguments, state, uids, programs, &mut supervisor) => started.map(|()| true),
+        started = start(plan, &mut supervisor) => started.map(|()| true),
         _ = interrupt.recv() => Ok(false),
         _ = terminate.recv() => Ok(false),
     };
@@ -169,53 +230,74 @@ async fn serve(
             _ = terminate.recv() => {},
         }
     }
-    stop(arguments, state, uids, programs, supervisor).await?;
+    stop(plan, supervisor).await?;
     ensure!(started.is_ok(), "the system could not be started");
     Ok(())
 }
 
 /// Starts every part and tells the operator once all of them serve.
-async fn start(
-    arguments: &Arguments,
-    state: &State,
-    uids: Uids,
-    programs: &parts::Programs,
-    supervisor: &mut Supervisor,
-) -> Result<()> {
-    let plan = parts::Plan {
-        state,
-        uids,
-        programs,
-        arguments,
-    };
+async fn start(plan: &parts::Plan<'_>, supervisor: &mut Supervisor) -> Result<()> {
     remove(&plan.control_ready())?;
     remove(&plan.node_ready())?;
-    supervisor.start(plan.control(None));
-    let control = ready::control(&plan, supervisor).await?;
-    // From now on control keeps its addresses, whatever ports were chosen for it.
-    supervisor.replace(plan.control(Some(&control)));
-    supervisor.start(plan.storaged());
-    supervisor.start(plan.responder());
-    supervisor.start(plan.node(&control));
-    ready::others(&plan, supervisor).await?;
-    let env = ready::environment(&plan, &control)?;
-    if let Some(path) = &arguments.write_env {
-        crate::state::write_whole(path, env.as_bytes(), 0o600, 0)?;
-    }
-    let greeting = ready::greeting(&env, arguments.write_env.as_deref(), &control);
+    let greeting = match plan.joined {
+        Some(bundle) => join(plan, supervisor, bundle).await?,
+        None => lead(plan, supervisor).await?,
+    };
     // Where nobody reads it, the system serves all the same.
     let _ = writeln!(std::io::stdout(), "{greeting}");
     Ok(())
 }
 
-/// Stops everything and leaves nothing but what is kept.
-async fn stop(
-    arguments: &Arguments,
-    state: &State,
-    uids: Uids,
-    programs: &parts::Programs,
-    mut supervisor: Supervisor,
+/// Serves as the host that control is on.
+async fn lead(plan: &parts::Plan<'_>, supervisor: &mut Supervisor) -> Result<String> {
+    supervisor.start(plan.control(None));
+    let control = ready::control(plan, supervisor).await?;
+    // From now on control keeps its addresses, whatever ports were chosen for it.
+    supervisor.replace(plan.control(Some(&control)));
+    serve_instances(plan, supervisor, LOCAL_NAME, control.node_listen).await?;
+    let env = ready::environment(plan, &control)?;
+    let write_env = plan.arguments.write_env.as_deref();
+    if let Some(path) = write_env {
+        crate::state::write_whole(path, env.as_bytes(), 0o600, 0)?;
+    }
+    Ok(ready::greeting(&env, write_env, &control))
+}
+
+/// Serves as another host's.
+async fn join(
+    plan: &parts::Plan<'_>,
+    supervisor: &mut Supervisor,
+    bundle: &Bundle,
+) -> Result<String> {
+    let Bundle { name, control, .. } = bundle;
+    serve_instances(plan, supervisor, name, *control).await?;
+    Ok(format!(
+        "This host, {name}, serves the installation whose control is at {control}\n"
+    ))
+}
+
+/// Starts what instances need, and waits until it serves.
+async fn serve_instances(
+    plan: &parts::Plan<'_>,
+    supervisor: &mut Supervisor,
+    name: &str,
+    control: SocketAddr,
 ) -> Result<()> {
+    supervisor.start(plan.storaged());
+    supervisor.start(plan.responder());
+    supervisor.start(plan.node(name, control));
+    ready::others(plan, supervisor).await
+}
+
+/// Stops everything and leaves nothing but what is kept.
+async fn stop(plan: &parts::Plan<'_>, mut supervisor: Supervisor) -> Result<()> {
+    let parts::Plan {
+        arguments,
+        state,
+        uids,
+        programs,
+        ..
+    } = plan;
     info!("stopping");
     if let Some(env) = &arguments.write_env {
         remove(env)?;

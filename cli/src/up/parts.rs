@@ -2,17 +2,22 @@
 
 use super::Arguments;
 use super::ready::Control;
+use crate::host::Bundle;
 use crate::images::manifest_path;
 use crate::part::Part;
 use crate::state::{State, Uids};
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// The node's name, which its certificate bears.
-pub const NODE_NAME: &str = "local";
-/// What the node dials, which control's certificate bears.
+/// The name of the node on control's host, which its certificate bears.
+pub const LOCAL_NAME: &str = "local";
+/// What it dials, which control's certificate bears.
 pub const CONTROL_NAME: &str = "localhost";
+
+/// The file by which control tells that it serves, and where.
+pub const CONTROL_READY: &str = "run/control/ready.json";
 
 /// Where the parts' programs lie: beside this one.
 pub struct Programs {
@@ -64,12 +69,14 @@ pub struct Plan<'a> {
     pub programs: &'a Programs,
     /// What the operator said.
     pub arguments: &'a Arguments,
+    /// Whose host this is, if it has joined another.
+    pub joined: Option<&'a Bundle>,
 }
 
 impl Plan<'_> {
     /// The file by which control tells that it serves, and where.
     pub fn control_ready(&self) -> PathBuf {
-        self.state.path("run/control/ready.json")
+        self.state.path(CONTROL_READY)
     }
 
     /// Where control writes the first account's credentials.
@@ -92,7 +99,7 @@ impl Plan<'_> {
         let listen = known.map_or(self.arguments.listen, |known| known.listen);
         let grpc = known.map_or(self.arguments.grpc_listen, |known| known.grpc_listen);
         let node = known.map_or_else(
-            || "127.0.0.1:0".to_owned(),
+            || self.arguments.node_listen().to_string(),
             |known| known.node_listen.to_string(),
         );
         let mut start = self.start(Part::Control);
@@ -135,14 +142,18 @@ impl Plan<'_> {
             .with("--gid", &uid)
     }
 
-    /// `ocs-node`.
-    pub fn node(&self, control: &Control) -> Start {
-        let port = control.node_listen.port();
+    /// `ocs-node`, as whom it speaks to control at an address.
+    pub fn node(&self, name: &str, control: SocketAddr) -> Start {
+        let url = if control.ip().is_loopback() {
+            format!("https://{CONTROL_NAME}:{}", control.port())
+        } else {
+            format!("https://{control}")
+        };
         let mut start = self
             .start(Part::Node)
             .with("--state", self.state.root())
-            .with("--name", NODE_NAME)
-            .with("--control", format!("https://{CONTROL_NAME}:{port}"))
+            .with("--name", name)
+            .with("--control", url)
             .with("--tls-ca", self.state.path("pki/ca.pem"))
             .with("--tls-cert", self.state.path("pki/node.pem"))
             .with("--tls-key", self.state.path("pki/node.key"))

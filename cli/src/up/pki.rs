@@ -1,9 +1,10 @@
-//! The certificates with which control and node know each other.
+//! The certificates with which control and nodes know each other.
 //!
 //! The authority is made once and stays; its leaves are made afresh by every
 //! `ocs up`, so nothing expires under a system that is started now and then.
 
-use super::parts::{CONTROL_NAME, NODE_NAME};
+use super::parts::{CONTROL_NAME, LOCAL_NAME};
+use crate::host::Bundle;
 use crate::part::Part;
 use crate::state::{State, Uids, write_whole};
 use anyhow::{Context, Result};
@@ -22,30 +23,69 @@ const LEAF_LIFE: Duration = Duration::days(825);
 /// A clock that is a little behind must not find a certificate not valid yet.
 const BACKDATE: Duration = Duration::hours(1);
 
-/// Makes what is missing of `DIR/pki`, and both leaves anew. Tenants reach control
-/// by `listen`, and on this host by loopback.
-pub fn renew(state: &State, uids: Uids, listen: IpAddr) -> Result<()> {
+/// Makes what is missing of `DIR/pki`, and both leaves anew. Tenants and nodes reach
+/// control at the addresses of `listen`, and on this host by loopback.
+pub fn renew(state: &State, uids: Uids, listen: [IpAddr; 2]) -> Result<()> {
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
-    if !listen.is_unspecified() && !hosts.contains(&listen.to_string()) {
-        hosts.push(listen.to_string());
+    for address in listen {
+        if !address.is_unspecified() && !hosts.contains(&address.to_string()) {
+            hosts.push(address.to_string());
+        }
     }
     let authority = authority(state)?;
-    leaf(
-        state,
+    let control = leaf(
         &authority,
-        "control",
-        (CONTROL_NAME, &hosts),
+        CONTROL_NAME,
+        &hosts,
         ExtendedKeyUsagePurpose::ServerAuth,
-        uids.of(Part::Control),
     )?;
-    leaf(
-        state,
+    control.install(state, "control", uids.of(Part::Control))?;
+    let node = leaf(
         &authority,
-        "node",
-        (NODE_NAME, &[]),
+        LOCAL_NAME,
+        &[],
         ExtendedKeyUsagePurpose::ClientAuth,
-        uids.of(Part::Node),
-    )
+    )?;
+    node.install(state, "node", uids.of(Part::Node))
+}
+
+/// What a host proves itself with.
+pub struct Credentials {
+    /// The authority (PEM).
+    pub authority: String,
+    /// Its certificate (PEM).
+    pub certificate: String,
+    /// Its key (PEM).
+    pub key: String,
+    /// When the certificate ends, in seconds since 1970.
+    pub expires_s: i64,
+}
+
+/// Makes a certificate for the node of another host.
+pub fn admit(state: &State, name: &str) -> Result<Credentials> {
+    let path = state.path("pki/ca.pem");
+    let certificate = fs::read_to_string(&path)
+        .with_context(|| format!("{}: has `ocs up` made it?", path.display()))?;
+    let usage = ExtendedKeyUsagePurpose::ClientAuth;
+    let leaf = leaf(&authority(state)?, name, &[], usage)?;
+    Ok(Credentials {
+        authority: certificate,
+        certificate: leaf.certificate,
+        key: leaf.key,
+        expires_s: leaf.expires_s,
+    })
+}
+
+/// Puts another installation's certificates in the place of our own.
+pub fn join(state: &State, uids: Uids, bundle: &Bundle) -> Result<()> {
+    let authority = state.path("pki/ca.pem");
+    write_whole(&authority, bundle.authority.as_bytes(), 0o644, 0)?;
+    let leaf = Leaf {
+        certificate: bundle.certificate.clone(),
+        key: bundle.key.clone(),
+        expires_s: bundle.expires_s,
+    };
+    leaf.install(state, "node", uids.of(Part::Node))
 }
 
 fn authority(state: &State) -> Result<Issuer<'static, KeyPair>> {
@@ -77,26 +117,41 @@ fn authority_params() -> Result<CertificateParams> {
     Ok(params)
 }
 
+/// A certificate and its key, both PEM.
+struct Leaf {
+    certificate: String,
+    key: String,
+    expires_s: i64,
+}
+
+impl Leaf {
+    fn install(&self, state: &State, file: &str, owner: u32) -> Result<()> {
+        let key_path = state.path(&format!("pki/{file}.key"));
+        write_whole(&key_path, self.key.as_bytes(), 0o600, owner)?;
+        let certificate_path = state.path(&format!("pki/{file}.pem"));
+        write_whole(&certificate_path, self.certificate.as_bytes(), 0o644, 0)
+    }
+}
+
 fn leaf(
-    state: &State,
     authority: &Issuer<'_, KeyPair>,
-    file: &str,
-    (name, alternatives): (&str, &[String]),
+    name: &str,
+    alternatives: &[String],
     usage: ExtendedKeyUsagePurpose,
-    owner: u32,
-) -> Result<()> {
+) -> Result<Leaf> {
     let mut names = vec![name.to_owned()];
     names.extend(alternatives.iter().cloned());
     let mut params = named(name, &names, LEAF_LIFE)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
+    let expires_s = params.not_after.unix_timestamp();
     let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, authority)?;
-    let key_path = state.path(&format!("pki/{file}.key"));
-    write_whole(&key_path, key.serialize_pem().as_bytes(), 0o600, owner)?;
-    let certificate_path = state.path(&format!("pki/{file}.pem"));
-    write_whole(&certificate_path, certificate.pem().as_bytes(), 0o644, 0)
+    Ok(Leaf {
+        certificate: params.signed_by(&key, authority)?.pem(),
+        key: key.serialize_pem(),
+        expires_s,
+    })
 }
 
 fn named(name: &str, alternatives: &[String], life: Duration) -> Result<CertificateParams> {
@@ -119,17 +174,25 @@ mod tests {
         fs::create_dir(folder.path().join("pki")).unwrap();
         let state = State::at(folder.path()).unwrap();
         let uids = Uids { base: 70_000 };
-        renew(&state, uids, [192, 0, 2, 1].into()).unwrap();
+        let listen = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
+        renew(&state, uids, listen).unwrap();
         let first = fs::read(state.path("pki/ca.pem")).unwrap();
         let old_leaf = fs::read(state.path("pki/node.pem")).unwrap();
-        renew(&state, uids, [192, 0, 2, 1].into()).unwrap();
+        renew(&state, uids, listen).unwrap();
         assert_eq!(fs::read(state.path("pki/ca.pem")).unwrap(), first);
         assert_ne!(fs::read(state.path("pki/node.pem")).unwrap(), old_leaf);
         for (file, owner) in [("ca", 0), ("control", 70_001), ("node", 0)] {
             let key = fs::metadata(state.path(&format!("pki/{file}.key"))).unwrap();
             assert_eq!((key.uid(), key.mode() & 0o777), (owner, 0o600), "{file}");
         }
-        for (leaf, purpose) in [("control", "sslserver"), ("node", "sslclient")] {
+        let other = admit(&state, "rack-2").unwrap();
+        assert_eq!(other.authority.as_bytes(), first);
+        fs::write(state.path("pki/rack-2.pem"), other.certificate).unwrap();
+        for (leaf, purpose) in [
+            ("control", "sslserver"),
+            ("node", "sslclient"),
+            ("rack-2", "sslclient"),
+        ] {
             let verified = Command::new("openssl")
                 .args(["verify", "-purpose", purpose, "-CAfile"])
                 .arg(state.path("pki/ca.pem"))

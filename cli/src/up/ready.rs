@@ -1,9 +1,10 @@
 //! When the system serves, and what its operator is then told.
 
-use super::parts::Plan;
+use super::parts::{CONTROL_READY, Plan};
 use super::supervise::Supervisor;
 use super::{LOG_LINES, log};
 use crate::part::Part;
+use crate::state::State;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -90,6 +91,12 @@ fn not_ready(plan: &Plan<'_>, part: Part, problem: &str) -> anyhow::Error {
         log.display(),
         log::tail(&log, LOG_LINES)
     )
+}
+
+/// Where control of a running installation waits for nodes.
+pub fn node_listen(state: &State) -> Result<SocketAddr> {
+    let control: Control = read(&state.path(CONTROL_READY)).context("does `ocs up` run there?")?;
+    Ok(control.node_listen)
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {

@@ -1,5 +1,6 @@
 //! What is desired of a node, from rows.
 
+use super::endpoints::{Changes, Horizon};
 use super::networks;
 use crate::config::zone_id;
 use crate::ec2::attributes::user_data;
@@ -17,7 +18,7 @@ use base64::Engine as _;
 use ocs_node_api as api;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// MTU of a VPC's networks: what is left of an Ethernet frame is the fabric's.
+/// MTU of a VPC's networks where no node's uplink carries less.
 const MTU: u32 = 1500;
 
 /// What a node has been told of.
@@ -27,6 +28,10 @@ pub struct Told {
     groups: BTreeMap<GroupId, u64>,
     /// Networks of VPCs.
     networks: BTreeMap<(Scope, VpcId), api::Network>,
+    /// Interfaces on other nodes.
+    horizon: Horizon,
+    /// The MTU of its instances' interfaces.
+    mtu: u32,
 }
 
 /// Everything desired of a node.
@@ -36,10 +41,11 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
         revision: view.revision,
         ..Default::default()
     };
+    told.mtu = mtu(view);
     for (scope, _) in view.shards() {
         for row in view
             .all::<rows::Instance>(scope)
-            .filter(|row| row.node == node)
+            .filter(|row| row.node == node && row.state != State::Terminated)
         {
             snapshot.instances.extend(instance(view, scope, row));
             tell_groups(view, scope, row, told, &mut snapshot.security_groups);
@@ -57,6 +63,8 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
             .volume_snapshots
             .extend(frozen.map(|row| frozen_volume(row)));
     }
+    let networks = told.networks.keys();
+    snapshot.remote_endpoints = told.horizon.look(view, node, networks, Changes::all());
     snapshot
 }
 
@@ -74,6 +82,7 @@ pub fn delta(
     };
     let mut instances: BTreeSet<(Scope, InstanceId)> = BTreeSet::new();
     let mut vpcs: BTreeSet<(Scope, VpcId)> = BTreeSet::new();
+    let mut changes = Changes::default();
     for key in keys.iter().collect::<BTreeSet<_>>() {
         let Some((scope, kind, id)) = parse_key(key) else {
             continue;
@@ -81,12 +90,12 @@ pub fn delta(
         let concerned = networks::concerned(view, &scope, kind, id);
         vpcs.extend(concerned.into_iter().map(|vpc| (scope.clone(), vpc)));
         match kind {
+            rows::Node::KIND => changes.nodes = true,
             rows::Instance::KIND => instances.extend(id.parse().ok().map(|id| (scope, id))),
             rows::Interface::KIND => {
-                let row = id
-                    .parse()
-                    .ok()
-                    .and_then(|id| view.get::<rows::Interface>(&scope, &id));
+                let Ok(id) = id.parse() else { continue };
+                changes.interfaces.insert((scope.clone(), id));
+                let row = view.get::<rows::Interface>(&scope, &id);
                 let attached = row.and_then(|row| row.attachment.as_ref());
                 instances.extend(attached.map(|attachment| (scope.clone(), attachment.instance)));
             }
@@ -117,11 +126,16 @@ pub fn delta(
             _ => {}
         }
     }
+    if changes.nodes && told.mtu != mtu(view) {
+        told.mtu = mtu(view);
+        instances.extend(all_instances(view, node));
+    }
     for (scope, id) in instances {
-        let row = view
-            .get::<rows::Instance>(&scope, &id)
-            .filter(|row| row.node == node);
-        if let Some(row) = row {
+        let row = view.get::<rows::Instance>(&scope, &id);
+        let interfaces = row.iter().flat_map(|row| &row.interfaces);
+        let interfaces = interfaces.map(|interface| (scope.clone(), *interface));
+        changes.interfaces.extend(interfaces);
+        if let Some(row) = row.filter(|row| row.node == node) {
             delta.instances.extend(instance(view, &scope, row));
             tell_groups(view, &scope, row, told, &mut delta.security_groups);
             tell_network(view, &scope, row.vpc, true, told, &mut delta.networks);
@@ -131,14 +145,36 @@ pub fn delta(
         let gone = tell_network(view, &scope, vpc, false, told, &mut delta.networks);
         delta.networks_gone.extend(gone);
     }
+    changes.networks = !(delta.networks.is_empty() && delta.networks_gone.is_empty());
+    let networks = told.networks.keys();
+    delta.remote_endpoints = told.horizon.look(view, node, networks, changes);
     let nothing = delta.instances.is_empty()
         && delta.volumes.is_empty()
         && delta.volume_snapshots.is_empty()
         && delta.security_groups.is_empty()
         && delta.security_groups_gone.is_empty()
         && delta.networks.is_empty()
-        && delta.networks_gone.is_empty();
+        && delta.networks_gone.is_empty()
+        && delta.remote_endpoints.is_empty();
     (!nothing).then_some(delta)
+}
+
+fn all_instances<'a>(
+    view: &'a View,
+    node: &'a str,
+) -> impl Iterator<Item = (Scope, InstanceId)> + 'a {
+    view.shards().flat_map(move |(scope, _)| {
+        let rows = view.all::<rows::Instance>(scope);
+        let rows = rows.filter(move |row| row.node == node);
+        rows.map(|row| (scope.clone(), row.id))
+    })
+}
+
+/// The longest IP packet that every node carries to every other.
+fn mtu(view: &View) -> u32 {
+    let nodes = view.all::<rows::Node>(&Scope::global());
+    let carried = nodes.map(|node| node.guest_mtu).filter(|mtu| *mtu != 0);
+    carried.min().unwrap_or(MTU).min(MTU)
 }
 
 fn group_changed(view: &View, scope: &Scope, id: GroupId, told: &mut Told, delta: &mut api::Delta) {
@@ -373,7 +409,7 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         vpc_cidr: vpc.cidr.to_string(),
         security_groups: row.groups.iter().map(ToString::to_string).collect(),
         source_dest_check: row.source_dest_check,
-        mtu: MTU,
+        mtu: mtu(view),
         domain_name: option("domain-name").pop().unwrap_or_default(),
         no_resolver: option("domain-name-servers").is_empty(),
         route_table,

@@ -9,6 +9,7 @@
 //! A node is who its certificate's common name says it is.
 
 pub mod desired;
+pub mod endpoints;
 pub mod fleet;
 pub mod networks;
 pub mod reports;

@@ -98,7 +98,7 @@ async fn serve(
     mut upstream: Streaming<FromNode>,
     downstream: Downstream,
 ) -> End {
-    if capacity(core, name, &hello).await.is_err() {
+    if know(core, name, &hello).await.is_err() {
         return End::Store;
     }
     if reports::take(core, name, &hello.observed).await.is_err() {
@@ -159,8 +159,8 @@ async fn take_one(
     reports::take(core, name, &[report]).await
 }
 
-/// Writes the node's capacity down where it is new or has changed.
-async fn capacity(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::wire::ApiError> {
+/// Writes the node's capacity, and how it is reached, down where that is new or has changed.
+async fn know(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::wire::ApiError> {
     let scope = Scope::global();
     core.write(&scope, |tx| {
         let before = tx.get::<Node>(&name.to_owned());
@@ -170,8 +170,12 @@ async fn capacity(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::w
             memory_mib: 0,
             used_vcpus: 0,
             used_memory_mib: 0,
+            underlay: None,
+            guest_mtu: 0,
         });
         (row.vcpus, row.memory_mib) = (hello.vcpus, hello.memory_mib);
+        row.underlay = hello.underlay_address.parse().ok();
+        row.guest_mtu = hello.guest_mtu;
         if before.as_deref() == Some(&row) {
             Ok(())
         } else {

@@ -2,6 +2,7 @@
 
 use super::InstanceId;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,12 @@ pub struct Node {
     pub used_vcpus: u32,
     /// Memory given out.
     pub used_memory_mib: u64,
+    /// Where other nodes reach it.
+    #[serde(default)]
+    pub underlay: Option<Ipv4Addr>,
+    /// The longest IP packet that its guests may send; 0: not known.
+    #[serde(default)]
+    pub guest_mtu: u32,
 }
 
 impl Node {

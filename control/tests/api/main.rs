@@ -5,6 +5,7 @@ mod bad_requests;
 mod crowd;
 mod fidelity;
 mod grpc;
+mod hosts;
 mod lifecycle;
 mod linear;
 mod networks;

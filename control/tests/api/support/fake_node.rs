@@ -26,6 +26,8 @@ pub struct Seen {
     pub groups: BTreeMap<String, ocs_node_api::SecurityGroup>,
     /// Networks by number.
     pub networks: BTreeMap<u32, ocs_node_api::Network>,
+    /// Interfaces on other nodes by network and address.
+    pub remotes: BTreeMap<(u32, String), ocs_node_api::RemoteEndpoint>,
     /// Instances are not reported: the test does that.
     pub silent: bool,
 }
@@ -57,6 +59,22 @@ impl FakeNode {
         vcpus: u32,
         memory_mib: u64,
     ) -> Result<Self, tonic::Status> {
+        let hello = Hello {
+            node: "fake".to_owned(),
+            vcpus,
+            memory_mib,
+            ..Hello::default()
+        };
+        Self::connect_saying(certificate, hello, address, pki).await
+    }
+
+    /// The same, saying who it is.
+    pub async fn connect_saying(
+        certificate: &str,
+        hello: Hello,
+        address: &str,
+        pki: &Path,
+    ) -> Result<Self, tonic::Status> {
         let (pem, key) = (format!("{certificate}.pem"), format!("{certificate}.key"));
         let read = |name: &str| std::fs::read(pki.join(name)).unwrap();
         let tls = ClientTlsConfig::new()
@@ -72,12 +90,9 @@ impl FakeNode {
             .unwrap();
         let (upstream, stream) = mpsc::channel(1_024);
         let hello = Hello {
-            node: "fake".to_owned(),
             boot_id: BOOT.to_owned(),
             protocol: 1,
-            vcpus,
-            memory_mib,
-            ..Hello::default()
+            ..hello
         };
         upstream
             .send(FromNode {
@@ -107,6 +122,7 @@ impl FakeNode {
         match message.message {
             Some(to_node::Message::Snapshot(all)) => {
                 self.take_networks(all.networks, &[]);
+                self.take_remotes(all.remote_endpoints);
                 for group in all.security_groups {
                     self.seen
                         .lock()
@@ -119,6 +135,7 @@ impl FakeNode {
             }
             Some(to_node::Message::Delta(delta)) => {
                 self.take_networks(delta.networks, &delta.networks_gone);
+                self.take_remotes(delta.remote_endpoints);
                 for group in delta.security_groups {
                     self.seen
                         .lock()
@@ -153,6 +170,18 @@ impl FakeNode {
         seen.networks.retain(|vni, _| !gone.contains(vni));
         let networks = networks.into_iter().map(|network| (network.vni, network));
         seen.networks.extend(networks);
+    }
+
+    fn take_remotes(&self, endpoints: Vec<ocs_node_api::RemoteEndpoint>) {
+        let mut seen = self.seen.lock().unwrap();
+        for endpoint in endpoints {
+            let key = (endpoint.vni, endpoint.ip.clone());
+            if endpoint.host.is_empty() {
+                seen.remotes.remove(&key);
+            } else {
+                seen.remotes.insert(key, endpoint);
+            }
+        }
     }
 
     async fn freeze(&self, snapshots: Vec<VolumeSnapshot>) {

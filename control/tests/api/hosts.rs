@@ -1,0 +1,155 @@
+//! Two nodes: what each is told of the other's interfaces.
+
+use crate::support::fake_node::FakeNode;
+use crate::support::{text, until};
+use crate::world::{World, world};
+use ocs_node_api::{Hello, RemoteEndpoint};
+
+const HERE: &str = "192.0.2.1";
+const THERE: &str = "192.0.2.2";
+
+fn first(body: &str, element: &str) -> String {
+    text(body, element).into_iter().next().unwrap_or_default()
+}
+
+/// Connects a node by its certificate's file, reached at an underlay address.
+fn connect(world: &World, certificate: &str, name: &str, underlay: &str, mtu: u32) -> FakeNode {
+    let hello = Hello {
+        node: name.to_owned(),
+        vcpus: 100,
+        memory_mib: 1 << 20,
+        underlay_address: underlay.to_owned(),
+        guest_mtu: mtu,
+        ..Hello::default()
+    };
+    let address = world.control.ready["node_listen"].as_str().unwrap();
+    let dir = &world.control.dir;
+    let connected = FakeNode::connect_saying(certificate, hello, address, dir);
+    world.runtime.block_on(connected).unwrap()
+}
+
+/// An instance on each of two nodes, here first, in a subnet.
+fn one_each(world: &World, nodes: [&FakeNode; 2], subnet: &str) -> [String; 2] {
+    let control = &world.control;
+    let name = format!("apart-{subnet}");
+    let group = [("GroupName", name.as_str()), ("Strategy", "spread")];
+    control.ok("CreatePlacementGroup", &group);
+    let more = [
+        ("SubnetId", subnet),
+        ("Placement.GroupName", name.as_str()),
+        ("InstanceType", "t3.micro"),
+    ];
+    let ids = world.run("2", &more);
+    nodes.map(|node| {
+        until("placed", || {
+            let seen = node.seen.lock().unwrap();
+            ids.iter()
+                .find(|id| seen.instances.contains_key(*id))
+                .cloned()
+        })
+    })
+}
+
+/// Address and network of an instance's interface, as its node was told.
+fn place(node: &FakeNode, id: &str) -> (u32, String, u32) {
+    let seen = node.seen.lock().unwrap();
+    let interface = &seen.instances[id].network_interfaces[0];
+    (interface.vni, interface.private_ip.clone(), interface.mtu)
+}
+
+/// Waits until what a node is told of an address is so.
+fn told(
+    node: &FakeNode,
+    at: &(u32, String, u32),
+    what: &str,
+    so: impl Fn(Option<&RemoteEndpoint>) -> bool,
+) {
+    until(what, || {
+        let seen = node.seen.lock().unwrap();
+        so(seen.remotes.get(&(at.0, at.1.clone()))).then_some(())
+    });
+}
+
+#[test]
+fn each_node_knows_the_others_interfaces_and_no_strangers() {
+    let world = world(1);
+    let control = &world.control;
+    let here = connect(&world, "node", "fake", HERE, 1450);
+    let there = connect(&world, "other", "other", THERE, 1400);
+    let vpc = |block: &str, subnet: &str| {
+        let vpc = first(&control.ok("CreateVpc", &[("CidrBlock", block)]), "vpcId");
+        let subnet = [("VpcId", vpc.as_str()), ("CidrBlock", subnet)];
+        (
+            vpc.clone(),
+            first(&control.ok("CreateSubnet", &subnet), "subnetId"),
+        )
+    };
+    let (a, in_a) = vpc("10.1.0.0/16", "10.1.1.0/24");
+    let ids = one_each(&world, [&here, &there], &in_a);
+    let near = place(&here, &ids[0]);
+    let far = place(&there, &ids[1]);
+    assert_eq!((near.2, far.2), (1400, 1400), "what every uplink carries");
+    told(&here, &far, "of the far one", |seen| {
+        seen.is_some_and(|one| one.host == THERE && one.security_groups.len() == 1 && !one.forwards)
+    });
+    told(&there, &near, "of the near one", |seen| {
+        seen.is_some_and(|one| one.host == HERE)
+    });
+    told(&here, &near, "nothing of its own", |seen| seen.is_none());
+
+    let group = [
+        ("GroupName", "g"),
+        ("GroupDescription", "g"),
+        ("VpcId", a.as_str()),
+    ];
+    let group = first(&control.ok("CreateSecurityGroup", &group), "groupId");
+    let join = [
+        ("InstanceId", ids[1].as_str()),
+        ("GroupId.1", group.as_str()),
+    ];
+    control.ok("ModifyInstanceAttribute", &join);
+    told(&here, &far, "of its new group", |seen| {
+        seen.is_some_and(|one| one.security_groups == [group.as_str()])
+    });
+    let check = [
+        ("InstanceId", ids[1].as_str()),
+        ("SourceDestCheck.Value", "false"),
+    ];
+    control.ok("ModifyInstanceAttribute", &check);
+    told(&here, &far, "that it forwards", |seen| {
+        seen.is_some_and(|one| one.forwards)
+    });
+
+    // A VPC that is only there is no concern of here, until it is peered with one that is.
+    let (b, in_b) = vpc("10.2.0.0/16", "10.2.1.0/24");
+    let pair = one_each(&world, [&here, &there], &in_b);
+    let stranger = place(&there, &pair[1]);
+    told(&here, &stranger, "of the same VPC's", |seen| seen.is_some());
+    let gone = place(&here, &pair[0]);
+    control.ok("TerminateInstances", &[("InstanceId.1", &pair[0])]);
+    told(&there, &gone, "that it is gone", |seen| seen.is_none());
+    let fresh = connect(&world, "node", "fake", HERE, 1450);
+    told(&fresh, &far, "in a snapshot", |seen| seen.is_some());
+    told(&fresh, &stranger, "nothing of a strange VPC", |seen| {
+        seen.is_none()
+    });
+    let peering = [("VpcId", a.as_str()), ("PeerVpcId", b.as_str())];
+    let peering = control.ok("CreateVpcPeeringConnection", &peering);
+    let peering = first(&peering, "vpcPeeringConnectionId");
+    let this = [("VpcPeeringConnectionId", peering.as_str())];
+    control.ok("AcceptVpcPeeringConnection", &this);
+    told(&fresh, &stranger, "of the peer's", |seen| seen.is_some());
+    control.ok("DeleteVpcPeeringConnection", &this);
+    told(&fresh, &stranger, "nothing of a stranger again", |seen| {
+        seen.is_none()
+    });
+
+    // A host that moves is found at its new address.
+    let _moved = connect(&world, "other", "other", "192.0.2.9", 1500);
+    told(&fresh, &far, "where it is now", |seen| {
+        seen.is_some_and(|one| one.host == "192.0.2.9")
+    });
+    until("of the new MTU", || {
+        (place(&fresh, &ids[0]).2 == 1450).then_some(())
+    });
+}
