@@ -1,10 +1,14 @@
-//! `ocs image import`: makes files a public image of this installation.
+//! `ocs image import`: makes files a public image of this installation; `ocs image
+//! export`: the root disk of one as a file.
 
 use crate::images::{self, Image, RootType};
 use crate::state::State;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use ocs_disk_image::{Format, Writer};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 const GIB: u64 = 1 << 30;
 
@@ -14,6 +18,62 @@ pub enum Command {
     /// Copies a disk with its own kernel, or a kernel and a root file system, into the
     /// installation; a running `ocs up` offers the image within seconds.
     Import(Import),
+    /// Writes an image's root disk to a file.
+    Export(Export),
+}
+
+/// Arguments of `ocs image export`.
+#[derive(Args)]
+pub struct Export {
+    /// The installation's state folder.
+    #[arg(long, default_value = super::up::DEFAULT_STATE)]
+    state: PathBuf,
+    /// The image's name.
+    #[arg(long)]
+    name: String,
+    /// What the file becomes: raw or qcow2.
+    #[arg(long, default_value = "qcow2")]
+    format: Format,
+    /// The file.
+    file: PathBuf,
+}
+
+/// Runs `ocs image export`.
+pub fn export(arguments: &Export) -> Result<()> {
+    let state = State::at(&arguments.state)?;
+    let image = images::find(&state, &arguments.name)?;
+    ensure!(
+        !image.root_image.is_empty(),
+        "{} has no root disk",
+        arguments.name
+    );
+    let disk = state.path("images").join(&image.root_image);
+    let reader = images::open(&disk, Some(Format::Raw))?;
+    whole(&arguments.file, |file| {
+        let mut writer = Writer::new(file, arguments.format, reader.size_bytes())?;
+        reader.chunks(|at, chunk| writer.put(at, chunk))?;
+        writer.finish()?;
+        Ok(file.sync_all()?)
+    })
+}
+
+/// Makes a new file by `write`, whole or not at all.
+pub fn whole(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    ensure!(!path.exists(), "{} exists", path.display());
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options
+        .open(&part)
+        .with_context(|| part.display().to_string())?;
+    let outcome = write(&file).and_then(|()| Ok(std::fs::rename(&part, path)?));
+    if outcome.is_err() {
+        // The write's error is the one to tell.
+        let _ = std::fs::remove_file(&part);
+    }
+    outcome.with_context(|| format!("writing {}", path.display()))
 }
 
 /// Arguments of `ocs image import`.
@@ -35,10 +95,13 @@ pub struct Import {
     /// The kernel's command line; behind the disk's own, if the kernel is.
     #[arg(long, default_value = "")]
     cmdline: String,
-    /// A raw disk image: the root volume's first content. To have a kernel of its own it is
+    /// A disk image, raw or qcow2: the root volume's first content. To have a kernel of its own it is
     /// ext4 or has a GPT with an ext4 partition, as distributions' cloud images do.
     #[arg(long, alias = "disk")]
     root_image: Option<PathBuf>,
+    /// What the disk image is: raw or qcow2 (default: as its first bytes say).
+    #[arg(long)]
+    root_format: Option<Format>,
     /// The root volume's size in GiB (default: as large as the disk image needs).
     #[arg(long, alias = "root-size-gib")]
     root_size: Option<u64>,
@@ -54,7 +117,12 @@ pub fn import(arguments: &Import) -> Result<()> {
         arguments.cmdline.len() <= 2047,
         "--cmdline: is longer than 2047 bytes"
     );
-    let root_size_gib = root_size(arguments)?;
+    let root = arguments
+        .root_image
+        .as_deref()
+        .map(|file| root(file, arguments.root_format))
+        .transpose()?;
+    let root_size_gib = root_size(arguments, root.as_ref().map_or(0, |(_, _, size)| *size))?;
     let state = State::at(&arguments.state)?;
     ensure!(
         state.path("images").is_dir(),
@@ -62,7 +130,7 @@ pub fn import(arguments: &Import) -> Result<()> {
         state.root().display()
     );
     let add = |file: &Option<PathBuf>| match file {
-        Some(file) => images::add_file(&state, file),
+        Some(file) => images::add_file(&state, file, Format::Raw),
         None => Ok(String::new()),
     };
     let image = Image {
@@ -70,7 +138,10 @@ pub fn import(arguments: &Import) -> Result<()> {
         kernel: add(&arguments.kernel)?,
         initrd: add(&arguments.initrd)?,
         cmdline: arguments.cmdline.clone(),
-        root_image: add(&arguments.root_image)?,
+        root_image: root
+            .map(|(file, format, _)| images::add_file(&state, file, format))
+            .transpose()?
+            .unwrap_or_default(),
         root_size_gib,
         root_type: arguments.root_type,
         other: serde_json::Map::new(),
@@ -80,16 +151,14 @@ pub fn import(arguments: &Import) -> Result<()> {
     Ok(())
 }
 
-fn root_size(arguments: &Import) -> Result<u64> {
-    let needed = match &arguments.root_image {
-        None => 1,
-        Some(file) => {
-            let metadata = file
-                .metadata()
-                .with_context(|| file.display().to_string())?;
-            metadata.len().div_ceil(GIB).max(1)
-        }
-    };
+/// A disk image, what it is, and the size of the disk in it.
+fn root(file: &Path, format: Option<Format>) -> Result<(&Path, Format, u64)> {
+    let reader = images::open(file, format)?;
+    Ok((file, reader.format(), reader.size_bytes()))
+}
+
+fn root_size(arguments: &Import, size_bytes: u64) -> Result<u64> {
+    let needed = size_bytes.div_ceil(GIB).max(1);
     let size = arguments.root_size.unwrap_or(needed);
     ensure!(
         (needed..=16_384).contains(&size),

@@ -6,12 +6,12 @@
 
 use crate::state::{State, write_whole};
 use anyhow::{Context, Result, bail, ensure};
+use ocs_disk_image::{CHUNK_BYTES, Format, ImageError, MAX_BYTES, Reader};
 use ring::digest;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 const PROBE: &str = "ocs-probe";
@@ -21,8 +21,8 @@ const PROBE_ROOT: &str = "ocs-probe-root.img";
 /// What the probe's root volume begins with, so that a guest can tell it.
 const PROBE_ROOT_SIGNATURE: &[u8] = b"OCS-PROBE-ROOT-1\n";
 const PROBE_ROOT_BYTES: usize = 64 * 1024;
-/// Runs of zeros of this length become holes.
-const BLOCK_BYTES: usize = 64 * 1024;
+/// Copies that are not whole begin with this.
+const PART: &str = ".import-";
 
 /// One image, as control's `--images-manifest` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,18 +110,31 @@ fn embedded_probe() -> Option<&'static [u8]> {
     None
 }
 
+/// The image of this name.
+pub fn find(state: &State, name: &str) -> Result<Image> {
+    let images = load(&manifest_path(state))?;
+    let mut images = images.into_iter();
+    images
+        .find(|image| image.name == name)
+        .with_context(|| format!("--name {name}: there is no such image"))
+}
+
+fn load(path: &Path) -> Result<Vec<Image>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{} is not a manifest", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).context(path.display().to_string()),
+    }
+}
+
 /// Writes `image` into the manifest, in the place of one of its name.
 pub fn put(state: &State, image: Image) -> Result<()> {
     let folder = File::open(state.path("images")).context("the images folder")?;
     // One writer at a time; let go when `folder` is closed.
     flock(&folder, FlockOperation::LockExclusive).context("locking the images folder")?;
     let path = manifest_path(state);
-    let mut images: Vec<Image> = match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is not a manifest", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).context(path.display().to_string()),
-    };
+    let mut images = load(&path)?;
     match images.iter_mut().find(|known| known.name == image.name) {
         Some(known) if *known == image => return Ok(()),
         Some(known) => *known = image,
@@ -130,11 +143,18 @@ pub fn put(state: &State, image: Image) -> Result<()> {
     write_whole(&path, &serde_json::to_vec_pretty(&images)?, 0o644, 0)
 }
 
-/// Copies `source` into the images folder, holes for zeros; returns its name there.
-pub fn add_file(state: &State, source: &Path) -> Result<String> {
+/// Copies the disk in `source` into the images folder, byte for byte and with holes for
+/// zeros; returns its name there.
+pub fn add_file(state: &State, source: &Path, format: Format) -> Result<String> {
     let folder = state.path("images");
-    let part = folder.join(format!(".import-{}", std::process::id()));
-    let copied = copy_sparse(source, &part);
+    remove_leftovers(&folder)?;
+    let part = folder.join(format!("{PART}{}", std::process::id()));
+    let mut kept = None;
+    let copied = File::create(&part).map_err(Into::into).and_then(|to| {
+        // Held to the end: who finds the file unlocked knows that its writer died.
+        flock(&to, FlockOperation::LockExclusive)?;
+        copy_sparse(source, format, kept.insert(to))
+    });
     let result = copied.and_then(|hash| {
         let name = format!("sha256-{hash}");
         fs::set_permissions(&part, fs::Permissions::from_mode(0o644))?;
@@ -162,29 +182,52 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn copy_sparse(source: &Path, target: &Path) -> Result<String> {
-    let mut from = File::open(source)?;
-    ensure!(from.metadata()?.is_file(), "not a regular file");
-    let mut to = File::create(target)?;
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut block = vec![0u8; BLOCK_BYTES];
-    let mut length = 0u64;
-    loop {
-        let filled = read_full(&mut from, &mut block)?;
-        if filled == 0 {
-            break;
-        }
-        let data = &block[..filled];
-        context.update(data);
-        length += filled as u64;
-        if data.iter().all(|byte| *byte == 0) {
-            to.seek(SeekFrom::Start(length))?;
-        } else {
-            to.write_all(data)?;
+/// Removes copies whose writers died.
+pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PART)
+            && let Ok(file) = File::open(entry.path())
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            fs::remove_file(entry.path())?;
         }
     }
-    ensure!(length > 0, "the file is empty");
-    to.set_len(length)?;
+    Ok(())
+}
+
+/// Opens a disk image that the operator chose.
+pub fn open(source: &Path, format: Option<Format>) -> Result<Reader<File>> {
+    let open = || {
+        let from = File::open(source)?;
+        ensure!(from.metadata()?.is_file(), "not a regular file");
+        let format = format.map_or_else(|| Format::guess(&from), Ok)?;
+        Ok(Reader::open(from, format, MAX_BYTES)?)
+    };
+    open().with_context(|| source.display().to_string())
+}
+
+fn copy_sparse(source: &Path, format: Format, to: &File) -> Result<String> {
+    let reader = open(source, Some(format))?;
+    ensure!(reader.size_bytes() > 0, "the file is empty");
+    let zeros = vec![0u8; CHUNK_BYTES];
+    let mut context = digest::Context::new(&digest::SHA256);
+    let hash_zeros = |context: &mut digest::Context, mut count: u64| {
+        while count > 0 {
+            let part = count.min(CHUNK_BYTES as u64);
+            context.update(&zeros[..part as usize]);
+            count -= part;
+        }
+    };
+    let mut done = 0;
+    reader.chunks(|at, chunk| {
+        hash_zeros(&mut context, at - done);
+        context.update(chunk);
+        done = at + chunk.len() as u64;
+        to.write_all_at(chunk, at).map_err(ImageError::from)
+    })?;
+    hash_zeros(&mut context, reader.size_bytes() - done);
+    to.set_len(reader.size_bytes())?;
     to.sync_all()?;
     let hash = context.finish();
     Ok(hash
@@ -192,18 +235,6 @@ fn copy_sparse(source: &Path, target: &Path) -> Result<String> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect())
-}
-
-/// Fills `block` unless the file ends before.
-fn read_full(file: &mut File, block: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < block.len() {
-        match file.read(&mut block[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]
@@ -239,8 +270,8 @@ mod tests {
         content[..3].copy_from_slice(b"abc");
         content[(8 << 20) - 1] = 1;
         fs::write(&source, &content).unwrap();
-        let name = add_file(&state, &source).unwrap();
-        assert_eq!(add_file(&state, &source).unwrap(), name);
+        let name = add_file(&state, &source, Format::Raw).unwrap();
+        assert_eq!(add_file(&state, &source, Format::Raw).unwrap(), name);
         let copy = state.path("images").join(&name);
         assert!(fs::read(&copy).unwrap() == content);
         assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20);
@@ -254,7 +285,7 @@ mod tests {
         fs::write(&source, "abc").unwrap();
         // FIPS 180-2, appendix B.1.
         let expected = "sha256-ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(add_file(&state, &source).unwrap(), expected);
+        assert_eq!(add_file(&state, &source, Format::Raw).unwrap(), expected);
     }
 
     #[test]
@@ -263,9 +294,44 @@ mod tests {
         let empty = folder.path().join("empty");
         fs::write(&empty, "").unwrap();
         for source in [&empty, folder.path(), &folder.path().join("absent")] {
-            assert!(add_file(&state, source).is_err(), "{source:?}");
+            assert!(add_file(&state, source, Format::Raw).is_err(), "{source:?}");
         }
+        let cut = folder.path().join("cut.qcow2");
+        fs::write(&cut, b"QFI\xfb\0\0\0\x03").unwrap();
+        let error = add_file(&state, &cut, Format::Qcow2).unwrap_err();
+        assert!(format!("{error:#}").contains("the header"), "{error:#}");
         assert_eq!(fs::read_dir(state.path("images")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_qcow2_is_the_disk_that_it_holds() {
+        let (folder, state) = state();
+        let (raw, qcow2) = (folder.path().join("raw"), folder.path().join("qcow2"));
+        let mut content = vec![0u8; (3 << 20) + 512];
+        content[70_000..70_003].copy_from_slice(b"abc");
+        fs::write(&raw, &content).unwrap();
+        let file = File::create(&qcow2).unwrap();
+        let reader = open(&raw, None).unwrap();
+        let mut writer =
+            ocs_disk_image::Writer::new(&file, Format::Qcow2, reader.size_bytes()).unwrap();
+        reader.chunks(|at, chunk| writer.put(at, chunk)).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(open(&qcow2, None).unwrap().size_bytes(), (3 << 20) + 512);
+        let name = add_file(&state, &qcow2, Format::Qcow2).unwrap();
+        assert_eq!(add_file(&state, &raw, Format::Raw).unwrap(), name);
+        assert!(fs::read(state.path("images").join(name)).unwrap() == content);
+    }
+
+    #[test]
+    fn what_a_dead_import_left_goes_and_what_a_live_one_writes_stays() {
+        let (_folder, state) = state();
+        let folder = state.path("images");
+        let (dead, live) = (folder.join(".import-1"), folder.join(".import-2"));
+        fs::write(&dead, "half").unwrap();
+        let file = File::create(&live).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        remove_leftovers(&folder).unwrap();
+        assert!(!dead.exists() && live.exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!     └───────────▶ the env file, once all of it serves   [up::ready]
 //!  ocs host add ────▶ a file with which another host joins [host]
 //!  ocs image import ▶ DIR/images and its manifest         [image, images]
+//!  ocs volume import, export ▶ a volume's disk from and to a file   [volume]
 //!  ocs account, key ▶ tenants and their access keys       [account]
 //!  ocs audit verify ▶ the audit log's hash chain          [account]
 //!  ocs status ──────▶ which parts run, how many instances [status]
@@ -22,6 +23,7 @@ mod part;
 mod state;
 mod status;
 mod up;
+mod volume;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
@@ -45,6 +47,9 @@ enum Command {
     /// Public images of an installation.
     #[command(subcommand)]
     Image(image::Command),
+    /// Volumes of this host.
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Accounts of tenants.
     #[command(subcommand)]
     Account(account::Accounts),
@@ -71,6 +76,8 @@ fn main() -> ExitCode {
         Command::Up(arguments) => up::run(&arguments),
         Command::Host(command) => host::run(&command),
         Command::Image(image::Command::Import(arguments)) => image::import(&arguments),
+        Command::Image(image::Command::Export(arguments)) => image::export(&arguments),
+        Command::Volume(command) => volume::run(&command),
         Command::Account(command) => account::accounts(&command),
         Command::Key(command) => account::keys(&command),
         Command::Audit(command) => account::audit(&command),

@@ -27,9 +27,12 @@ type Message = (u8, u8, Option<u16>, Vec<u8>, Vec<u8>);
 const AGREED: [(u32, u64); 2] = [(2, 1 << 30 | 1 << 32), (16, 0x1209)];
 const MOST: usize = 32;
 
-fn send(stream: &UnixStream, header: [u32; 3], body: &[u8], files: &[&OwnedFd]) -> bool {
-    let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    bytes.extend_from_slice(body);
+fn message(header: [u32; 3], body: &[u8], into: &mut Vec<u8>) {
+    into.extend(header.iter().flat_map(|word| word.to_ne_bytes()));
+    into.extend_from_slice(body);
+}
+
+fn send(stream: &UnixStream, bytes: &mut Vec<u8>, files: &[&OwnedFd]) -> bool {
     let fds: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -37,22 +40,38 @@ fn send(stream: &UnixStream, header: [u32; 3], body: &[u8], files: &[&OwnedFd]) 
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, flags).is_ok()
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags);
+    bytes.clear();
+    sent.is_ok()
+}
+
+/// What inputs share, since making it anew takes most of an input's time.
+struct Kept {
+    shard: Shard,
+    kinds: [OwnedFd; 4],
+}
+
+fn kept() -> &'static Kept {
+    static KEPT: OnceLock<Kept> = OnceLock::new();
+    KEPT.get_or_init(|| Kept {
+        shard: Shard::spawn("fuzz").unwrap(),
+        kinds: [
+            eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+            sealed_memfd("fuzz", 1 << 16).unwrap().into(),
+            tempfile::tempfile().unwrap().into(),
+            std::fs::File::open("/dev/null").unwrap().into(),
+        ],
+    })
 }
 
 fuzz_target!(|messages: Vec<Message>| {
-    static SHARD: OnceLock<Shard> = OnceLock::new();
-    let shard = SHARD.get_or_init(|| Shard::spawn("fuzz").unwrap());
-    let kinds: [OwnedFd; 4] = [
-        eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
-        sealed_memfd("fuzz", 1 << 16).unwrap().into(),
-        tempfile::tempfile().unwrap().into(),
-        std::fs::File::open("/dev/null").unwrap().into(),
-    ];
+    let Kept { shard, kinds } = kept();
     let (ours, theirs) = UnixStream::pair().unwrap();
+    // Messages without descriptors go together.
+    let mut bytes = Vec::with_capacity(4096);
     for (code, value) in AGREED {
-        assert!(send(&ours, [code - 1, 1, 0], &[], &[]));
-        assert!(send(&ours, [code, 1, 8], &value.to_ne_bytes(), &[]));
+        message([code - 1, 1, 0], &[], &mut bytes);
+        message([code, 1, 8], &value.to_ne_bytes(), &mut bytes);
     }
     for (code, flags, size, body, files) in messages.iter().take(MOST) {
         let files: Vec<_> = files
@@ -63,10 +82,16 @@ fuzz_target!(|messages: Vec<Message>| {
         let body = &body[..body.len().min(4096)];
         let size = size.map_or(body.len() as u32, u32::from);
         let header = [u32::from(code % 48), u32::from(*flags), size];
-        if !send(&ours, header, body, &files) {
+        // A descriptor comes with the first byte of what it was sent with.
+        if !files.is_empty() && !bytes.is_empty() && !send(&ours, &mut bytes, &[]) {
+            break;
+        }
+        message(header, body, &mut bytes);
+        if !files.is_empty() && !send(&ours, &mut bytes, &files) {
             break;
         }
     }
+    let _ = send(&ours, &mut bytes, &[]);
     ours.shutdown(Shutdown::Write).unwrap();
     let disk = Arc::new(Disk::new(1 << 20, 2, Backing::Null));
     let connected = AtomicBool::new(false);

@@ -3,8 +3,10 @@
 use crate::volumes::Volumes;
 use ocs_storaged_api::{ErrorCode, HAND_OVER, Reply, Request};
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,10 +61,32 @@ pub fn serve(held: &Arc<Held>, volumes: &Arc<Volumes>, allowed: &[u32]) -> io::E
     }
 }
 
+/// What a peer sends: bytes, and with a request that works on a file that file.
+struct Input {
+    stream: UnixStream,
+    file: Option<File>,
+}
+
+impl Read for Input {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(into)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = recvmsg(&self.stream, &mut parts, &mut control, flags)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                self.file = files.map(File::from).last();
+            }
+        }
+        Ok(got.bytes)
+    }
+}
+
 /// Answers requests; the one to hand over only where `held` may be given.
 fn converse(stream: UnixStream, volumes: &Volumes, held: Option<&Held>) -> io::Result<()> {
     let mut output = stream.try_clone()?;
-    let mut input = BufReader::new(stream);
+    let mut input = BufReader::new(Input { stream, file: None });
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -80,7 +104,7 @@ fn converse(stream: UnixStream, volumes: &Volumes, held: Option<&Held>) -> io::R
         }
         let reply = match serde_json::from_slice::<Request>(&line) {
             _ if !whole => invalid(format!("a line is longer than {MAX_LINE_BYTES} bytes")),
-            Ok(request) => volumes.handle(&request),
+            Ok(request) => volumes.handle(&request, input.get_mut().file.take()),
             Err(error) => invalid(format!("not a request: {error}")),
         };
         let mut text = serde_json::to_vec(&reply)?;

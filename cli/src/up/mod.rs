@@ -173,6 +173,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for part in Part::ALL {
         make_part_file(&state.lock(part), uids.of(part))?;
     }
+    images::remove_leftovers(&state.path("images"))?;
     images::install_probe(&state)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

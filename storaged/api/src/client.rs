@@ -1,7 +1,10 @@
 //! A blocking client of the control socket.
 
 use crate::{ErrorCode, Reply, Request};
-use std::io::{BufRead, BufReader, Write};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -46,6 +49,30 @@ impl Client {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line)?;
+        self.answer()
+    }
+
+    /// As [`Self::call`], with the file that the request works on.
+    pub fn call_on(
+        &mut self,
+        request: &Request,
+        file: BorrowedFd<'_>,
+    ) -> Result<Reply, ClientError> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        let files = [file];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let socket = self.stream.get_ref().as_fd();
+        let bytes = [IoSlice::new(&line)];
+        let sent = sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL)
+            .map_err(std::io::Error::from)?;
+        self.stream.get_mut().write_all(&line[sent..])?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<Reply, ClientError> {
         let mut reply = String::new();
         if self.stream.read_line(&mut reply)? == 0 {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());

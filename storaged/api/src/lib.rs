@@ -10,6 +10,7 @@ mod limits;
 
 pub use client::{Client, ClientError};
 pub use limits::{Burst, IO_BYTES, Limits, Rate, VolumeLimits};
+pub use ocs_disk_image::Format;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -115,6 +116,26 @@ pub enum Request {
     DeleteSnapshot {
         /// Its name.
         snapshot: VolumeName,
+    },
+    /// A persistent volume that is attached to nobody shall hold the disk in the file
+    /// that comes with the request ([`Client::call_on`]), and zeros behind it. Until
+    /// the answer it holds what it held.
+    Import {
+        /// Its name.
+        volume: VolumeName,
+        /// What the file is.
+        format: Format,
+    },
+    /// The file that comes with the request shall hold the disk of a volume that is
+    /// attached to nobody, or of a snapshot.
+    Export {
+        /// Its name.
+        of: VolumeName,
+        /// What the file becomes.
+        format: Format,
+        /// If it is encrypted: the file may hold it as it is without its key.
+        #[serde(default)]
+        decrypt: bool,
     },
     /// Answers [`Reply::Volumes`].
     List,

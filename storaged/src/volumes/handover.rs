@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 impl Volumes {
     /// Gives everything to the storaged that asked on `stream`. On success nothing is
@@ -18,6 +19,7 @@ impl Volumes {
         lock: &File,
         listener: &UnixListener,
     ) -> io::Result<()> {
+        self.closing.store(true, Ordering::Relaxed);
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.store.table().closed = true;
         let outcome = Giving::begin(stream, lock, listener).and_then(|giving| {
@@ -34,6 +36,7 @@ impl Volumes {
         });
         if outcome.is_err() {
             self.store.table().closed = false;
+            self.closing.store(false, Ordering::Relaxed);
             let records = self.store.table().volumes().clone();
             self.connect_all(&records)?;
         }

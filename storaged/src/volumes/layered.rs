@@ -228,9 +228,26 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        self.free_unused(&layers, Some(name), volumes)?;
+        remove(&map_path(&self.dir, name))?;
+        sync_dir(&self.dir)
+    }
+
+    /// Frees what no map but that of `gone` has of `layers`. The caller holds
+    /// [`Store::layers`].
+    pub fn free_unused(
+        &self,
+        layers: &[LayerRef],
+        gone: Option<&str>,
+        volumes: &dyn Fn(&str) -> bool,
+    ) -> io::Result<()> {
         let mut users: Vec<Option<Map>> = layers.iter().map(|_| None).collect();
         let mut growing = vec![false; layers.len()];
-        for other in self.maps()?.iter().filter(|other| *other != name) {
+        for other in self
+            .maps()?
+            .iter()
+            .filter(|other| Some(other.as_str()) != gone)
+        {
             // Its commits must be durable before we free what they gave up.
             File::open(map_path(&self.dir, other))?.sync_data()?;
             let (found, _) = store::load(&self.dir, other, Trust::Committed)?;
@@ -254,8 +271,7 @@ impl Store {
                 Some(used) => free(&path, &used)?,
             }
         }
-        remove(&map_path(&self.dir, name))?;
-        sync_dir(&self.dir)
+        Ok(())
     }
 
     /// The names that have maps.
@@ -308,7 +324,8 @@ impl Store {
     }
 }
 
-fn remove(path: &std::path::Path) -> io::Result<()> {
+/// Removes a file; done if it is not there.
+pub fn remove(path: &std::path::Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -5,6 +5,7 @@
 //!  attach    table ─▶ attachment                           resumed from the table
 //!  detach    table ─▶ hang up, drain
 //!  delete    table ─▶ hang up, drain ─▶ key ─▶ file        file left: collected
+//!  import    layer ─▶ map in place of what was            no map: collected
 //!  snapshot  hang up, drain ─▶ maps ─▶ table ─▶ connect    no table entry: let go
 //! ```
 //! The table is written first where something ends and last where it begins, so a
@@ -21,7 +22,8 @@ mod limits;
 mod put;
 mod refusal;
 mod snapshots;
-mod table;
+pub mod table;
+mod transfer;
 mod volume;
 
 use crate::cow::log::BootId;
@@ -35,9 +37,10 @@ use ocs_storaged_api::{
 };
 use refusal::{Refused, check_name, failed, key_lost, not_found, refused};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use table::{Attached, Record, Table};
 use volume::{Store, Volume};
@@ -77,6 +80,8 @@ pub struct Volumes {
     released: Condvar,
     /// Read by each request, written by the hand-over, which none outlives.
     gate: RwLock<()>,
+    /// A hand-over waits: what takes long ends.
+    closing: AtomicBool,
 }
 
 /// The right to change one volume.
@@ -145,6 +150,7 @@ impl Volumes {
             live: Mutex::default(),
             released: Condvar::new(),
             gate: RwLock::new(()),
+            closing: AtomicBool::new(false),
         };
         volumes.live().groups = groups;
         for (name, record) in &records {
@@ -163,8 +169,8 @@ impl Volumes {
         attachments.into_values().for_each(Attachment::stop);
     }
 
-    /// Makes it so, or refuses.
-    pub fn handle(&self, request: &Request) -> Reply {
+    /// Makes it so, or refuses. `file` came with the request.
+    pub fn handle(&self, request: &Request, file: Option<File>) -> Reply {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match request {
             Request::PutVolume {
@@ -200,6 +206,12 @@ impl Volumes {
             Request::ResizeVolume { volume, size_bytes } => self.resize(volume, *size_bytes),
             Request::PutSnapshot { snapshot, volume } => self.put_snapshot(snapshot, volume),
             Request::DeleteSnapshot { snapshot } => self.delete_snapshot(snapshot),
+            Request::Import { volume, format } => self.import(volume, *format, file),
+            Request::Export {
+                of,
+                format,
+                decrypt,
+            } => self.export(of, *format, *decrypt, file),
             Request::List => return self.list(),
             Request::ListSnapshots => return self.list_snapshots(),
             Request::HandOver { .. } => Err(refused(

@@ -41,10 +41,16 @@ pub fn key_lost(name: &str) -> Refused {
     refused(ErrorCode::KeyLost, format!("the key of {name} is lost"))
 }
 
-/// The name as a part of a path: `[a-z0-9-]`, 1 to 64 bytes.
-pub fn check_name(name: &VolumeName) -> Result<&str, Refused> {
+/// May it be a part of a path? `[a-z0-9-]`, 1 to 64 bytes.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if (1..=64).contains(&name.0.len()) && name.0.bytes().all(good) {
+    (1..=64).contains(&name.len()) && name.bytes().all(good)
+}
+
+/// The name as a part of a path.
+pub fn check_name(name: &VolumeName) -> Result<&str, Refused> {
+    if is_name(&name.0) {
         Ok(&name.0)
     } else {
         let shown: String = name.0.chars().take(80).collect();

@@ -75,6 +75,7 @@ impl Volumes {
 
     pub(super) fn delete_snapshot(&self, snapshot: &VolumeName) -> Result<(), Refused> {
         let name = check_name(snapshot)?;
+        let _claim = self.claim(name);
         let _layers = self.store.layers();
         if !self.store.table().snapshots().contains_key(name) {
             return Ok(());

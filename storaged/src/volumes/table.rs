@@ -3,6 +3,7 @@
 //! Replaced whole: temporary file, fsync, rename, fsync of the folder. A reader
 //! finds the old table or the new one, never a mixture.
 
+use super::refusal::is_name;
 use crate::cow::store::sync_dir;
 use ocs_storaged_api::{Limits, VolumeKind, VolumeLimits};
 use serde::{Deserialize, Serialize};
@@ -78,16 +79,27 @@ pub enum TableError {
     /// The file system refused.
     #[error("{0} cannot be read: {1}")]
     Read(PathBuf, io::Error),
+    /// What it holds is no table of ours.
+    #[error("{0} {1}")]
+    Decode(PathBuf, DecodeError),
+}
+
+/// Why bytes are no table of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
     /// Not a table.
-    #[error("{0} is not a volume table: {1}")]
-    Parse(PathBuf, serde_json::Error),
+    #[error("is not a volume table: {0}")]
+    Parse(#[from] serde_json::Error),
     /// Another version's table.
-    #[error("{0} has version {1}; this storaged reads version {VERSION}")]
-    Version(PathBuf, u32),
+    #[error("has version {0}; this storaged reads version {VERSION}")]
+    Version(u32),
+    /// A name that becomes a file's, and may not.
+    #[error("has the name {0:?}")]
+    Name(String),
 }
 
 /// All that a table says.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
     /// The volumes, by name.
     pub volumes: BTreeMap<String, Record>,
@@ -106,6 +118,30 @@ struct Stored {
     contents: Contents,
 }
 
+impl Contents {
+    /// From a table's bytes, whatever they are.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let Stored { version, contents } = serde_json::from_slice(bytes)?;
+        if version != VERSION {
+            return Err(DecodeError::Version(version));
+        }
+        let (volumes, snapshots) = (contents.volumes.keys(), contents.snapshots.keys());
+        match volumes.chain(snapshots).find(|name| !is_name(name)) {
+            Some(name) => Err(DecodeError::Name(name.clone())),
+            None => Ok(contents),
+        }
+    }
+
+    /// What [`Self::decode`] reads.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        let stored = Stored {
+            version: VERSION,
+            contents: self.clone(),
+        };
+        Ok(serde_json::to_vec(&stored)?)
+    }
+}
+
 /// The table, in memory as it is on disk.
 pub struct Table {
     dir: PathBuf,
@@ -120,12 +156,7 @@ impl Table {
         let path = dir.join(FILE);
         let contents = match std::fs::read(&path) {
             Ok(bytes) => {
-                let stored: Stored = serde_json::from_slice(&bytes)
-                    .map_err(|error| TableError::Parse(path.clone(), error))?;
-                if stored.version != VERSION {
-                    return Err(TableError::Version(path, stored.version));
-                }
-                stored.contents
+                Contents::decode(&bytes).map_err(|error| TableError::Decode(path, error))?
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Contents::default(),
             Err(error) => return Err(TableError::Read(path, error)),
@@ -162,17 +193,13 @@ impl Table {
         }
         let mut contents = self.contents.clone();
         change(&mut contents);
-        let stored = Stored {
-            version: VERSION,
-            contents,
-        };
         let temporary = self.dir.join(format!("{FILE}.tmp"));
         let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(&stored)?)?;
+        file.write_all(&contents.encode()?)?;
         file.sync_all()?;
         std::fs::rename(&temporary, self.dir.join(FILE))?;
         sync_dir(&self.dir)?;
-        self.contents = stored.contents;
+        self.contents = contents;
         Ok(())
     }
 }
@@ -220,12 +247,18 @@ mod tests {
         std::fs::write(&path, b"{\"version\":2,\"volumes\":{}}").unwrap();
         assert!(matches!(
             Table::load(dir.path()),
-            Err(TableError::Version(_, 2))
+            Err(TableError::Decode(_, DecodeError::Version(2)))
         ));
         std::fs::write(&path, b"garbage").unwrap();
         assert!(matches!(
             Table::load(dir.path()),
-            Err(TableError::Parse(..))
+            Err(TableError::Decode(_, DecodeError::Parse(_)))
+        ));
+        let escape = b"{\"version\":1,\"volumes\":{},\"snapshots\":{\"../x\":{\"volume\":\"\",\"size_bytes\":1,\"changed_bytes\":0,\"full_bytes\":0}}}";
+        std::fs::write(&path, escape).unwrap();
+        assert!(matches!(
+            Table::load(dir.path()),
+            Err(TableError::Decode(_, DecodeError::Name(_)))
         ));
     }
 }

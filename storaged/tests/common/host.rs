@@ -74,6 +74,19 @@ impl Host {
         })
     }
 
+    /// Asks with a file; a refusal's sentence is the error.
+    pub fn ask_on(&self, request: &Request, file: &std::fs::File) -> Result<(), String> {
+        use std::os::fd::AsFd;
+        match self.client().call_on(request, file.as_fd()) {
+            Ok(reply) => {
+                assert_eq!(reply, Reply::Ok);
+                Ok(())
+            }
+            Err(ClientError::Refused { message, .. }) => Err(message),
+            Err(other) => panic!("{request:?}: {other}"),
+        }
+    }
+
     pub fn put(
         &self,
         name: &str,
