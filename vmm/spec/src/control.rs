@@ -26,6 +26,7 @@ pub const MAX_DESCRIPTORS: usize = 4;
 
 /// What a caller may ask of a running VMM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "cmd", rename_all = "snake_case")]
 pub enum Request {
     /// Answers [`Reply::Status`].
@@ -109,6 +110,7 @@ pub enum Request {
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// virtio-net.
@@ -142,6 +144,7 @@ impl DeviceKind {
 
 /// How far a device has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     /// A disk whose backend has never connected.
@@ -156,6 +159,7 @@ pub enum DeviceState {
 
 /// One device, in [`Reply::Status`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceStatus {
     /// What it is.
     pub kind: DeviceKind,
@@ -169,6 +173,7 @@ pub struct DeviceStatus {
 
 /// What the VMM answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// The command took effect.
@@ -223,6 +228,7 @@ pub enum Reply {
 
 /// A VMM's run state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
     /// The guest was not started yet: a block device's backend has never connected (see

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a VMM ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExitRecord {
     /// The cause.
     pub reason: ExitReason,
@@ -15,6 +16,7 @@ pub struct ExitRecord {
 
 /// The cause of a VMM's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
     /// The guest powered itself off (ACPI S5).
