@@ -1,3 +1,5 @@
+mod arithmetic;
+
 use super::*;
 use crate::memory;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
