@@ -111,6 +111,10 @@ where
         let PvhBootCapability::PvhEntryPresent(ip) = loaded.pvh_boot_cap else {
             return Err(kernel_error("is an ELF file without a PVH note".to_owned()));
         };
+        if !ram.address_in_range(ip) {
+            let problem = format!("begins at {:#x}, where the guest has no memory", ip.0);
+            return Err(kernel_error(problem));
+        }
         let initrd = load_initrd(ram, payload.initrd, loaded.kernel_end, u64::MAX)?;
         pvh::write_start_info(ram, initrd)?;
         Ok(Entry::Pvh { ip: ip.0 })

@@ -96,7 +96,15 @@ fn what_does_not_fit_is_refused_by_name() {
     old[0x206] = 0;
     let big = vec![0; 15 << 20];
     let big = [big, vec![0; 1 << 19]].concat();
+    let mut outside = elf();
+    let entry = outside.len() - 12;
+    outside[entry..entry + 4].copy_from_slice(&0x6a10_0000u32.to_le_bytes());
     for (kernel, initrd, expected) in [
+        (
+            outside,
+            None,
+            "begins at 0x6a100000, where the guest has no memory",
+        ),
         (large, None, "needs memory up to"),
         (old, None, "has no 64-bit entry"),
         (elf(), Some(&big[..]), "do not fit between"),

@@ -143,6 +143,21 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// For the device of this name, whose `status` register and counters these are.
+    pub fn new(
+        device: Arc<str>,
+        status: Arc<AtomicU8>,
+        config_event: Option<Arc<EventFd>>,
+        counters: Arc<TransportMetrics>,
+    ) -> Self {
+        Self {
+            status,
+            config_event,
+            counters,
+            device,
+        }
+    }
+
     /// Stops the device until the driver resets it; counted, and logged for the
     /// first time in a device's life only, since a guest could do it in a loop.
     pub fn raise(&self, why: &str) {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::memory;
 use crate::virtio::STATUS_NEEDS_RESET;
-use crate::virtio::TransportMetrics;
 use std::sync::atomic::{AtomicU8, Ordering};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -59,12 +58,7 @@ impl Guest {
             )));
             calls.push(call);
         }
-        let fault = Fault {
-            status: Arc::clone(&status),
-            config_event: None,
-            counters: Arc::new(TransportMetrics::default()),
-            device: "test".into(),
-        };
+        let fault = Fault::new("test".into(), Arc::clone(&status), None, Arc::default());
         hosted
             .activate(Activation {
                 ram: ram.clone(),
@@ -217,17 +211,8 @@ pub(crate) fn keeps_the_contract<M: Model>(mut make: impl FnMut() -> M) {
                 ram: guest.ram.clone(),
                 features: 0,
                 queues: Vec::new(),
-                fault: hosted_fault(),
+                fault: Fault::new("test".into(), Arc::default(), None, Arc::default()),
             })
             .is_err()
     );
-}
-
-fn hosted_fault() -> Fault {
-    Fault {
-        status: Arc::default(),
-        config_event: None,
-        counters: Arc::default(),
-        device: "test".into(),
-    }
 }

@@ -188,12 +188,7 @@ fn rig_with(limits: &TransmitLimits, features: u64) -> Rig {
             ram,
             features: F_VERSION_1 | F_EVENT_IDX | features,
             queues: vec![Some(rx.device_side()), Some(tx.device_side())],
-            fault: Fault {
-                status: Arc::default(),
-                config_event: None,
-                counters: Arc::default(),
-                device: "eni".into(),
-            },
+            fault: Fault::new("eni".into(), Arc::default(), None, Arc::default()),
         })
         .unwrap();
     let mut rig = Rig {

@@ -229,12 +229,12 @@ impl VirtioPci {
             .event(inner.common.config_vector)
             .and_then(|event| share(event).ok())
             .map(Arc::new);
-        Fault {
-            status: Arc::clone(&inner.common.status),
+        Fault::new(
+            Arc::clone(&self.id),
+            Arc::clone(&inner.common.status),
             config_event,
-            counters: Arc::clone(&self.metrics),
-            device: Arc::clone(&self.id),
-        }
+            Arc::clone(&self.metrics),
+        )
     }
 
     fn collect_queues(&self, inner: &Inner) -> std::result::Result<Vec<Option<VirtQueue>>, String> {

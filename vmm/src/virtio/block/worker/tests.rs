@@ -1,8 +1,7 @@
 use super::*;
 use crate::memory;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, Fault, Position, TransportMetrics, VirtioDevice};
-use std::sync::atomic::AtomicU8;
+use crate::virtio::{Activation, Fault, Position, VirtioDevice};
 use virtio_queue::QueueT;
 
 const STOOD: Position = Position {
@@ -27,12 +26,7 @@ fn loaded() -> (tempfile::TempDir, BlockWorker) {
     let kick = Arc::new(new_event().unwrap());
     let mut queue = VirtQueue::new(queue, ram.clone(), kick, None);
     queue.set_position(STOOD);
-    let fault = Fault {
-        status: Arc::new(AtomicU8::new(0)),
-        config_event: None,
-        counters: Arc::new(TransportMetrics::default()),
-        device: "d".into(),
-    };
+    let fault = Fault::new("d".into(), Arc::default(), None, Arc::default());
     let activation = Activation {
         ram,
         features: 0,
