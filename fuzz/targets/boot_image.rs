@@ -16,10 +16,29 @@ const MEMORY_MIB: u64 = 16;
 
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| memory::create(MEMORY_MIB).expect("memory"));
 
-fuzz_target!(|data: (&[u8], &[u8])| {
-    let (kernel, initrd) = data;
+/// Kernels that load, of which the input says what is changed: ELF with a PVH note, bzImage.
+const PLAIN: [&[u8]; 2] = [
+    include_bytes!("../data/kernel.elf"),
+    include_bytes!("../data/kernel.bzimage"),
+];
+
+fuzz_target!(|data: (u8, Vec<(u16, u8)>, u16, &[u8], &[u8])| {
+    let (kind, changes, keep, initrd, raw) = data;
+    let mut kernel = match PLAIN.get(usize::from(kind % 4)) {
+        Some(plain) => plain.to_vec(),
+        None => raw.to_vec(),
+    };
+    for (at, value) in changes.iter().take(64) {
+        let len = kernel.len().max(1);
+        if let Some(byte) = kernel.get_mut(usize::from(*at) % len) {
+            *byte = *value;
+        }
+    }
+    if kind & 0x80 != 0 {
+        kernel.truncate(keep.into());
+    }
     let payload = Payload {
-        kernel: file(kernel),
+        kernel: file(&kernel),
         initrd: (!initrd.is_empty()).then(|| file(initrd)),
         cmdline: "console=ttyS0",
     };
