@@ -27,6 +27,8 @@ const PEER_20: &str = "bridge + nftables + conntrack, 20 rules, established firs
 const PEER_1000: &str = "bridge + nftables + conntrack, 1,000 rules, established first";
 const PEER_MAP: &str = "bridge + nftables + conntrack, a verdict map of 1,000, established first";
 const ONE_RULE: &str = "ours with 1 rule";
+/// What a change of an ENI's groups may take until it holds.
+const GROUP_CHANGE_MS: f64 = 100.0;
 /// What a frame of 64 bytes has of a core at 10 Gbit/s.
 const LINE_RATE_NS: f64 = 67.0;
 
@@ -44,7 +46,21 @@ pub fn measure(quick: bool) -> Result<Vec<Row>> {
     let mut rows = established(runs, frames)?;
     rows.extend(new_flows(runs, frames / 4)?);
     rows.push(stream::measure(quick)?);
+    rows.push(group_changes(runs)?);
     Ok(rows)
+}
+
+/// An ENI on another host changes to groups that are known, among many mappings.
+fn group_changes(runs: usize) -> Result<Row> {
+    let mut fabric = ours::Regroup::new()?;
+    let figures = alternate(runs, &mut [&mut || Ok(vec![fabric.change_ms(4)?])])?;
+    let row = Row::new(
+        "group_change_10000_mappings_ms",
+        "ms",
+        Better::Lower,
+        &figures[0][0],
+    );
+    Ok(row.limited_by(GROUP_CHANGE_MS))
 }
 
 /// Frames of a flow that is tracked.
@@ -53,6 +69,7 @@ fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
     let (one, many) = (ours::Path::new(1)?, ours::Path::new(10_000)?);
     let peer = kernel::Path::new(Chain::Linear(20), false)?;
     let redirect = kernel::Redirect::new(false)?;
+    let encap = ours::Encap::new()?;
     // The peer is several times slower: fewer frames, the same time.
     let figures = alternate(
         runs,
@@ -62,9 +79,11 @@ fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
             &mut || Ok(vec![redirect.send_mpps(frames)?]),
             &mut || Ok(vec![one.send_mpps(frames)?]),
             &mut || Ok(vec![many.send_mpps(frames)?]),
+            &mut || Ok(vec![encap.send_mpps(frames)?]),
         ],
     )?;
-    let [ours, peer, bare, one, many] = [0, 1, 2, 3, 4].map(|side: usize| &figures[side][0]);
+    let [ours, peer, bare, one, many, encap] =
+        [0, 1, 2, 3, 4, 5].map(|side: usize| &figures[side][0]);
     let limit = median(bare);
     let over: Vec<f64> = ours
         .iter()
@@ -73,6 +92,7 @@ fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
         .collect();
     Ok(vec![
         Row::new("path_local_mpps", "Mpps", Better::Higher, ours).limited_by(limit),
+        Row::new("path_encap_mpps", "Mpps", Better::Higher, encap).limited_by(limit),
         Row::new("path_local_ns_over_redirect", "ns", Better::Lower, &over)
             .limited_by(LINE_RATE_NS),
         Row::new("established_vs_nft", "Mpps", Better::Higher, ours)

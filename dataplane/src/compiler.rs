@@ -194,6 +194,7 @@ pub fn compile(
         making.remote(*vni, *address, remote)?;
     }
     rules::add(&mut entries, policy, &prefixes, &new_numbers)?;
+    rules::mark_tracking(&mut entries);
     routes::add(&mut entries, &new_numbers)?;
     routes::add_places(&mut entries, policy, &prefixes, &new_numbers)?;
     acls::add(&mut entries, &new_numbers)?;

@@ -1,12 +1,13 @@
 //! The real fabric with two ports and the policy of the peer: so many rules, default deny.
 
 use super::bpf::Program;
-use super::{cpu_s, udp_frame};
-use anyhow::{Result, bail, ensure};
+use super::{cpu_s, kernel, udp_frame};
+use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
+use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap, UplinkConfig};
 use ocs_dataplane::model::{
-    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, Tracking, Traffic, Vni,
+    Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Remote, Rule, Tracking,
+    Traffic, Vni,
 };
 use ocs_dataplane::shared::layout::{Direction as Way, Reason};
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub struct Path {
     tap_b: Tap,
     there: Vec<u8>,
     new_flows: Program,
+    policy: Policy,
     _dir: tempfile::TempDir,
 }
 
@@ -109,6 +111,7 @@ impl Path {
         let new_flows = Program::call_with_new_flows(&fabric.port_program()?)?;
         Ok(Self {
             new_flows,
+            policy,
             fabric: Some(fabric),
             tap_a,
             tap_b,
@@ -177,6 +180,142 @@ impl Path {
             "of {frames} frames of new flows {passed} were forwarded"
         );
         Ok(f64::from(frames) / used / 1e6)
+    }
+}
+
+/// A path to a port on another host: judged, wrapped, and sent out of the uplink, here a
+/// tap that nobody reads, too.
+pub struct Encap {
+    path: Path,
+    _uplink: kernel::Tap,
+}
+
+/// Where the other host is, and whom it has.
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const FAR: u8 = 12;
+
+impl Encap {
+    /// Sets it up, and shows that a frame leaves wrapped.
+    pub fn new() -> Result<Self> {
+        let mut path = Path::new(20)?;
+        path.policy
+            .remotes
+            .insert((Vni(1), IpAddr::V4(address(FAR))), remote(FAR));
+        let mut uplink = std::thread::scope(|scope| {
+            let uplink = scope.spawn(|| path.attach_uplink());
+            uplink
+                .join()
+                .unwrap_or_else(|_| bail!("the uplink's thread panicked"))
+        })?;
+        let (a, far) = (mac(10).0, mac(FAR).0);
+        path.there = udp_frame(
+            (&a, address(10).octets(), PORT),
+            (&far, address(FAR).octets(), PORT),
+        );
+        path.send_mpps(1)?;
+        let mut buffer = [0u8; 2048];
+        loop {
+            // The kernel itself may have said something there before.
+            let read = std::io::Read::read(&mut uplink.file, &mut buffer)?;
+            if read == super::FRAME_BYTES + 50 && buffer[36..38] == 4789u16.to_be_bytes() {
+                break;
+            }
+        }
+        Ok(Self {
+            path,
+            _uplink: uplink,
+        })
+    }
+
+    /// Sends established frames; millions a second.
+    pub fn send_mpps(&self, frames: u32) -> Result<f64> {
+        self.path.send_mpps(frames)
+    }
+}
+
+fn remote(last: u8) -> Remote {
+    Remote {
+        host: HOST,
+        mac: mac(last),
+        groups: [GroupId("sg".into())].into(),
+        forwards: false,
+    }
+}
+
+/// Mappings among which an ENI's groups change.
+pub const MAPPINGS: u32 = 10_000;
+
+/// The fabric with many mappings, of which one changes its groups.
+pub struct Regroup(Path);
+
+impl Regroup {
+    /// Sets it up.
+    pub fn new() -> Result<Self> {
+        let mut path = Path::new(20)?;
+        let other = GroupId("other".into());
+        path.policy.groups.insert(other.clone(), Group::default());
+        for number in 0..MAPPINGS {
+            let address = u32::from(Ipv4Addr::new(10, 1, 0, 0)) + number;
+            let mut remote = remote(FAR);
+            if number == 1 {
+                remote.groups = [other.clone()].into();
+            }
+            path.policy
+                .remotes
+                .insert((Vni(1), IpAddr::V4(address.into())), remote);
+        }
+        let mut regroup = Self(path);
+        regroup.change_ms(1)?;
+        Ok(regroup)
+    }
+
+    /// Changes one ENI's groups so often; milliseconds a change.
+    pub fn change_ms(&mut self, changes: u32) -> Result<f64> {
+        let Path { fabric, policy, .. } = &mut self.0;
+        let fabric = fabric.as_ref().context("the fabric is gone")?;
+        let key = (Vni(1), IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)));
+        let start = std::time::Instant::now();
+        for _ in 0..changes {
+            let remote = policy.remotes.get_mut(&key).context("the ENI is gone")?;
+            let name = if remote.groups.contains(&GroupId("sg".into())) {
+                "other"
+            } else {
+                "sg"
+            };
+            remote.groups = [GroupId(name.into())].into();
+            ensure!(
+                fabric.apply(policy)?.map_writes > 0,
+                "a change changed nothing"
+            );
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e3 / f64::from(changes))
+    }
+}
+
+impl Path {
+    /// In a namespace of its own: a tap as uplink, and a neighbour behind it.
+    fn attach_uplink(&self) -> Result<kernel::Tap> {
+        let Some(fabric) = &self.fabric else {
+            bail!("the fabric is gone")
+        };
+        // SAFETY: changes this thread's network namespace alone.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        let uplink = kernel::Tap::new("up0")?;
+        kernel::run("ip address add 192.0.2.1/24 dev up0")?;
+        kernel::run("ip link set up0 up")?;
+        kernel::run(&format!(
+            "ip neighbour add {HOST} lladdr 02:00:00:00:02:02 dev up0 nud permanent"
+        ))?;
+        fabric.set_uplink(UplinkConfig {
+            interface: "up0".into(),
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            outside: false,
+        })?;
+        fabric.apply(&self.policy)?;
+        ensure!(fabric.refresh_hosts()? == 0, "the other host is not known");
+        Ok(uplink)
     }
 }
 

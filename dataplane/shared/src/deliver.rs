@@ -2,7 +2,7 @@
 
 use crate::acl;
 use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
-use crate::layout::{Direction, Endpoint, ROUTER_MAC, Reason};
+use crate::layout::{Direction, Endpoint, ROUTER_MAC, Reason, TRACKS_ALL};
 use crate::log;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
@@ -40,7 +40,7 @@ pub(crate) fn deliver(
         policy: receiver.identity.set,
         peer: arrival.sender,
         timeouts: &receiver.timeouts,
-        tracks_all: false,
+        tracks_all: receiver.flags & TRACKS_ALL != 0,
     };
     let verdict = if passes_acl {
         judge::ask(maps, &side, ip, asked, now)

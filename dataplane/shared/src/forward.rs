@@ -14,7 +14,9 @@ use crate::acl;
 use crate::checksum::Delta;
 use crate::deliver::{Arrival, deliver};
 use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
-use crate::layout::{Direction, EndpointKey, FORWARDS, Identity, Reason, TRANSLATES, Tap};
+use crate::layout::{
+    Direction, EndpointKey, FORWARDS, Identity, Reason, TRACKS_ALL, TRANSLATES, Tap,
+};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{ETH_LEN, IP_CHECKSUM, IP_TTL, Ipv4, Part};
@@ -52,7 +54,7 @@ pub(crate) fn from_port(
         timeouts: &tap.timeouts,
         // What goes through a NAT gateway is (EC2 User Guide, "Automatically tracked
         // connections").
-        tracks_all: translates,
+        tracks_all: translates || tap.flags & TRACKS_ALL != 0,
     };
     let passes_acl = !crosses
         || acl::allows(

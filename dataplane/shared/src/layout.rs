@@ -141,7 +141,7 @@ pub struct Tap {
     pub acl: u32,
     /// The longest IP packet that it may send.
     pub mtu: u16,
-    /// [`FORWARDS`].
+    /// [`FORWARDS`], [`TRACKS_ALL`].
     pub flags: u16,
     /// The only source that passes.
     pub mac: [u8; 6],
@@ -153,6 +153,8 @@ pub struct Tap {
 pub const FORWARDS: u16 = 1;
 /// In flags: it is a NAT gateway.
 pub const TRANSLATES: u16 = 2;
+/// In flags: its rules leave nothing open both ways, so none need be asked whether they do.
+pub const TRACKS_ALL: u16 = 4;
 
 /// Key of `ENDPOINTS`, value of `PUBLICS`.
 #[repr(C)]
@@ -186,7 +188,7 @@ pub struct Endpoint {
     pub public: Address,
     /// Where its frames go.
     pub mac: [u8; 6],
-    /// [`FORWARDS`], [`TRANSLATES`].
+    /// [`FORWARDS`], [`TRANSLATES`], [`TRACKS_ALL`].
     pub flags: u16,
 }
 

@@ -86,6 +86,9 @@ pub(crate) fn record(
     len: usize,
     accepted: bool,
 ) {
+    if !maps.is_logged(slot) {
+        return;
+    }
     let named = if matches!(ip.protocol, TCP | UDP) {
         u32::from(ports.source) << 16 | u32::from(ports.destination)
     } else {
@@ -99,9 +102,6 @@ pub(crate) fn record(
 /// Not inlined: a function of its own has a stack of its own, of which a program has little.
 #[inline(never)]
 fn write(maps: &impl Maps, slot: u32, peers: u64, named: u32, what: u32) {
-    if !maps.is_logged(slot) {
-        return;
-    }
     let key = LogKey {
         source: (peers >> 32) as u32,
         destination: peers as u32,

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::{IpNet, Ipv4Net};
 use ocs_dataplane_shared::layout::{
-    self, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RULE_OPEN, RULE_TRACKED, RuleKey,
+    self, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RULE_OPEN, RULE_TRACKED,
+    RuleKey, TRACKS_ALL,
 };
 
 use super::open::{Open, TCP, UDP};
@@ -73,6 +74,25 @@ pub(super) fn add(
         }
     }
     Ok(())
+}
+
+/// Marks the ports here whose rules leave nothing open both ways.
+pub(super) fn mark_tracking(entries: &mut Entries) {
+    let open = entries.rules.iter();
+    let open: BTreeSet<u32> = open
+        .filter(|(_, value)| **value == RULE_OPEN)
+        .map(|((key, _), _)| key.policy)
+        .collect();
+    for tap in entries.taps.values_mut() {
+        if !open.contains(&tap.identity.set) {
+            tap.flags |= TRACKS_ALL;
+        }
+    }
+    for endpoint in entries.endpoints.values_mut() {
+        if endpoint.host == 0 && !open.contains(&endpoint.identity.set) {
+            endpoint.flags |= TRACKS_ALL;
+        }
+    }
 }
 
 /// Numbers that a rule's peer stands for.
