@@ -73,7 +73,7 @@ impl Running {
                 Err(rustix::io::Errno::SRCH) => return Ok(()),
                 other => other?,
             }
-            if self.wait(patience)? {
+            if self.ends_within(patience)? {
                 return Ok(());
             }
         }
@@ -84,7 +84,7 @@ impl Running {
     }
 
     /// Whether it ends within `patience`: a pidfd is readable once it has.
-    fn wait(&self, patience: Duration) -> io::Result<bool> {
+    pub fn ends_within(&self, patience: Duration) -> io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let until = Instant::now() + patience;
         loop {

@@ -13,6 +13,7 @@ mod log;
 mod parts;
 pub mod pki;
 mod ready;
+mod succession;
 mod supervise;
 
 use crate::host::{self, Bundle};
@@ -157,7 +158,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         remove(env)?;
     }
     let joined = host::membership(&state, arguments.join.as_deref())?;
-    stop_stale_parts(&state)?;
+    succession::stop_stale_parts(&state)?;
     match &joined {
         Some(bundle) => {
             ensure!(
@@ -171,7 +172,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         None => prepare_control(arguments, &state, uids)?,
     }
     for part in Part::ALL {
-        make_part_file(&state.lock(part), uids.of(part))?;
+        // The file that names a storaged names it until its successor's pid is there.
+        if part != Part::Storaged || Running::find(&state, part).is_none() {
+            make_part_file(&state.lock(part), uids.of(part))?;
+        }
     }
     images::remove_leftovers(&state.path("images"))?;
     images::install_probe(&state)?;
@@ -284,7 +288,11 @@ async fn serve_instances(
     name: &str,
     control: SocketAddr,
 ) -> Result<()> {
+    let predecessor = Running::find(plan.state, Part::Storaged);
     supervisor.start(plan.storaged());
+    if let Some(predecessor) = predecessor {
+        succession::hand_over(predecessor, supervisor).await?;
+    }
     supervisor.start(plan.responder());
     supervisor.start(plan.node(name, control));
     ready::others(plan, supervisor).await
@@ -318,6 +326,7 @@ async fn stop(plan: &parts::Plan<'_>, mut supervisor: Supervisor) -> Result<()> 
         .status()
         .await;
     supervisor.stop_all().await?;
+    succession::stop_storaged(state)?;
     let cleanup = cleanup.context("running `ocs-node cleanup`")?;
     ensure!(
         cleanup.success(),
@@ -369,23 +378,6 @@ fn lock(state: &State) -> Result<File> {
     file.rewind()?;
     writeln!(file, "{}", std::process::id())?;
     Ok(file)
-}
-
-/// Stops what a killed `ocs up` left; the instances run on.
-fn stop_stale_parts(state: &State) -> Result<()> {
-    for part in Part::ALL.into_iter().rev() {
-        if let Some(running) = Running::find(state, part) {
-            warn!(
-                part = part.name(),
-                pid = running.pid,
-                "stopping a part left by a killed `ocs up`"
-            );
-            running
-                .stop(STOP_GRACE)
-                .with_context(|| format!("stopping {}", part.program()))?;
-        }
-    }
-    Ok(())
 }
 
 /// Where a part's pid goes; its own, so that it may lock it.

@@ -123,12 +123,15 @@ impl Plan<'_> {
             .with("--lock-file", self.state.lock(Part::Control))
     }
 
-    /// `ocs-storaged`.
+    /// `ocs-storaged`, which takes over from one that still runs.
     pub fn storaged(&self) -> Start {
-        self.start(Part::Storaged)
+        let mut start = self
+            .start(Part::Storaged)
             .with("--state", self.state.path("storaged"))
             .with("--images", self.state.path("images"))
-            .with("--control", self.storaged_socket())
+            .with("--control", self.storaged_socket());
+        start.arguments.push("--take-over".into());
+        start
     }
 
     /// `ocs-responder`, which gives up root by itself.

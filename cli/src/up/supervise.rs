@@ -78,6 +78,12 @@ impl Supervisor {
         self.kept.iter().find(failing).map(|kept| kept.part)
     }
 
+    /// Has the part ended of itself?
+    pub fn has_ended(&self, part: Part) -> bool {
+        let ended = |kept: &Kept| kept.part == part && kept.ends.load(Ordering::Relaxed) > 0;
+        self.kept.iter().any(ended)
+    }
+
     /// Runs the part with other arguments from its next start on.
     pub fn replace(&self, start: Start) {
         if let Some(kept) = self.kept.iter().find(|kept| kept.part == start.part) {

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,12 +29,29 @@ pub fn run(part: &str, arguments: &[String]) {
             sleep();
         }
         "storaged" => {
-            // Left by a predecessor, or not there.
-            let _ = fs::remove_file(flags["--control"]);
-            let _listener = UnixListener::bind(flags["--control"]).unwrap();
-            sleep();
+            assert_eq!(arguments.last().unwrap(), "--take-over");
+            storaged(&flags);
         }
         _ => sleep(),
+    }
+}
+
+/// Takes over from another one, and from then on waits for the next; where a file says
+/// `stubborn`, none hands over.
+fn storaged(flags: &BTreeMap<&str, &str>) {
+    let stubborn = Path::new(flags["--state"]).join("stubborn");
+    if let Ok(mut predecessor) = UnixStream::connect(flags["--control"]) {
+        assert!(!stubborn.exists(), "it does not hand over");
+        predecessor.write_all(b"hand over").unwrap();
+        let _ = predecessor.read(&mut [0]);
+    }
+    // Left by a predecessor, or not there.
+    let _ = fs::remove_file(flags["--control"]);
+    let listener = UnixListener::bind(flags["--control"]).unwrap();
+    for stream in listener.incoming() {
+        if stream.unwrap().read(&mut [0; 9]).unwrap() > 0 {
+            return;
+        }
     }
 }
 

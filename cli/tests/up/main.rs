@@ -107,15 +107,25 @@ fn outlives() {
     let parts = ["control", "storaged", "responder", "node"];
     let mut up = bed.up();
     bed.env();
-    up.kill();
-    let before = parts.map(|part| bed.pid(part).expect(part));
-    std::fs::remove_file(bed.env_path()).unwrap();
-    let _up = bed.up();
-    bed.env();
-    let after = parts.map(|part| bed.pid(part).expect(part));
-    for (old, new) in before.iter().zip(after) {
-        assert_ne!(*old, new);
-        assert!(!bed.processes().contains(old), "{old} still runs");
+    // storaged hands over to the next one, and where it does not is stopped.
+    for (stubborn, word) in [(false, "has handed over"), (true, "does not hand over")] {
+        if stubborn {
+            std::fs::write(bed.state().join("storaged/stubborn"), "").unwrap();
+        }
+        up.kill();
+        let before = parts.map(|part| bed.pid(part).expect(part));
+        std::fs::remove_file(bed.env_path()).unwrap();
+        up = bed.up();
+        bed.env();
+        bed.until("all run", || {
+            parts.iter().all(|part| bed.pid(part).is_some())
+        });
+        let after = parts.map(|part| bed.pid(part).expect(part));
+        for (old, new) in before.iter().zip(after) {
+            assert_ne!(*old, new);
+            assert!(!bed.processes().contains(old), "{old} still runs");
+        }
+        assert!(up.said().contains(word), "{}", up.said());
     }
     assert!(!bed.state().join("cleaned").exists());
 }
