@@ -1,13 +1,17 @@
 //! storaged against qemu-storage-daemon: same file, same client, in turn.
 //!
-//! The client is the crate `virtio-driver`, one queue, one thread, polling its
+//! Beside them, in the same turns, ours with encryption and on disk fio, which is what
+//! io_uring does without virtio in between. The client is the crate `virtio-driver`, one queue, one thread, polling its
 //! used ring at depth 32 and sleeping on the completion eventfd at depth 1.
 
+mod aes;
 mod client;
+mod cost;
+mod counter;
 mod daemon;
 mod raw;
 
-use crate::alternate::alternate;
+use crate::alternate::{Side, alternate};
 use crate::report::{Better, Row, median};
 use anyhow::{Result, ensure};
 use daemon::{Backing, Daemon};
@@ -21,7 +25,8 @@ struct Case {
     name: &'static str,
     backing: Backing,
     depth: usize,
-    p99: bool,
+    runs: usize,
+    time: Duration,
 }
 
 /// Measures the area.
@@ -41,78 +46,83 @@ pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>>
     let on_ram = tempfile::tempdir_in("/dev/shm")?;
     let disk = daemon::filled_file(&on_disk.path().join("disk"), FILE_BYTES)?;
     let ram = daemon::filled_file(&on_ram.path().join("ram"), FILE_BYTES)?;
-    let cases = [
-        Case {
-            name: "null_qd32",
-            backing: Backing::Null(FILE_BYTES),
-            depth: 32,
-            p99: true,
-        },
-        Case {
-            name: "ram_qd32",
-            backing: Backing::Ram(ram),
-            depth: 32,
-            p99: false,
-        },
-        Case {
-            name: "disk_qd1",
-            backing: Backing::Disk(disk.clone()),
-            depth: 1,
-            p99: false,
-        },
-        Case {
-            name: "disk_qd32",
-            backing: Backing::Disk(disk),
-            depth: 32,
-            p99: false,
-        },
-    ];
     let mut rows = Vec::new();
-    for case in &cases {
+    for (name, backing, depth) in [
+        ("null_qd32", Backing::Null(FILE_BYTES), 32),
+        ("ram_qd32", Backing::Ram(ram), 32),
+        ("disk_qd1", Backing::Disk(disk.clone()), 1),
+        ("disk_qd32", Backing::Disk(disk), 32),
+    ] {
+        let case = Case {
+            name,
+            backing,
+            depth,
+            runs,
+            time,
+        };
+        rows.extend(case.measure(&storaged)?);
+    }
+    let mut ours = || aes::ours(time.min(Duration::from_secs(1)));
+    let mut peer = || aes::openssl(time);
+    let figures = alternate(runs.min(3), &mut [&mut ours, &mut peer])?;
+    rows.push(
+        Row::new("aes_xts_mib_s", "MiB/s", Better::Higher, &figures[0][0])
+            .against("openssl speed", &figures[1][0]),
+    );
+    rows.extend(cost::syscalls(&storaged, disk_dir, time)?);
+    rows.extend(cost::memory(&storaged)?);
+    Ok(rows)
+}
+
+impl Case {
+    /// Ours and the peer's, in the same run ours with encryption, and where there is a
+    /// disk what fio makes of it.
+    fn measure(&self, storaged: &Path) -> Result<Vec<Row>> {
+        let Self {
+            name,
+            backing,
+            depth,
+            runs,
+            time,
+        } = self;
         let dir = tempfile::tempdir()?;
-        let mut ours = || {
-            let daemon = Daemon::storaged(&storaged, &case.backing, dir.path())?;
-            client::random_read(&daemon, FILE_BYTES, case.depth, time)
+        let read = |daemon: Daemon| client::random_read(&daemon, FILE_BYTES, *depth, *time);
+        let mut ours = || read(Daemon::storaged(storaged, backing, false, dir.path())?);
+        let mut peer = || read(Daemon::qemu(backing, dir.path())?);
+        let mut encrypted = || read(Daemon::storaged(storaged, backing, true, dir.path())?);
+        let mut raw = || match backing {
+            Backing::Disk(file) => raw::random_read(file, *depth, *time),
+            _ => Ok(Vec::new()),
         };
-        let mut peer = || {
-            let daemon = Daemon::qemu(&case.backing, dir.path())?;
-            client::random_read(&daemon, FILE_BYTES, case.depth, time)
-        };
-        let figures = alternate(runs, &mut [&mut ours, &mut peer])?;
-        let mut row = Row::new(
-            format!("{}_iops", case.name),
-            "1/s",
-            Better::Higher,
-            &figures[0][0],
-        )
-        .against(PEER, &figures[1][0]);
-        if let Backing::Disk(file) = &case.backing {
-            let limit: Vec<f64> = (0..runs)
-                .map(|_| raw::random_read(file, case.depth, time))
-                .collect::<Result<_>>()?;
-            row = row.limited_by(median(&limit));
+        let null = matches!(backing, Backing::Null(_));
+        let mut sides: Vec<Side<'_>> = vec![&mut ours, &mut peer, &mut raw];
+        if !null {
+            sides.push(&mut encrypted);
         }
-        rows.push(row);
-        if case.p99 {
+        let figures = alternate(*runs, &mut sides)?;
+        let (ours, peer) = (&figures[0], &figures[1]);
+        let row = |metric: &str, unit, better, figures: &[f64]| {
+            Row::new(format!("{name}_{metric}"), unit, better, figures)
+        };
+        let mut rows = vec![row("iops", "1/s", Better::Higher, &ours[0]).against(PEER, &peer[0])];
+        let mut cpu =
+            row("cpu_per_request_us", "us", Better::Lower, &ours[2]).against(PEER, &peer[2]);
+        if let [iops, cpu_us] = &figures[2][..] {
             rows.push(
-                Row::new(
-                    format!("{}_p99_us", case.name),
-                    "us",
-                    Better::Lower,
-                    &figures[0][1],
-                )
-                .against(PEER, &figures[1][1]),
+                row("iops_beside_raw", "1/s", Better::Higher, &ours[0])
+                    .against("fio io_uring O_DIRECT", iops),
+            );
+            cpu = cpu.limited_by(median(cpu_us));
+        }
+        if null {
+            rows.push(row("p99_us", "us", Better::Lower, &ours[1]).against(PEER, &peer[1]));
+        } else {
+            rows.push(
+                row("encrypted_iops", "1/s", Better::Higher, &figures[3][0])
+                    .against("the same not encrypted", &ours[0]),
             );
         }
-        rows.push(
-            Row::new(
-                format!("{}_cpu_per_request_us", case.name),
-                "us",
-                Better::Lower,
-                &figures[0][2],
-            )
-            .against(PEER, &figures[1][2]),
-        );
+        rows.push(cpu);
+        Ok(rows)
     }
-    Ok(rows)
 }

@@ -7,8 +7,8 @@
 //! Backing in RAM is above half of any limit here and leaves the disk's noise out; what
 //! neighbours do to one another is measured on the disk too.
 
-mod guest;
-mod host;
+pub mod guest;
+pub mod host;
 mod neighbours;
 mod rates;
 

@@ -285,14 +285,25 @@ impl Queue {
     /// Asks the driver to kick at its next chain; true if one came meanwhile.
     pub fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
-            // SAFETY: avail_event is the last word of the used ring, 4 + 8 * size in.
-            let event = unsafe {
-                AtomicU16::from_ptr(self.used.add(4 + 8 * usize::from(self.size)).cast())
-            };
-            event.store(self.next_avail.to_le(), Ordering::Relaxed);
+            self.want_kick_at(self.next_avail);
             fence(Ordering::SeqCst);
         }
         self.has_more()
+    }
+
+    /// Needs no kick from now on: it is looked at.
+    pub fn disable_kicks(&mut self) {
+        if self.event_idx {
+            // An index that the driver has passed.
+            self.want_kick_at(self.next_avail.wrapping_sub(1));
+        }
+    }
+
+    fn want_kick_at(&self, index: u16) {
+        // SAFETY: avail_event is the last word of the used ring, 4 + 8 * size in.
+        let event =
+            unsafe { AtomicU16::from_ptr(self.used.add(4 + 8 * usize::from(self.size)).cast()) };
+        event.store(index.to_le(), Ordering::Relaxed);
     }
 
     /// Bytes of the used ring.

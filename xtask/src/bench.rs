@@ -13,6 +13,7 @@ pub fn run(area: &str, quick: bool) -> Result<()> {
         "api" => &[Need::BenchPeer],
         "net" => &[Need::NetworkTools],
         "qos" => &[],
+        "block" => &[Need::Lab, Need::BlockPeers],
         _ => &[Need::Lab],
     })?;
     let binaries = build::all(Profile::Release)?;

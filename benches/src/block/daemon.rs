@@ -26,8 +26,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// `ocs-storaged serve`.
-    pub fn storaged(program: &Path, backing: &Backing, dir: &Path) -> Result<Self> {
+    /// `ocs-storaged serve`; encrypted, what the file holds counts as ciphertext.
+    pub fn storaged(program: &Path, backing: &Backing, encrypt: bool, dir: &Path) -> Result<Self> {
         let mut command = Command::new(program);
         let socket = dir.join("ours.sock");
         command
@@ -35,6 +35,9 @@ impl Daemon {
             .arg("--listen")
             .arg(&socket)
             .arg("--allow-unsealed-memory");
+        if encrypt {
+            command.arg("--encrypt");
+        }
         match backing {
             Backing::Null(bytes) => command.arg("--size-bytes").arg(bytes.to_string()),
             Backing::Ram(file) | Backing::Disk(file) => command.arg("--file").arg(file),

@@ -13,8 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running storaged.
 pub struct Host {
-    // Ends before its folder does.
-    _process: Guarded,
+    /// The process; ends before its folder does.
+    pub process: Guarded,
     dir: tempfile::TempDir,
 }
 
@@ -36,10 +36,7 @@ impl Host {
                 Client::connect(&at("control.sock"), PATIENCE).is_ok()
             })
             .with_context(|| std::fs::read_to_string(at("log")).unwrap_or_default())?;
-        Ok(Self {
-            _process: process,
-            dir,
-        })
+        Ok(Self { process, dir })
     }
 
     fn ask(&self, request: &Request) -> Result<()> {

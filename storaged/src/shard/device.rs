@@ -26,7 +26,9 @@ pub struct Running {
     pub call: Option<Call>,
     /// Tells the frontend that the queue is broken.
     pub err: Option<Call>,
-    /// A write to `call` is on the ring.
+    /// Writes to `call` since one was last confirmed.
+    pub calls: u32,
+    /// A write to `call` that is to be confirmed is on the ring.
     pub call_busy: bool,
     /// Another is due after it.
     pub call_again: bool,
@@ -69,6 +71,7 @@ impl Running {
             kick: start.kick,
             call: start.call,
             err: start.err,
+            calls: 0,
             call_busy: false,
             call_again: false,
             ready: false,

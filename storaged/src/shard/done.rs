@@ -5,6 +5,12 @@ use super::token::{Place, Token};
 use super::worker::Worker;
 use crate::disk::{Disk, Stats};
 use crate::request::{Kind, STATUS_OK};
+use io_uring::squeue;
+use std::time::Duration;
+
+/// Interrupts of a queue of which the last is confirmed before there is another: what a
+/// driver that fills its eventfd's counter can make the kernel keep.
+const CALLS: u32 = 64;
 
 impl Worker {
     /// The piece in slot `index` is done.
@@ -68,11 +74,18 @@ impl Worker {
 
     /// Shows staged completions to their drivers and interrupts those that ask.
     pub(super) fn publish(&mut self) {
+        let looking = self.window.get() > Duration::ZERO;
         for at in (0..self.touched.len()).rev() {
             let (device, queue) = self.touched[at];
             if let Some(running) = self.slot_queue(device, queue) {
                 running.touched = false;
                 let wanted = running.queue.publish();
+                // Its next request will be looked for: a kick would cost both sides.
+                let looks = looking && !running.ready && !running.parked;
+                if looks {
+                    running.parked = true;
+                    running.queue.disable_kicks();
+                }
                 running.log_used();
                 if wanted {
                     let generation = running.generation;
@@ -81,6 +94,9 @@ impl Worker {
                         queue: queue as u8,
                         generation,
                     });
+                }
+                if looks {
+                    self.parked.push((device, queue));
                 }
                 self.settle(device, queue);
             }
@@ -101,8 +117,15 @@ impl Worker {
         } else if running.call_busy {
             running.call_again = true;
         } else {
-            running.call_busy = true;
-            let entry = signal(call).user_data(Token::Call(place).pack());
+            running.calls += 1;
+            running.call_busy = running.calls == CALLS;
+            let mut entry = signal(call).user_data(Token::Call(place).pack());
+            if running.call_busy {
+                running.calls = 0;
+            } else {
+                // Its completion would end the very sleep that it is submitted with.
+                entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+            }
             self.push(entry);
         }
     }

@@ -15,6 +15,8 @@ use io_uring::squeue;
 /// What memory's devices may be served in a row, in [`cost`]'s bytes' worth, before
 /// those that were found idle are looked at: one large piece, some small requests.
 const ROUND: u64 = QUANTUM as u64;
+/// Bits of a time that do not matter to who shares the disk: about a millisecond.
+const TICK_NS: u64 = (1 << 20) - 1;
 /// Rounds after which idle ones are asked to kick instead, however busy the shard is.
 const LOOKS: u32 = 256;
 
@@ -74,7 +76,8 @@ impl Worker {
     }
 
     fn disk_round(&mut self) {
-        let now_ns = coarse_now_ns();
+        // Who shares the disk changes slowly.
+        let now_ns = *self.now_ns.get_or_insert_with(crate::qos::now_ns) & !TICK_NS;
         self.share.look(now_ns);
         while self.on_ring_cost < DEPTH
             && let Some(device) = self.turns[Lane::Disk as usize].whose()
@@ -359,10 +362,4 @@ impl Worker {
             self.push(entry);
         }
     }
-}
-
-/// Nanoseconds of the monotonic clock as of the last tick, which costs next to nothing.
-fn coarse_now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -49,7 +49,7 @@ impl Worker {
         if !self.parked.is_empty() && self.poll(REFILL, Self::was_offered) {
             return Ok(());
         }
-        let want = self.on_ring / 3;
+        let want = self.on_ring / 2;
         let most = self.sleepers.next().map_or(GATHER, |due| due.min(GATHER));
         match self.enter(Some((want, Some(most)))) {
             // A slow disk: one completion at a time, and kicks, until it is fast again.

@@ -85,7 +85,10 @@ impl Worker {
             .setup_cqsize(COMPLETIONS)
             .setup_r_disabled()
             .build(SUBMISSIONS)?;
-        let mut allowed = OPERATIONS.map(Restriction::sqe_op);
+        let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
+        allowed.push(Restriction::sqe_flags_allowed(
+            squeue::Flags::SKIP_SUCCESS.bits(),
+        ));
         ring.submitter().register_restrictions(&mut allowed)?;
         ring.submitter().register_enable_rings()?;
         let mut worker = Self {

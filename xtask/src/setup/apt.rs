@@ -56,6 +56,11 @@ const GROUPS: &[Group] = &[
         present: || sh::has("mke2fs") && sh::has("xz") && sh::has("zstd"),
     },
     Group {
+        needs: &[Need::BlockPeers],
+        packages: &["fio", "openssl"],
+        present: || sh::has("fio") && sh::has("openssl"),
+    },
+    Group {
         needs: &[Need::Clients, Need::BenchPeer],
         packages: &["python3", "python3-venv"],
         present: || sh::succeeds("python3", &["-c", "import venv, ensurepip"]),

@@ -33,6 +33,8 @@ pub enum Need {
     Lab,
     /// The Python environment with aws CLI and boto3.
     Clients,
+    /// What the block benches are held against, beside the lab's QEMU.
+    BlockPeers,
     /// The one with moto_server, the peer of the API's benches.
     BenchPeer,
 }
@@ -67,6 +69,7 @@ pub fn everything() -> Result<()> {
         Need::Lab,
         Need::Clients,
         Need::BenchPeer,
+        Need::BlockPeers,
     ])?;
     sh::say("everything that the commands need is installed");
     Ok(())
