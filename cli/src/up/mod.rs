@@ -34,7 +34,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use supervise::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 /// Where the state lies if nobody says.
 pub const DEFAULT_STATE: &str = "/var/lib/ocs";
