@@ -386,3 +386,6 @@ impl Machine {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
