@@ -8,7 +8,7 @@
 //!  mod.rs        limits on files
 //!  seccomp.rs    a filter a thread
 //! ```
-//! Each wall stands without the others: `node/tests/jail.rs` runs hostile code in the
+//! Each wall stands without the others: `node/tests/jail/` runs hostile code in the
 //! place of a device behind all of them, and behind all but the filters.
 
 mod namespace;

@@ -192,15 +192,7 @@ pub fn confine_events() -> io::Result<()> {
         KVM_IOEVENTFD,
     ];
     rules.insert(libc::SYS_ioctl, one_of(1, &commands)?);
-    // The kick, to threads of this process alone.
-    let own = u64::from(std::process::id());
-    let kick = u64::from(vmm_sys_util::signal::SIGRTMIN().unsigned_abs());
-    let to_us = [
-        condition(0, SeccompCmpOp::Eq, own)?,
-        condition(2, SeccompCmpOp::Eq, kick)?,
-    ];
-    let to_us = SeccompRule::new(to_us.to_vec()).map_err(io::Error::other)?;
-    rules.insert(libc::SYS_tgkill, vec![to_us]);
+    kick(&mut rules)?;
     duplicate(&mut rules)?;
     apply(rules)
 }
@@ -225,9 +217,9 @@ pub fn confine_state() -> io::Result<()> {
             libc::SYS_poll,
             libc::SYS_ppoll,
             libc::SYS_statx,
-            libc::SYS_tgkill,
         ],
     );
+    kick(&mut rules)?;
     let limit = u64::from(libc::RLIMIT_FSIZE);
     let own_files = condition(1, SeccompCmpOp::Eq, limit)?;
     rules.insert(libc::SYS_prlimit64, vec![rule(own_files)?]);
@@ -254,6 +246,19 @@ fn common() -> io::Result<Rules> {
 
 fn allow(rules: &mut Rules, calls: &[i64]) {
     rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+}
+
+/// The kick, to threads of this process alone.
+fn kick(rules: &mut Rules) -> io::Result<()> {
+    let own = u64::from(std::process::id());
+    let kick = u64::from(vmm_sys_util::signal::SIGRTMIN().unsigned_abs());
+    let to_us = [
+        condition(0, SeccompCmpOp::Eq, own)?,
+        condition(2, SeccompCmpOp::Eq, kick)?,
+    ];
+    let to_us = SeccompRule::new(to_us.to_vec()).map_err(io::Error::other)?;
+    rules.insert(libc::SYS_tgkill, vec![to_us]);
+    Ok(())
 }
 
 /// Second descriptors of what is open already.
