@@ -251,7 +251,8 @@ impl Devices {
         self.news.write(1).map_err(host("clean up"))
     }
 
-    /// Plugs in disks whose backend came, cleans up behind those that went.
+    /// Plugs in disks whose backend came, tells drivers of those that have grown, cleans up
+    /// behind those that went.
     pub fn tend(&self) {
         let mut inner = self.lock();
         let ejected = self.bus.hotplug.take_ejected(None);
@@ -274,7 +275,10 @@ impl Devices {
             .into_iter()
             .partition(Device::has_ended);
         inner.devices = left;
+        let grown = inner.devices.iter().filter(|device| device.has_grown());
+        let grown: Vec<_> = grown.map(|device| Arc::clone(&device.function)).collect();
         drop(inner);
+        grown.iter().for_each(|function| function.announce_config());
         gone.into_iter().for_each(Device::join);
     }
 
@@ -578,6 +582,11 @@ impl Inner {
 }
 
 impl Device {
+    /// Is it a disk whose driver is to be told that it is larger?
+    fn has_grown(&self) -> bool {
+        self.disk.as_ref().is_some_and(|d| d.status.take_grown())
+    }
+
     fn is_missing(&self) -> bool {
         let disk = self.disk.as_ref();
         disk.is_some_and(|disk| !disk.status.ever_connected())

@@ -4,7 +4,7 @@ mod common;
 
 use common::storaged::Storaged;
 use common::{Bench, Vmm, wait_for};
-use ocs_storaged_api::VolumeKind;
+use ocs_storaged_api::{Request, VolumeKind, VolumeName};
 use ocs_vmm_spec::control;
 use serde_json::json;
 
@@ -39,6 +39,27 @@ fn a_guest_writes_its_disk_and_reads_it_back() {
     let (mut vmm, _storaged) = start(&bench, VolumeKind::Persistent);
     let console = vmm.wait_console("verify bytes=8388608 ok");
     assert!(console.contains("size_bytes=67108864"), "{console}");
+    vmm.control().ask(&control::Request::Stop);
+    assert!(vmm.finish().0.success());
+}
+
+#[test]
+fn a_guest_sees_that_its_disk_has_grown() {
+    let bench = bench(
+        "disk 0 grown 65MiB;disk 0 fill 65MiB;disk 0 verify 65MiB",
+        0,
+    );
+    let (mut vmm, storaged) = start(&bench, VolumeKind::Persistent);
+    let console = vmm.wait_console("read_only=0");
+    assert!(console.contains("size_bytes=67108864"), "{console}");
+    storaged.ask(&Request::ResizeVolume {
+        volume: VolumeName("vol-1".to_owned()),
+        size_bytes: 65 << 20,
+    });
+    let console = vmm.wait_console("verify bytes=68157440 ok");
+    // The driver was told, once.
+    let told = "grown size_bytes=68157440 generation=1";
+    assert!(console.contains(told), "{console}");
     vmm.control().ask(&control::Request::Stop);
     assert!(vmm.finish().0.success());
 }

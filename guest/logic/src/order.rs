@@ -91,6 +91,11 @@ pub enum Order {
 pub enum DiskWork {
     /// Wait until the disk is there.
     Await,
+    /// Wait until it is so large.
+    Grown {
+        /// At least.
+        size_bytes: u64,
+    },
     /// Write the pattern of `seed`, then flush.
     Fill {
         /// From the disk's start.
@@ -278,14 +283,16 @@ fn parse_disk(words: &mut Words<'_>) -> Result<DiskWork, OrderError> {
     if kind == "await" {
         return Ok(DiskWork::Await);
     }
-    if !matches!(kind, "fill" | "verify" | "loop") {
+    if !matches!(kind, "fill" | "verify" | "loop" | "grown") {
         return Err(OrderError::Bad("work"));
     }
     let size_bytes = parse_bytes(words.need("size")?)
         .filter(|n| *n > 0 && n.is_multiple_of(512))
         .ok_or(OrderError::Bad("size"))?;
-    if kind == "loop" {
-        return Ok(DiskWork::Loop { size_bytes });
+    match kind {
+        "loop" => return Ok(DiskWork::Loop { size_bytes }),
+        "grown" => return Ok(DiskWork::Grown { size_bytes }),
+        _ => {}
     }
     let seed = match words.0.next() {
         None => DEFAULT_SEED,

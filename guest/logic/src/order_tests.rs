@@ -87,6 +87,15 @@ fn every_order_of_the_table() {
             },
         ),
         (
+            "disk 0 grown 65MiB",
+            Order::Disk {
+                index: 0,
+                work: DiskWork::Grown {
+                    size_bytes: 65 << 20,
+                },
+            },
+        ),
+        (
             "disk 0 loop 1MiB",
             Order::Disk {
                 index: 0,

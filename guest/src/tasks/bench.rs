@@ -20,7 +20,7 @@ const TCP_BUFFER_BYTES: usize = 64 << 10;
 /// Requests at random blocks, a constant number in flight; those of one disk complete in
 /// any order but are awaited in the order they began, as a driver's queue is.
 pub async fn disk(disk: &Disk, index: u8, load: DiskBench) -> Result<(), DiskError> {
-    let blocks = disk.size_bytes / load.block_bytes;
+    let blocks = disk.size_bytes() / load.block_bytes;
     if blocks == 0 {
         return Err(DiskError::OutOfRange);
     }

@@ -51,6 +51,16 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
         let start_us = clock::now_us();
         let result = match work {
             DiskWork::Await => Ok(()),
+            DiskWork::Grown { size_bytes } => {
+                executor::wait(|| {
+                    disk.refresh();
+                    (disk.size_bytes() >= size_bytes).then_some(())
+                })
+                .await;
+                let (size_bytes, generation) = (disk.size_bytes(), disk.generation());
+                say!("disk: {index} grown size_bytes={size_bytes} generation={generation}");
+                Ok(())
+            }
             DiskWork::Fill { size_bytes, seed } => fill(disk, size_bytes, seed).await.map(|()| {
                 let us = clock::now_us() - start_us;
                 say!("disk: {index} fill bytes={size_bytes} us={us}");
@@ -75,6 +85,7 @@ pub async fn run(board: Rc<Board>, index: u8, work: Vec<(DiskWork, Done)>) {
                 DiskWork::Verify { .. } => "verify",
                 DiskWork::Loop { .. } => "loop",
                 DiskWork::Await => "await",
+                DiskWork::Grown { .. } => "grown",
                 DiskWork::Bench(_) => "bench",
             };
             say!("disk: {index} {kind} {error}");

@@ -132,7 +132,7 @@ impl Rack {
             let id = named.id().await.unwrap_or_default();
             say!(
                 "disk: index={index} id={id} size_bytes={} read_only={}",
-                named.size_bytes,
+                named.size_bytes(),
                 u8::from(named.read_only)
             );
         });

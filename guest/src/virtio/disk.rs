@@ -109,8 +109,7 @@ struct Slot {
 
 /// A block device.
 pub struct Disk {
-    /// Capacity.
-    pub size_bytes: u64,
+    size_bytes: Cell<u64>,
     /// Whether the device refuses writes.
     pub read_only: bool,
     can_flush: bool,
@@ -129,11 +128,11 @@ impl Disk {
     /// Brings the device up.
     pub fn new(mut transport: PciTransport) -> Result<Self, Error> {
         transport.begin_init(Feature::VERSION_1);
-        let sectors = transport.read_consistent(|| transport.read_config_space::<u64>(0))?;
+        let size_bytes = capacity(&transport)?;
         let queue = VirtQueue::new(&mut transport, 0, false, false)?;
         transport.finish_init();
         Ok(Self {
-            size_bytes: sectors.saturating_mul(SECTOR_BYTES),
+            size_bytes: Cell::new(size_bytes),
             read_only: transport.has(READ_ONLY),
             can_flush: transport.has(FLUSH),
             gone: Cell::new(false),
@@ -151,6 +150,23 @@ impl Disk {
                 in_flight: 0,
             }),
         })
+    }
+
+    /// Capacity, as it was last looked at.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.get()
+    }
+
+    /// How often the device said that its configuration changed, modulo 256.
+    pub fn generation(&self) -> u32 {
+        self.inner.borrow().transport.read_config_generation()
+    }
+
+    /// Looks at the capacity again.
+    pub fn refresh(&self) {
+        if let Ok(size_bytes) = capacity(&self.inner.borrow().transport) {
+            self.size_bytes.set(size_bytes);
+        }
     }
 
     /// Takes in what the device has done; true if tasks may see a change.
@@ -254,7 +270,7 @@ impl Disk {
     fn check(&self, offset_bytes: u64, len: usize) -> Result<(), DiskError> {
         let inside = offset_bytes
             .checked_add(len as u64)
-            .is_some_and(|end| end <= self.size_bytes);
+            .is_some_and(|end| end <= self.size_bytes.get());
         let whole = len > 0
             && len <= CHUNK_BYTES
             && offset_bytes.is_multiple_of(SECTOR_BYTES)
@@ -312,6 +328,12 @@ impl Disk {
         }
         Ok(index)
     }
+}
+
+/// The configuration's first member (§5.2.4).
+fn capacity(transport: &PciTransport) -> Result<u64, Error> {
+    let sectors = transport.read_consistent(|| transport.read_config_space::<u64>(0))?;
+    Ok(sectors.saturating_mul(SECTOR_BYTES))
 }
 
 impl Slot {

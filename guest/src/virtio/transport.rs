@@ -22,6 +22,7 @@ mod common {
     pub const DEVICE_FEATURE: usize = 0x04;
     pub const DRIVER_FEATURE_SELECT: usize = 0x08;
     pub const DRIVER_FEATURE: usize = 0x0c;
+    pub const CONFIG_MSIX_VECTOR: usize = 0x10;
     pub const DEVICE_STATUS: usize = 0x14;
     pub const CONFIG_GENERATION: usize = 0x15;
     pub const QUEUE_SELECT: usize = 0x16;
@@ -58,7 +59,8 @@ impl core::fmt::Display for TransportError {
     }
 }
 
-/// One virtio function. Queue 0 interrupts by MSI-X message 0, others do not.
+/// One virtio function. Queue 0 and the configuration interrupt by MSI-X message 0, other
+/// queues do not.
 pub struct PciTransport {
     kind: u16,
     common: Mmio,
@@ -172,6 +174,8 @@ impl Transport for PciTransport {
         device_area: PhysAddr,
     ) {
         let common = self.common;
+        // A reset forgets it, so it goes with the queues.
+        common.write16(common::CONFIG_MSIX_VECTOR, 0);
         common.write16(common::QUEUE_SELECT, queue);
         common.write16(common::QUEUE_SIZE, size as u16);
         common.write16(

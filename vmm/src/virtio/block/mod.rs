@@ -143,6 +143,13 @@ impl Offer {
         capacity.copy_from_slice(&self.config[..8]);
         u64::from_le_bytes(capacity)
     }
+
+    /// Takes `later`'s size, which is not below this one; is it another?
+    fn grow(&mut self, later: &Self) -> bool {
+        let grows = later.sectors() > self.sectors();
+        self.config[..8].copy_from_slice(&later.config[..8]);
+        grows
+    }
 }
 
 impl Default for Offer {
@@ -168,6 +175,8 @@ struct Shared {
     can_log: AtomicBool,
     /// `offer` is known: from a backend, or from a snapshot.
     offered: AtomicBool,
+    /// A backend said that the disk is larger now, and the driver is to be told.
+    grown: AtomicBool,
     /// The connection, to hang up on a backend that does not answer.
     line: Mutex<Weak<UnixStream>>,
 }
@@ -194,6 +203,13 @@ impl BlockStatus {
     /// Is a backend connected now?
     pub fn connected(&self) -> bool {
         self.0.connected.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// Is the disk larger than the driver was last told?
+    pub fn take_grown(&self) -> bool {
+        self.0
+            .grown
+            .swap(false, std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Was one ever, so that the device has a size and features?

@@ -32,7 +32,7 @@ pub struct BlockWorker {
     backend_uid: u32,
     shared: Arc<Shared>,
     metrics: Arc<BlockMetrics>,
-    /// Signalled when a backend first connects, and at the thread's end.
+    /// Signalled when a backend first connects or brings a larger disk, and at the thread's end.
     news: EventFd,
     no_call: EventFd,
     broken: EventFd,
@@ -127,6 +127,7 @@ impl BlockWorker {
             region: Mutex::default(),
             can_log: AtomicBool::new(false),
             offered: AtomicBool::new(false),
+            grown: AtomicBool::new(false),
             line: Mutex::default(),
         });
         let device = BlockDevice::new(Arc::clone(&shared), spec.queues, kind.bounced);
@@ -457,7 +458,14 @@ impl BlockWorker {
         let stream = Arc::new(stream);
         *self.shared.line() = Arc::downgrade(&stream);
         let session = Session::open(stream, before, self.queues, &mut self.inflight)?;
-        if !known {
+        if known {
+            // A backend hangs up to say that the disk has grown: a driver that knows
+            // the disk hears it from the event thread, once the configuration says so.
+            if self.shared.offer().grow(&session.offer) {
+                self.shared.grown.store(true, Ordering::SeqCst);
+                self.news.write(1)?;
+            }
+        } else {
             *self.shared.offer() = session.offer;
             self.shared.offered.store(true, Ordering::SeqCst);
         }
