@@ -6,7 +6,7 @@
 //!     └───────────▶ the env file, once all of it serves   [up::ready]
 //!  ocs host add ────▶ a file with which another host joins [host]
 //!  ocs image import ▶ DIR/images and its manifest         [image, images]
-//!  ocs volume import, export ▶ a volume's disk from and to a file   [volume]
+//!  ocs volume ──────▶ disks from and to files, erasures   [volume]
 //!  ocs account, key ▶ tenants and their access keys       [account]
 //!  ocs audit verify ▶ the audit log's hash chain          [account]
 //!  ocs status ──────▶ which parts run, how many instances [status]

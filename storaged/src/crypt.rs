@@ -11,6 +11,7 @@
 use crate::locked::Locked;
 use aes::Aes256;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use ocs_storaged_api::erasure::{HALF_BYTES, Trace};
 use std::sync::Arc;
 use zeroize::Zeroize;
 
@@ -61,6 +62,14 @@ impl Key {
 
     /// The key with these bytes.
     pub fn new(raw: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
+        let key = Self::expand(raw);
+        // Round keys are made on the stack, and moved from there.
+        crate::locked::wipe_stack();
+        key
+    }
+
+    #[inline(never)]
+    fn expand(raw: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
         let aes = |half: &[u8]| {
             let mut key = Array::default();
             key.copy_from_slice(half);
@@ -79,6 +88,13 @@ impl Key {
     #[must_use]
     pub fn raw(&self) -> &[u8; KEY_BYTES] {
         &self.0.raw
+    }
+
+    /// What its halves can be told by once it is gone.
+    #[must_use]
+    pub fn traces(&self) -> Vec<Trace> {
+        let halves = self.0.raw.chunks_exact(HALF_BYTES);
+        halves.map(Trace::of).collect()
     }
 
     /// A value that tells this key from others and says nothing else about it: a

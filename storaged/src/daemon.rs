@@ -4,6 +4,7 @@ use crate::control::{self, Held};
 use crate::cow::log::BootId;
 use crate::handover::{self, Taking};
 use crate::sandbox;
+use crate::scrub::Pace;
 use crate::shard::Shard;
 use crate::volumes::Volumes;
 use anyhow::{Context, bail};
@@ -28,6 +29,8 @@ pub struct Options {
     pub take_over: bool,
     /// Threads that do I/O.
     pub shards: usize,
+    /// How frozen layers are scrubbed, if they are.
+    pub scrub: Option<Pace>,
 }
 
 /// Runs until told to end.
@@ -54,6 +57,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         boot,
         taking,
     )?);
+    if let Some(pace) = options.scrub {
+        volumes.scrub(pace)?;
+    }
     let mut allowed = vec![0, rustix::process::getuid().as_raw()];
     allowed.extend(options.allow_uid);
     let (held, served) = (Arc::new(held), Arc::clone(&volumes));

@@ -28,6 +28,7 @@ pub mod qos;
 pub mod queue;
 pub mod request;
 pub mod sandbox;
+pub mod scrub;
 pub mod serve;
 pub mod session;
 pub mod shard;

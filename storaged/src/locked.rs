@@ -47,6 +47,18 @@ impl<T> Locked<T> {
     }
 }
 
+/// Deeper than any function goes that handles a key.
+const STACK_BYTES: usize = 16 * 1024;
+
+/// Overwrites what functions that have returned to the caller left on the stack: values
+/// that they moved from there are still in it.
+#[inline(never)]
+pub fn wipe_stack() {
+    let mut below = [0u8; STACK_BYTES];
+    below.zeroize();
+    std::hint::black_box(&mut below);
+}
+
 impl<T> Deref for Locked<T> {
     type Target = T;
     fn deref(&self) -> &T {

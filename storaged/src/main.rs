@@ -3,8 +3,10 @@
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use ocs_storaged::memory::Trust;
+use ocs_storaged::scrub::Pace;
 use ocs_storaged::{daemon, serve};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Parser)]
 #[command(version, about = "Serves volumes to VMMs over vhost-user-blk")]
@@ -37,6 +39,12 @@ struct DaemonArgs {
     /// Threads that do I/O; as many as CPUs, at most 4, unless given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     shards: Option<u16>,
+    /// Bytes a second that scrubbing reads of frozen layers; 0: none
+    #[arg(long, default_value_t = 8 << 20)]
+    scrub_bytes_s: u64,
+    /// Seconds from the end of one scrub to the start of the next
+    #[arg(long, default_value_t = 3600)]
+    scrub_pause_s: u64,
 }
 
 #[derive(Subcommand)]
@@ -103,6 +111,10 @@ fn main() -> anyhow::Result<()> {
             allow_uid: args.allow_uid,
             take_over: args.take_over,
             shards: args.shards.map_or_else(default_shards, usize::from),
+            scrub: (args.scrub_bytes_s > 0).then_some(Pace {
+                bytes_s: args.scrub_bytes_s,
+                pause: Duration::from_secs(args.scrub_pause_s),
+            }),
         }),
         (None, None) => bail!("--state, --images and --control are needed; see --help"),
     }

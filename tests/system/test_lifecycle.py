@@ -74,7 +74,11 @@ class StopStart(unittest.TestCase):
         vm = up.run("disk 1 verify 1MiB 9\ndisk 1 fill 1MiB 9\ndisk 1 verify 1MiB 9",
                     InstanceType="m1.small", BlockDeviceMappings=store)
         vm.wait_line("disk: 1 verify", " ok ")
+        attest = "volume", "attest-erasure", f"{vm.id}-ephemeral0"
+        with self.assertRaisesRegex(AssertionError, "is in use"):
+            up.say(*attest)
         vm.stop()
+        self.assertIn(f"{vm.id}-ephemeral0: erased", up.say(*attest))
         vm.start()
         vm.wait_line("disk: 1 verify", "MISMATCH")
         vm.terminate()

@@ -1,5 +1,6 @@
 """Volumes, snapshots and images, as the guests see them."""
 
+import tempfile
 import unittest
 
 from installation import Installation, error_code, wait_for
@@ -116,9 +117,23 @@ class Snapshots(unittest.TestCase):
             "SnapshotId": kept, "DeleteOnTermination": True, "Encrypted": True}}]
         again = up.run("disk 1 verify 1MiB 5", BlockDeviceMappings=mapping)
         again.wait_line("disk: 1 verify", " ok ")
+        # Through a file into a volume that began empty.
+        with tempfile.TemporaryDirectory() as folder:
+            disk = f"{folder}/disk.qcow2"
+            up.say("volume", "export", kept, disk)
+            self.assertRegex(open(disk, "rb").read(4), b"QFI\xfb")
+            with self.assertRaisesRegex(AssertionError, "is attached to"):
+                up.say("volume", "import", copy, disk)
+            poured = make(zone, Encrypted=True)
+            up.say("volume", "import", poured, disk)
+        last = up.run("disk 1 await\ndisk 1 verify 1MiB 5", Placement={"AvailabilityZone": zone})
+        attach(poured, last)
+        last.wait_line("disk: 1 verify", " ok ")
         reader.terminate()
         again.terminate()
-        delete(copy)
+        last.terminate()
+        volume("available", poured)
+        delete(copy, poured)
         up.ec2.delete_snapshot(SnapshotId=kept)
         wait_for("the snapshot is gone", lambda: error_code(
             lambda: up.ec2.describe_snapshots(SnapshotIds=[kept])) == "InvalidSnapshot.NotFound")

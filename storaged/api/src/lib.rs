@@ -6,6 +6,7 @@
 //! from its own table with nobody alive above it.
 
 mod client;
+pub mod erasure;
 mod limits;
 
 pub use client::{Client, ClientError};
@@ -137,10 +138,18 @@ pub enum Request {
         #[serde(default)]
         decrypt: bool,
     },
+    /// Answers [`Reply::Erasure`] of an instance store that is deleted, or whose key both
+    /// holders lost; one that is in use is refused.
+    AttestErasure {
+        /// Its name.
+        volume: VolumeName,
+    },
     /// Answers [`Reply::Volumes`].
     List,
     /// Answers [`Reply::Snapshots`].
     ListSnapshots,
+    /// Answers [`Reply::Scrub`].
+    Scrub,
     /// Between storageds: the caller takes over everything, sessions with VMMs and
     /// this socket included. What follows on the connection is theirs alone.
     HandOver {
@@ -162,6 +171,16 @@ pub enum Reply {
         /// One sentence.
         message: String,
     },
+    /// To [`Request::Scrub`].
+    Scrub {
+        /// What was found.
+        scrub: Scrub,
+    },
+    /// To [`Request::AttestErasure`].
+    Erasure {
+        /// What storaged knows.
+        erasure: Erasure,
+    },
     /// To [`Request::List`], by name.
     Volumes {
         /// Every volume.
@@ -172,6 +191,34 @@ pub enum Reply {
         /// Every snapshot.
         snapshots: Vec<SnapshotStatus>,
     },
+}
+
+/// What scrubbing has done and found since this storaged started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrub {
+    /// Times that all was looked at.
+    pub passes: u64,
+    /// Bytes that were read and held to their checksum, or sealed.
+    pub checked_bytes: u64,
+    /// Bytes that got a checksum.
+    pub sealed_bytes: u64,
+    /// Checksums that were damaged themselves, and made anew.
+    pub damaged_sums: u64,
+    /// Grains that the disk could not read, each time.
+    pub unreadable: u64,
+    /// What is not what it was, as of its last check.
+    pub damage: Vec<Damage>,
+}
+
+/// A grain of 64 KiB that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// The layer's file.
+    pub layer: String,
+    /// Where in it, and in each volume and snapshot that has it.
+    pub offset: u64,
+    /// The volumes and snapshots that had it when it was found.
+    pub of: Vec<VolumeName>,
 }
 
 /// Kinds of refusal.
@@ -218,6 +265,9 @@ pub struct VolumeStatus {
     /// An ephemeral volume whose key both holders lost; only delete helps.
     #[serde(default)]
     pub key_lost: bool,
+    /// Bytes of it that scrubbing found damaged, in grains of 64 KiB.
+    #[serde(default)]
+    pub damaged_bytes: u64,
     /// What it is held to.
     #[serde(default, skip_serializing_if = "VolumeLimits::is_default")]
     pub limits: VolumeLimits,
@@ -232,6 +282,28 @@ pub struct VolumeStatus {
     pub flushes: u64,
     /// Requests that ended in an error status.
     pub errors: u64,
+}
+
+/// What storaged knows of an instance store's end. That its key is gone has to be
+/// looked for in memory ([`erasure::Search`]), since storaged cannot know it any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// When its key was destroyed, in seconds since 1970; absent where it is lost and the
+    /// volume not deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased_at_s: Option<u64>,
+    /// What its key can be told by, a half each.
+    pub traces: Vec<erasure::Trace>,
+    /// Its blocks of 4,096 bytes that held data.
+    pub blocks: u64,
+    /// Of those, how many were looked at, spread evenly, before they were freed.
+    pub blocks_sampled: u64,
+    /// Of those, how many a uniform distribution of bytes does not explain.
+    pub blocks_plain: u64,
+    /// Files that still hold them.
+    pub files: Vec<String>,
+    /// The storaged that answers.
+    pub pid: u32,
 }
 
 /// One snapshot.
@@ -249,4 +321,7 @@ pub struct SnapshotStatus {
     pub changed_bytes: u64,
     /// Bytes that are not zeros, in grains of 64 KiB.
     pub full_bytes: u64,
+    /// Bytes of it that scrubbing found damaged, in grains of 64 KiB.
+    #[serde(default)]
+    pub damaged_bytes: u64,
 }

@@ -14,6 +14,7 @@ use super::volume::Store;
 use crate::cow::log::{LayerRef, Recovered, Trust};
 use crate::cow::map::{GRAIN_BYTES, MAX_LAYERS, Map, Place, grains};
 use crate::cow::store::{self, map_path, sync_dir};
+use crate::scrub;
 use std::fs::File;
 use std::io;
 
@@ -266,7 +267,7 @@ impl Store {
         for ((layer, used), growing) in layers.iter().zip(users).zip(growing) {
             let path = self.dir.join(&layer.file);
             match used {
-                None => remove(&path)?,
+                None => scrub::remove_layer(&path)?,
                 Some(_) if growing => {}
                 Some(used) => free(&path, &used)?,
             }
@@ -316,7 +317,13 @@ impl Store {
         for name in self.names(".layer")? {
             let file = format!("{name}.layer");
             if !used.contains(&file) {
-                remove(&self.dir.join(file))?;
+                scrub::remove_layer(&self.dir.join(file))?;
+                collected += 1;
+            }
+        }
+        for name in self.names(".sums")? {
+            if !self.dir.join(format!("{name}.layer")).exists() {
+                remove(&self.dir.join(format!("{name}.sums")))?;
                 collected += 1;
             }
         }
@@ -338,7 +345,9 @@ fn free(path: &std::path::Path, used: &Map) -> io::Result<()> {
     let all = grains(file.metadata()?.len());
     for (first, count, place) in used.runs() {
         if place == Place::ZERO && first < all {
-            store::punch(&file, first, count.min(all - first))?;
+            let count = count.min(all - first);
+            scrub::sums::forget(path, first, count)?;
+            store::punch(&file, first, count)?;
         }
     }
     Ok(())

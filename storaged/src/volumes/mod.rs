@@ -14,6 +14,7 @@
 
 mod attachment;
 mod content;
+mod erasure;
 mod handover;
 mod images;
 mod keys;
@@ -30,6 +31,7 @@ use crate::cow::log::BootId;
 use crate::crypt::Key;
 use crate::handover::{Moved, Taking};
 use crate::qos::{self, Group, Qos};
+use crate::scrub::{self, Findings};
 use crate::shard::Shard;
 use attachment::Attachment;
 use ocs_storaged_api::{
@@ -43,7 +45,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use table::{Attached, Record, Table};
-use volume::{Store, Volume};
+pub use volume::Store;
+use volume::Volume;
 
 const BLOCK_BYTES: u64 = 4096;
 const MAX_BYTES: u64 = 16 << 40;
@@ -82,6 +85,7 @@ pub struct Volumes {
     gate: RwLock<()>,
     /// A hand-over waits: what takes long ends.
     closing: AtomicBool,
+    findings: Arc<Findings>,
 }
 
 /// The right to change one volume.
@@ -151,6 +155,7 @@ impl Volumes {
             released: Condvar::new(),
             gate: RwLock::new(()),
             closing: AtomicBool::new(false),
+            findings: Arc::default(),
         };
         volumes.live().groups = groups;
         for (name, record) in &records {
@@ -161,6 +166,11 @@ impl Volumes {
         }
         volumes.connect_all(&records).map_err(broken)?;
         Ok(volumes)
+    }
+
+    /// Scrubs from now on.
+    pub fn scrub(&self, pace: scrub::Pace) -> io::Result<()> {
+        scrub::start(Arc::clone(&self.store), Arc::clone(&self.findings), pace)
     }
 
     /// Hangs up everywhere and waits until nothing is in flight.
@@ -190,6 +200,7 @@ impl Volumes {
                     encrypted: *encrypted,
                     attached: None,
                     key_check: None,
+                    key_traces: Vec::new(),
                     served: false,
                     limits: VolumeLimits::default(),
                 },
@@ -212,8 +223,16 @@ impl Volumes {
                 format,
                 decrypt,
             } => self.export(of, *format, *decrypt, file),
+            Request::AttestErasure { volume } => match self.attest_erasure(volume) {
+                Ok(erasure) => return Reply::Erasure { erasure },
+                Err(refused) => Err(refused),
+            },
             Request::List => return self.list(),
             Request::ListSnapshots => return self.list_snapshots(),
+            Request::Scrub => {
+                let scrub = self.findings.status();
+                return Reply::Scrub { scrub };
+            }
             Request::HandOver { .. } => Err(refused(
                 ErrorCode::Invalid,
                 "hand_over: not on this connection",
@@ -277,10 +296,14 @@ impl Volumes {
     fn delete(&self, name: &VolumeName) -> Result<(), Refused> {
         let name = check_name(name)?;
         let _claim = self.claim(name);
-        if let Some((_, volume)) = self.find(name) {
+        if let Some((record, volume)) = self.find(name) {
+            let erased = self.store.erased(name, &record);
             self.store
                 .table()
-                .update(|contents| drop(contents.volumes.remove(name)))
+                .update(|contents| {
+                    contents.volumes.remove(name);
+                    contents.remember(name, erased);
+                })
                 .map_err(|error| failed("the table", &error))?;
             volume.destroy_key();
             self.hang_up(name);
@@ -301,6 +324,7 @@ impl Volumes {
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             Some(VolumeStatus {
                 key_lost: volume.is_key_lost(&record, record.attached.is_some()),
+                damaged_bytes: self.findings.damaged_bytes(&name),
                 volume: VolumeName(name),
                 size_bytes: record.size_bytes,
                 kind: record.kind,

@@ -39,6 +39,7 @@ impl Volumes {
             .lay(name, &wanted)
             .map_err(|error| failed(name, &error))?;
         wanted.key_check = key.as_ref().map(|key| hex(&key.check()));
+        wanted.key_traces = key.as_ref().map(Key::traces).unwrap_or_default();
         self.store
             .table()
             .update(|contents| drop(contents.volumes.insert(name.to_owned(), wanted)))

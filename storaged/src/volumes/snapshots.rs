@@ -98,6 +98,7 @@ impl Volumes {
     pub(super) fn list_snapshots(&self) -> Reply {
         let snapshots = self.store.table().snapshots().clone();
         let status = |(name, row): (String, Snapshot)| SnapshotStatus {
+            damaged_bytes: self.findings.damaged_bytes(&name),
             snapshot: VolumeName(name),
             volume: VolumeName(row.volume),
             size_bytes: row.size_bytes,

@@ -5,6 +5,7 @@
 
 use super::refusal::is_name;
 use crate::cow::store::sync_dir;
+use ocs_storaged_api::erasure::Trace;
 use ocs_storaged_api::{Limits, VolumeKind, VolumeLimits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ const VERSION: u32 = 1;
 const FILE: &str = "volumes.json";
 /// Most volumes of one storaged.
 pub const MAX_VOLUMES: usize = 4096;
+/// Most erasures that are remembered.
+pub const MAX_ERASED: usize = 4096;
 
 /// One volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,9 @@ pub struct Record {
     /// Which key it was laid down under ([`crate::crypt::Key::check`], hexadecimal).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_check: Option<String>,
+    /// What that key can be told by once it is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_traces: Vec<Trace>,
     /// A guest may have written to it: from now on a lost key is lost data.
     #[serde(default)]
     pub served: bool,
@@ -62,6 +68,31 @@ pub struct Snapshot {
     pub changed_bytes: u64,
     /// Bytes in grains that are not zeros.
     pub full_bytes: u64,
+}
+
+/// An instance store that was: what its erasure is attested by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// When, in seconds since 1970.
+    pub at_s: u64,
+    /// What its key could be told by.
+    pub traces: Vec<Trace>,
+    /// The files that held its bytes.
+    pub files: Vec<String>,
+    /// What its bytes at rest looked like.
+    #[serde(flatten)]
+    pub looks: Looks,
+}
+
+/// What bytes at rest look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looks {
+    /// Blocks with data.
+    pub blocks: u64,
+    /// Of those, looked at.
+    pub sampled: u64,
+    /// Of those, not explained by a uniform distribution.
+    pub plain: u64,
 }
 
 /// An attachment.
@@ -106,6 +137,9 @@ pub struct Contents {
     /// The snapshots, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub snapshots: BTreeMap<String, Snapshot>,
+    /// Instance stores that were, by name; the last [`MAX_ERASED`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub erased: BTreeMap<String, Erased>,
     /// The limits that volumes share, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, Limits>,
@@ -129,6 +163,20 @@ impl Contents {
         match volumes.chain(snapshots).find(|name| !is_name(name)) {
             Some(name) => Err(DecodeError::Name(name.clone())),
             None => Ok(contents),
+        }
+    }
+
+    /// Remembers an erasure, and forgets the oldest where there are too many.
+    pub fn remember(&mut self, name: &str, erased: Option<Erased>) {
+        if let Some(erased) = erased {
+            self.erased.insert(name.to_owned(), erased);
+        }
+        while self.erased.len() > MAX_ERASED {
+            let oldest = self.erased.iter().min_by_key(|(_, erased)| erased.at_s);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.erased.remove(&oldest);
         }
     }
 
@@ -180,6 +228,12 @@ impl Table {
         &self.contents.snapshots
     }
 
+    /// What is remembered of an instance store that was.
+    #[must_use]
+    pub fn erased(&self, name: &str) -> Option<Erased> {
+        self.contents.erased.get(name).cloned()
+    }
+
     /// The limits that volumes share, by name.
     #[must_use]
     pub fn groups(&self) -> &BTreeMap<String, Limits> {
@@ -220,6 +274,7 @@ mod tests {
                 read_only: true,
             }),
             key_check: None,
+            key_traces: Vec::new(),
             served: false,
             limits: VolumeLimits::default(),
         }

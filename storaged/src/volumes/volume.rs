@@ -226,7 +226,10 @@ impl Volume {
         self.store
             .lay(&self.name, &record)
             .map_err(|error| format!("the volume cannot be laid down: {error}"))?;
-        self.update(|r| r.key_check = Some(hex(&key.check())))?;
+        self.update(|r| {
+            r.key_check = Some(hex(&key.check()));
+            r.key_traces = key.traces();
+        })?;
         *self.key() = Some(key.clone());
         Ok(key)
     }

@@ -22,13 +22,18 @@ impl Host {
     }
 
     pub fn of_uid(uid: u32) -> Self {
+        Self::with(uid, &[])
+    }
+
+    /// A daemon with further arguments, which later ones on its folders do not have.
+    pub fn with(uid: u32, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
         std::fs::create_dir(dir.path().join("images")).unwrap();
         for owned in [dir.path().to_owned(), dir.path().join("state")] {
             std::os::unix::fs::chown(owned, Some(uid), Some(uid)).unwrap();
         }
-        let daemon = Self::start(&dir, uid);
+        let daemon = Self::start_with(&dir, uid, more);
         Self { dir, daemon, uid }
     }
 
@@ -42,7 +47,7 @@ impl Host {
         Self::start_with(dir, uid, &[])
     }
 
-    fn start_with(dir: &tempfile::TempDir, uid: u32, more: &[&str]) -> Daemon {
+    pub fn start_with(dir: &tempfile::TempDir, uid: u32, more: &[&str]) -> Daemon {
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (state, images, control) = (at("state"), at("images"), at("control.sock"));
         let args = [
