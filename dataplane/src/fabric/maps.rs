@@ -1,6 +1,5 @@
 //! The kernel's maps, by name and form.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -10,20 +9,23 @@ use aya::maps::{
 };
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
-use ocs_dataplane_shared::flow::{BUCKET_WORDS, Bucket};
+use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::layout::{
-    self, ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Direction, Endpoint, EndpointKey,
-    FIRST_PORT_SLOT, FLOW_BUCKETS, ForwarderKey, Host, NAT_BUCKETS, PREFIX_BITS, Place, PrefixKey,
-    REASONS, RULE_BITS, Reason, Route, RuleKey, Service, Tap, Uplink,
+    self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
+    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, Uplink,
 };
-use ocs_dataplane_shared::limit::{Limits, METER_WORDS, Meters};
+use ocs_dataplane_shared::limit::{Limits, METER_WORDS};
 use ocs_dataplane_shared::log::{LogKey, LogRecord};
 
+mod reading;
+
+pub(super) use reading::present;
+
+use super::bpf;
 use super::bpffs::Pins;
-use super::contents::{Change, Contents, Tables};
+use super::contents::{Change, Tables};
 use super::error::{FabricError, map};
-use super::{Counters, bpf};
-use crate::compiler::{Entries, Prefixed};
+use crate::compiler::Prefixed;
 
 /// Every map of the object.
 pub(super) const NAMES: [&str; 21] = [
@@ -194,60 +196,6 @@ impl KernelMaps {
         })
     }
 
-    /// What the maps hold, whoever wrote it.
-    pub(super) fn read(&self) -> Result<Contents, FabricError> {
-        let mut entries = Entries::default();
-        for entry in self.taps.iter() {
-            let (ifindex, Raw(tap)) = entry.map_err(map(TAPS))?;
-            entries.taps.insert(ifindex, tap);
-        }
-        for entry in self.endpoints.iter() {
-            let (Raw(key), Raw(endpoint)) = entry.map_err(map(ENDPOINTS))?;
-            entries.endpoints.insert(key, endpoint);
-        }
-        for entry in self.forwarders.iter() {
-            let (Raw(key), address) = entry.map_err(map(FORWARDERS))?;
-            entries.forwarders.insert(key, address);
-        }
-        for entry in self.services.iter() {
-            let (address, Raw(service)) = entry.map_err(map(SERVICES))?;
-            entries.services.insert(address, service);
-        }
-        for entry in self.publics.iter() {
-            let (address, Raw(key)) = entry.map_err(map(PUBLICS))?;
-            entries.publics.insert(address, key);
-        }
-        entries.rules = read_trie(&self.rules, RULES, |value| value)?;
-        entries.places = read_trie(&self.places, PLACES, |Raw(value)| value)?;
-        entries.routes = read_trie(&self.routes, ROUTES, |Raw(value)| value)?;
-        entries.acl_classes = read_trie(&self.acl_classes, ACL_CLASSES, |value| value)?;
-        entries.acl_rules = read_trie(&self.acl_rules, ACL_RULES, |value| value)?;
-        entries.devices = self.read_devices()?;
-        entries.nats = read_tables(&self.nats, NATS)?;
-        for slot in FIRST_PORT_SLOT..self.limits.len() {
-            let Raw(limits) = self.limits.get(&slot, 0).map_err(map(LIMITS))?;
-            if limits != Limits::default() {
-                entries.limits.insert(slot, limits);
-            }
-        }
-        let tables = read_tables(&self.flows, FLOWS)?;
-        Ok(Contents { entries, tables })
-    }
-
-    fn read_devices(&self) -> Result<BTreeMap<u32, u32>, FabricError> {
-        let mut found = BTreeMap::new();
-        for slot in FIRST_PORT_SLOT..self.devices.len() {
-            match self.devices.get(slot, 0) {
-                Ok(device) => {
-                    found.insert(slot, device.if_index);
-                }
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map(DEVICES)(error)),
-            }
-        }
-        Ok(found)
-    }
-
     /// Ends whatever watches a slot.
     pub(super) fn remove_capture(&self, slot: u32) -> Result<(), FabricError> {
         bpf::delete_element(&self.captures_data, slot, CAPTURES)
@@ -256,88 +204,6 @@ impl KernelMaps {
     /// Ends a slot's flow log.
     pub(super) fn remove_flow_log(&self, slot: u32) -> Result<(), FabricError> {
         bpf::delete_element(&self.flow_logs_data, slot, FLOW_LOGS)
-    }
-
-    /// What a slot has spent.
-    pub(super) fn meters(&self, slot: u32) -> Result<Meters, FabricError> {
-        let words = self.meters.get(&slot, 0).map_err(map(METERS))?;
-        Ok(Meters::from(words))
-    }
-
-    /// What an interface is, as the programs find it.
-    pub(super) fn tap(&self, ifindex: u32) -> Result<Option<Tap>, FabricError> {
-        let found = self.taps.get(&ifindex, 0);
-        Ok(present(found).map_err(map(TAPS))?.map(|Raw(tap)| tap))
-    }
-
-    /// Who has an address, as the programs find it.
-    pub(super) fn endpoint(&self, key: &EndpointKey) -> Result<Option<Endpoint>, FabricError> {
-        let found = self.endpoints.get(&Raw(*key), 0);
-        Ok(present(found).map_err(map(ENDPOINTS))?.map(|Raw(one)| one))
-    }
-
-    /// What a rule says, as the programs find it; 0: there is none.
-    pub(super) fn rule(&self, key: &RuleKey) -> Result<u32, FabricError> {
-        let found = find(&self.rules, *key, RULE_BITS, RULES)?;
-        Ok(found.unwrap_or(0))
-    }
-
-    /// What a network sees of an address.
-    pub(super) fn place(&self, key: &PrefixKey) -> Result<Option<Place>, FabricError> {
-        let found = find(&self.places, *key, PREFIX_BITS, PLACES)?;
-        Ok(found.map(|Raw(place)| place))
-    }
-
-    /// The way to an address.
-    pub(super) fn route(&self, key: &PrefixKey) -> Result<Option<Route>, FabricError> {
-        let found = find(&self.routes, *key, PREFIX_BITS, ROUTES)?;
-        Ok(found.map(|Raw(route)| route))
-    }
-
-    /// Which of an ACL's entries count.
-    pub(super) fn acl_class(&self, key: &AclClassKey) -> Result<Option<u32>, FabricError> {
-        find(&self.acl_classes, *key, ACL_CLASS_BITS, ACL_CLASSES)
-    }
-
-    /// What an ACL says.
-    pub(super) fn acl_allows(&self, key: &AclRuleKey) -> Result<bool, FabricError> {
-        let found = find(&self.acl_rules, *key, ACL_BITS, ACL_RULES)?;
-        Ok(found.is_some_and(|verdict| verdict != 0))
-    }
-
-    /// The address of an endpoint that forwards.
-    pub(super) fn forwarder(&self, key: &ForwarderKey) -> Result<Option<u32>, FabricError> {
-        present(self.forwarders.get(&Raw(*key), 0)).map_err(map(FORWARDERS))
-    }
-
-    /// Whose a public address is.
-    pub(super) fn public(&self, address: u32) -> Result<Option<EndpointKey>, FabricError> {
-        let found = present(self.publics.get(&address, 0)).map_err(map(PUBLICS))?;
-        Ok(found.map(|Raw(key)| key))
-    }
-
-    /// How to reach another host.
-    pub(super) fn host(&self, address: u32) -> Result<Option<Host>, FabricError> {
-        let found = present(self.hosts.get(&address, 0)).map_err(map(HOSTS))?;
-        Ok(found.map(|Raw(host)| host))
-    }
-
-    /// A copy of a bucket of a NAT gateway's table.
-    pub(super) fn nat_bucket(&self, slot: u32, index: u32) -> Result<Option<Bucket>, FabricError> {
-        match present(self.nats.get(&slot, 0)).map_err(map(NATS))? {
-            Some(table) => Ok(Some(Bucket::from(table.get(&index, 0).map_err(map(NATS))?))),
-            None => Ok(None),
-        }
-    }
-
-    /// A copy of a bucket of a slot's flow table.
-    pub(super) fn bucket(&self, slot: u32, index: u32) -> Result<Option<Bucket>, FabricError> {
-        match present(self.flows.get(&slot, 0)).map_err(map(FLOWS))? {
-            Some(table) => Ok(Some(Bucket::from(
-                table.get(&index, 0).map_err(map(FLOWS))?,
-            ))),
-            None => Ok(None),
-        }
     }
 
     /// Sets the program that others go on to at a stage.
@@ -374,35 +240,6 @@ impl KernelMaps {
             None => absent_is_fine(self.hosts.remove(&address)),
         }
         .map_err(map(HOSTS))
-    }
-
-    /// How other hosts are reached.
-    pub(super) fn hosts(&self) -> Result<BTreeMap<u32, Host>, FabricError> {
-        let mut found = BTreeMap::new();
-        for entry in self.hosts.iter() {
-            let (address, Raw(host)) = entry.map_err(map(HOSTS))?;
-            found.insert(address, host);
-        }
-        Ok(found)
-    }
-
-    /// A slot's counters, over all CPUs.
-    pub(super) fn counters(&self, slot: u32) -> Result<Counters, FabricError> {
-        let values = self.counters.get(&slot, 0).map_err(map(COUNTERS))?;
-        let mut found = Counters::default();
-        for direction in [Direction::Ingress, Direction::Egress] {
-            for reason in Reason::ALL {
-                let cell = direction as usize * REASONS + *reason as usize;
-                let packets = values
-                    .iter()
-                    .filter_map(|Raw(counters)| counters.cells.get(cell))
-                    .sum::<u64>();
-                if packets != 0 {
-                    found.packets.insert((direction, *reason), packets);
-                }
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -483,14 +320,6 @@ impl KernelMaps {
     }
 }
 
-pub(super) fn present<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
-    match found {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 fn put<Key: Pod, Value: Pod>(
     hash: &mut HashMap<MapData, Key, Value>,
     key: Key,
@@ -516,43 +345,6 @@ fn put_prefix<K: Plain, Value: Pod>(
         None => absent_is_fine(trie.remove(&key)),
     }
     .map_err(map(name))
-}
-
-fn find<K: Plain, Value: Pod>(
-    trie: &Trie<K, Value>,
-    key: K,
-    bits: u32,
-    name: &'static str,
-) -> Result<Option<Value>, FabricError> {
-    present(trie.get(&Key::new(bits, Raw(key)), 0)).map_err(map(name))
-}
-
-fn read_trie<K: Plain + Ord, Value: Pod, Plainer>(
-    trie: &Trie<K, Value>,
-    name: &'static str,
-    value_of: impl Fn(Value) -> Plainer,
-) -> Result<BTreeMap<Prefixed<K>, Plainer>, FabricError> {
-    let mut found = BTreeMap::new();
-    for entry in trie.iter() {
-        let (key, value) = entry.map_err(map(name))?;
-        let Raw(data) = key.data();
-        found.insert((data, key.prefix_len()), value_of(value));
-    }
-    Ok(found)
-}
-
-fn read_tables(tables: &TableMap, name: &'static str) -> Result<BTreeSet<u32>, FabricError> {
-    let mut found = BTreeSet::new();
-    for slot in FIRST_PORT_SLOT..tables.len() {
-        match tables.get(&slot, 0) {
-            Ok(_) => {
-                found.insert(slot);
-            }
-            Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(map(name)(error)),
-        }
-    }
-    Ok(found)
 }
 
 fn make_table(
