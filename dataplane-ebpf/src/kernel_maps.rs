@@ -9,6 +9,9 @@ use aya_ebpf::btf_maps::{
 use aya_ebpf::macros::btf_map;
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::capture::Captured;
+use ocs_dataplane_shared::directory::{
+    self, ENDPOINT_ENTRIES, KnownEndpoint, KnownTap, TAP_ENTRIES,
+};
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
@@ -21,10 +24,23 @@ use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
+/// The loader's own, as `ENDPOINTS` is; programs go by the directories that follow.
 #[btf_map]
 static TAPS: HashMap<u32, Tap, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
+static TAP_CELLS: Array<u32, { directory::TAP_CELLS }> = Array::new();
+#[btf_map]
+static TAP_KNOWN: Array<KnownTap, TAP_ENTRIES> = Array::new();
+#[btf_map]
+static TAP_FAR: HashMap<u32, u32, MAX_SLOTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static ENDPOINT_CELLS: Array<u32, { directory::ENDPOINT_CELLS }> = Array::new();
+#[btf_map]
+static ENDPOINT_KNOWN: Array<KnownEndpoint, ENDPOINT_ENTRIES> = Array::new();
+#[btf_map]
+static ENDPOINT_FAR: HashMap<EndpointKey, u32, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static SERVICES: HashMap<u32, Service, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -71,15 +87,31 @@ pub struct KernelMaps;
 impl Maps for KernelMaps {
     #[inline(always)]
     fn tap(&self, ifindex: u32) -> Option<&Tap> {
+        let at = at(TAP_CELLS.get(directory::tap_cell(ifindex)));
+        if let Some(known) = TAP_KNOWN.get(at)
+            && at != 0
+            && known.key == ifindex
+        {
+            return Some(&known.value);
+        }
         // SAFETY: an element outlives the program's run (RCU). The loader replaces an
         // element whole and never writes into one.
-        unsafe { TAPS.get(&ifindex) }
+        let at = unsafe { TAP_FAR.get(&ifindex) }.copied()?;
+        TAP_KNOWN.get(at).map(|known| &known.value)
     }
 
     #[inline(always)]
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        let at = at(ENDPOINT_CELLS.get(directory::endpoint_cell(key)));
+        if let Some(known) = ENDPOINT_KNOWN.get(at)
+            && at != 0
+            && known.key == *key
+        {
+            return Some(&known.value);
+        }
         // SAFETY: as in `tap`.
-        unsafe { ENDPOINTS.get(key) }
+        let at = unsafe { ENDPOINT_FAR.get(key) }.copied()?;
+        ENDPOINT_KNOWN.get(at).map(|known| &known.value)
     }
 
     #[inline(always)]
@@ -185,6 +217,15 @@ impl Maps for KernelMaps {
             }
         }
     }
+}
+
+/// The entry that a cell leads to: read once, since the loader may write another.
+#[inline(always)]
+fn at(cell: Option<&u32>) -> u32 {
+    // SAFETY: the pointer is to a live, aligned word, which is read in one access.
+    cell.map_or(0, |cell| unsafe {
+        core::ptr::from_ref(cell).read_volatile()
+    })
 }
 
 /// Not inlined: a function of its own has a stack of its own.

@@ -170,6 +170,7 @@ impl Fabric {
         let mut programs = Programs::new(object)?;
         let hz = clock::hz(&programs)?;
         let contents = maps.read()?;
+        maps.adopt(&contents.entries)?;
         // Whoever watched a port through a predecessor is gone with it.
         for slot in &contents.tables {
             maps.remove_capture(*slot)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! TAPS         interface             → Tap        who sends on it
 //! ENDPOINTS    (vni, address)        → Endpoint   who receives, here or on another host
+//!              (programs find both through directories: `directory.rs`)
 //! FORWARDERS   (vni, Ethernet addr.) → address    who may send and hear for others
 //! SERVICES     service address       → Service    whose the responder's answer is
 //! RULES        RuleKey, prefixes     → allowance  what groups allow

@@ -38,6 +38,7 @@ pub mod arp;
 pub mod capture;
 pub mod checksum;
 pub mod deliver;
+pub mod directory;
 pub mod flow;
 pub mod forward;
 pub mod guest;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 
 use super::error::{FabricError, file, system};
 
@@ -55,6 +55,43 @@ pub(super) fn delete_element(map: &MapData, key: u32, name: &str) -> Result<(), 
         }
         _ => Ok(()),
     }
+}
+
+/// Returns once every program that ran at the call has ended: the kernel lets no update of
+/// a map of maps return before (its `maybe_wait_bpf_programs`, Linux 4.19).
+pub(super) fn wait_for_programs() -> Result<(), FabricError> {
+    let failed = || system("wait for running programs");
+    let inner = one_element(bpf_map_type::BPF_MAP_TYPE_ARRAY, None).map_err(failed())?;
+    let outer = one_element(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(&inner));
+    let outer = outer.map_err(failed())?;
+    let (key, value) = (0u32, number(inner.as_raw_fd()));
+    let mut attributes = zeroed();
+    // SAFETY: this member is the one that BPF_MAP_UPDATE_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = number(outer.as_raw_fd());
+    element.key = (&raw const key).addr() as u64;
+    element.__bindgen_anon_1.value = (&raw const value).addr() as u64;
+    // SAFETY: the attributes hold an open map with keys and values of four bytes, and point
+    // to one of each.
+    unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attributes) }.map_err(failed())?;
+    Ok(())
+}
+
+/// A map of one element with a key and a value of four bytes.
+fn one_element(kind: bpf_map_type, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    let mut attributes = zeroed();
+    // SAFETY: this member is the one that BPF_MAP_CREATE reads.
+    let form = unsafe { &mut attributes.__bindgen_anon_1 };
+    form.map_type = kind as u32;
+    form.key_size = 4;
+    form.value_size = 4;
+    form.max_entries = 1;
+    form.inner_map_fd = inner.map_or(0, |inner| number(inner.as_raw_fd()));
+    // SAFETY: the attributes hold an open map or none, and point to nothing.
+    let fd = unsafe { call(bpf_cmd::BPF_MAP_CREATE, &attributes) }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Takes a pinned link off its interface, and returns when that is done. To remove the

@@ -72,6 +72,12 @@ pub enum FabricError {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// A map has no room for a change.
+    #[error("BPF map {map} is full")]
+    Full {
+        /// Its name.
+        map: &'static str,
+    },
     /// A policy cannot be carried out.
     #[error("policy refused: {0}")]
     Policy(#[from] CompileError),

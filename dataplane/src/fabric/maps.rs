@@ -9,6 +9,7 @@ use aya::maps::{
 };
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
+use ocs_dataplane_shared::directory::{endpoint_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::layout::{
     self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
@@ -17,20 +18,29 @@ use ocs_dataplane_shared::layout::{
 use ocs_dataplane_shared::limit::{Limits, METER_WORDS};
 use ocs_dataplane_shared::log::{LogKey, LogRecord};
 
+mod directory;
 mod reading;
 
 pub(super) use reading::present;
+
+use directory::{Directory, Names};
 
 use super::bpf;
 use super::bpffs::Pins;
 use super::contents::{Change, Tables};
 use super::error::{FabricError, map};
-use crate::compiler::Prefixed;
+use crate::compiler::{Entries, Prefixed};
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 21] = [
+pub(super) const NAMES: [&str; 27] = [
     TAPS,
+    TAP_NAMES.cells,
+    TAP_NAMES.entries,
+    TAP_NAMES.far,
     ENDPOINTS,
+    ENDPOINT_NAMES.cells,
+    ENDPOINT_NAMES.entries,
+    ENDPOINT_NAMES.far,
     FORWARDERS,
     SERVICES,
     RULES,
@@ -53,6 +63,16 @@ pub(super) const NAMES: [&str; 21] = [
 ];
 const TAPS: &str = "TAPS";
 const ENDPOINTS: &str = "ENDPOINTS";
+const TAP_NAMES: Names = Names {
+    cells: "TAP_CELLS",
+    entries: "TAP_KNOWN",
+    far: "TAP_FAR",
+};
+const ENDPOINT_NAMES: Names = Names {
+    cells: "ENDPOINT_CELLS",
+    entries: "ENDPOINT_KNOWN",
+    far: "ENDPOINT_FAR",
+};
 const FORWARDERS: &str = "FORWARDERS";
 const SERVICES: &str = "SERVICES";
 const RULES: &str = "RULES";
@@ -117,8 +137,12 @@ type TableMap = ArrayOfMaps<MapData, Array<MapData, BucketWords>>;
 
 /// The maps that the loader writes.
 pub(super) struct KernelMaps {
-    taps: HashMap<MapData, u32, Raw<Tap>>,
+    /// Who sends, for a successor to read; programs go by the directory.
+    taps: Hash<u32, Tap>,
+    tap_directory: Directory<u32, Tap>,
+    /// Who receives, likewise.
     endpoints: Hash<EndpointKey, Endpoint>,
+    endpoint_directory: Directory<EndpointKey, Endpoint>,
     forwarders: HashMap<MapData, Raw<ForwarderKey>, u32>,
     services: HashMap<MapData, u32, Raw<Service>>,
     rules: Trie<RuleKey, u32>,
@@ -162,13 +186,55 @@ fn take<T: TryFrom<Map, Error = MapError>>(
     T::try_from(found).map_err(map(name))
 }
 
+fn directory<K: Plain + Ord, V: Plain + PartialEq>(
+    object: &mut Ebpf,
+    names: Names,
+    cell_of: fn(&K) -> u32,
+) -> Result<Directory<K, V>, FabricError> {
+    Ok(Directory::new(
+        take(object, names.cells)?,
+        take(object, names.entries)?,
+        take(object, names.far)?,
+        names,
+        cell_of,
+    ))
+}
+
+/// Makes a change to a map of the loader's and to the directory that programs go by.
+fn put_both<K: Plain + Ord, V: Plain + PartialEq>(
+    hash: &mut Hash<K, V>,
+    directory: &mut Directory<K, V>,
+    key: K,
+    value: Option<V>,
+    name: &'static str,
+) -> Result<(), FabricError> {
+    let Some(value) = value else {
+        directory.remove(&key)?;
+        return put(hash, Raw(key), None, name);
+    };
+    let prepared = directory.prepare(key, value)?;
+    if let Err(error) = put(hash, Raw(key), Some(Raw(value)), name) {
+        directory.discard(prepared);
+        return Err(error);
+    }
+    directory.publish(key, prepared)
+}
+
 impl KernelMaps {
+    /// Makes the directories say what the maps hold. Before programs that go by them run.
+    pub(super) fn adopt(&mut self, entries: &Entries) -> Result<(), FabricError> {
+        self.tap_directory.adopt(&entries.taps)?;
+        self.endpoint_directory.adopt(&entries.endpoints)
+    }
+
     /// Takes the maps out of an object.
     pub(super) fn take(object: &mut Ebpf, pins: &Pins) -> Result<Self, FabricError> {
         let data = |name| MapData::from_pin(pins.map(name)).map_err(map(name));
         Ok(Self {
             taps: take(object, TAPS)?,
+            tap_directory: directory(object, TAP_NAMES, |ifindex| tap_cell(*ifindex))?,
             endpoints: take(object, ENDPOINTS)?,
+            endpoint_directory: directory(object, ENDPOINT_NAMES, endpoint_cell)?,
             forwarders: take(object, FORWARDERS)?,
             services: take(object, SERVICES)?,
             rules: take(object, RULES)?,
@@ -246,10 +312,16 @@ impl KernelMaps {
 impl Tables for KernelMaps {
     fn make(&mut self, change: &Change) -> Result<(), FabricError> {
         match *change {
-            Change::Tap(key, value) => put(&mut self.taps, key, value.map(Raw), TAPS),
-            Change::Endpoint(key, value) => {
-                put(&mut self.endpoints, Raw(key), value.map(Raw), ENDPOINTS)
+            Change::Tap(key, value) => {
+                put_both(&mut self.taps, &mut self.tap_directory, key, value, TAPS)
             }
+            Change::Endpoint(key, value) => put_both(
+                &mut self.endpoints,
+                &mut self.endpoint_directory,
+                key,
+                value,
+                ENDPOINTS,
+            ),
             Change::Forwarder(key, value) => put(&mut self.forwarders, Raw(key), value, FORWARDERS),
             Change::Service(key, value) => put(&mut self.services, key, value.map(Raw), SERVICES),
             Change::Public(key, value) => put(&mut self.publics, key, value.map(Raw), PUBLICS),

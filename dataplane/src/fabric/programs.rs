@@ -317,7 +317,8 @@ mod tests {
     use super::*;
 
     /// What the verifier does for a program, and what the program then is, grow by leaps
-    /// when a search is unrolled or a state forks. (Its limit is a million.)
+    /// when a search is unrolled or a state forks. (Its limit is a million.) The limits are an
+    /// eighth above what Linux 6.18 says: whoever passes one has made every packet dearer.
     #[test]
     fn programs_stay_small_and_quick_to_verify() {
         let bytes = object::bytes().expect("an object; make it with `cargo xtask build`");
@@ -325,11 +326,11 @@ mod tests {
         let mut programs = Programs::new(object).expect("the kernel takes the programs");
         let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
-            (PORT, 300_000, 45_000),
-            (SVC, 5_000, 5_000),
-            (UPLINK, 250_000, 60_000),
-            (OUTSIDE, 100_000, 40_000),
-            (TRANSLATE, 150_000, 10_000),
+            (PORT, 275_000, 41_500),
+            (SVC, 1_500, 3_500),
+            (UPLINK, 220_000, 56_000),
+            (OUTSIDE, 55_000, 37_000),
+            (TRANSLATE, 100_000, 8_000),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {

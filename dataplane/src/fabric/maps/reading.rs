@@ -28,7 +28,7 @@ impl KernelMaps {
     pub(in crate::fabric) fn read(&self) -> Result<Contents, FabricError> {
         let mut entries = Entries::default();
         for entry in self.taps.iter() {
-            let (ifindex, Raw(tap)) = entry.map_err(map(TAPS))?;
+            let (Raw(ifindex), Raw(tap)) = entry.map_err(map(TAPS))?;
             entries.taps.insert(ifindex, tap);
         }
         for entry in self.endpoints.iter() {
@@ -86,8 +86,7 @@ impl KernelMaps {
 
     /// What an interface is, as the programs find it.
     pub(in crate::fabric) fn tap(&self, ifindex: u32) -> Result<Option<Tap>, FabricError> {
-        let found = self.taps.get(&ifindex, 0);
-        Ok(present(found).map_err(map(TAPS))?.map(|Raw(tap)| tap))
+        self.tap_directory.get(&ifindex)
     }
 
     /// Who has an address, as the programs find it.
@@ -95,8 +94,7 @@ impl KernelMaps {
         &self,
         key: &EndpointKey,
     ) -> Result<Option<Endpoint>, FabricError> {
-        let found = self.endpoints.get(&Raw(*key), 0);
-        Ok(present(found).map_err(map(ENDPOINTS))?.map(|Raw(one)| one))
+        self.endpoint_directory.get(key)
     }
 
     /// What a rule says, as the programs find it; 0: there is none.
