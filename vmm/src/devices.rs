@@ -13,31 +13,31 @@
 //! thread ([`crate::bus::Bus`]), which only takes the function off the bus and signals
 //! [`Devices::tend`].
 
+mod hosted;
+mod inner;
+
+pub use hosted::Hosts;
+
 use crate::bus::Bus;
 use crate::error::{Error, Result, host};
-use crate::events::{Epoll, HandlerId};
+use crate::events::Epoll;
 use crate::irq::{Irqs, share};
 use crate::legacy::power::EVENT_PCI;
-use crate::legacy::ring::ConsoleRing;
 use crate::lifecycle::Lifecycle;
 use crate::memory::dirty::BackendLog;
 use crate::memory::{self, GuestRam};
 use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
-use crate::virtio::balloon::BalloonModel;
-use crate::virtio::block::{BlockStatus, BlockWorker, DiskKind, Look, Nursery, WorkerThread};
-use crate::virtio::console::ConsoleModel;
-use crate::virtio::hosted::{Driver, Hosted, Model};
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::{BlockWorker, DiskKind, Look, Nursery, WorkerThread};
 use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetControl, NetWorker, SharedRing, TapRing, tap_error};
+use crate::virtio::net::{NetWorker, SharedRing, TapRing, tap_error};
 use crate::virtio::pci::VirtioPci;
-use crate::virtio::rng::RngModel;
-use crate::virtio::vsock::VsockModel;
-use crate::virtio::{Metrics, VirtioDevice};
+use inner::{Device, Disk, Inner};
 use kvm_ioctls::VmFd;
 use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
-use ocs_vmm_spec::{Block, Net, Spec, TransmitLimits, Transport};
+use ocs_vmm_spec::{Block, Net, TransmitLimits, Transport};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -59,46 +59,6 @@ pub struct Devices {
     /// Signalled when [`Self::tend`] has something to do.
     news: EventFd,
     inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    devices: Vec<Device>,
-    balloon: Option<(Hosted<BalloonModel>, Arc<VirtioPci>)>,
-    /// Starts the threads of disks, once the machine starts.
-    nursery: Option<Nursery>,
-}
-
-struct Device {
-    id: String,
-    kind: DeviceKind,
-    slot: Slot,
-    /// Those of the start are on the bus before a backend comes.
-    when: When,
-    state: DeviceState,
-    function: Arc<VirtioPci>,
-    counters: Vec<Arc<dyn Metrics>>,
-    /// What serves it on the event thread.
-    handler: Option<HandlerId>,
-    net: Option<Arc<NetControl>>,
-    disk: Option<Disk>,
-}
-
-struct Disk {
-    status: BlockStatus,
-    /// Until the machine starts.
-    worker: Option<BlockWorker>,
-    thread: Option<WorkerThread>,
-}
-
-/// The host sides of the devices that the event thread serves alone.
-pub struct Hosts {
-    /// Where console output goes.
-    pub ring: ConsoleRing,
-    /// What the console reads.
-    pub console_input: Option<File>,
-    /// Where programs of the host connect.
-    pub vsock: Option<UnixListener>,
 }
 
 /// Is the guest running, or is it yet to find all that there is?
@@ -371,13 +331,7 @@ impl Devices {
 
     /// Adds every device's counters to `out`, such as `net.eni-1.rx_frames`.
     pub fn report(&self, out: &mut BTreeMap<String, u64>) {
-        let balloon = self.lock().balloon.clone();
-        if let Some((balloon, _)) = balloon {
-            let refresh = |model: &mut BalloonModel, driver: Option<&mut Driver>| {
-                driver.map_or(Ok(()), |driver| model.refresh(driver))
-            };
-            balloon.with(refresh);
-        }
+        self.refresh_balloon();
         for device in &self.lock().devices {
             let prefix = match device.kind.name() {
                 only if only == device.id => only.to_owned(),
@@ -387,83 +341,6 @@ impl Devices {
                 counters.report(&prefix, out);
             }
         }
-    }
-
-    /// Asks the guest for `target_mib` of its memory.
-    pub fn set_balloon(&self, target_mib: u32) -> Result<()> {
-        let Some((balloon, function)) = self.lock().balloon.clone() else {
-            return Err(Error::Device {
-                device: ocs_vmm_spec::BALLOON.to_owned(),
-                problem: "this machine has none".to_owned(),
-            });
-        };
-        balloon.with(|model, _| {
-            model.set_target(target_mib);
-            Ok(())
-        });
-        function.announce_config();
-        Ok(())
-    }
-
-    /// Adds the devices of `spec` that the event thread serves alone.
-    pub fn add_hosted(&self, spec: &Spec, hosts: Hosts) -> Result<()> {
-        if let Some(rng) = &spec.rng {
-            let (model, handler) = (RngModel::new(rng.bytes_per_s)?, self.epoll.new_id());
-            model.watch(&self.epoll, handler)?;
-            let metrics = model.metrics();
-            self.host(DeviceKind::Rng, handler, model, metrics)?;
-        }
-        if spec.console.is_some() {
-            let model = ConsoleModel::new(hosts.ring, hosts.console_input);
-            let handler = self.epoll.new_id();
-            model.watch(&self.epoll, handler)?;
-            let metrics = model.metrics();
-            self.host(DeviceKind::Console, handler, model, metrics)?;
-        }
-        if let Some(balloon) = &spec.balloon {
-            let (model, handler) = (BalloonModel::new(balloon.target_mib), self.epoll.new_id());
-            let metrics = model.metrics();
-            let hosted = self.host(DeviceKind::Balloon, handler, model, metrics)?;
-            self.lock().balloon = Some(hosted);
-        }
-        if let (Some(vsock), Some(listener)) = (&spec.vsock, hosts.vsock) {
-            let mut model = VsockModel::new(vsock.guest_cid, listener, vsock.uid);
-            let handler = self.epoll.new_id();
-            model.watch(Arc::clone(&self.epoll), handler)?;
-            let metrics = model.metrics();
-            self.host(DeviceKind::Vsock, handler, model, metrics)?;
-        }
-        Ok(())
-    }
-
-    fn host<M: Model>(
-        &self,
-        kind: DeviceKind,
-        handler: HandlerId,
-        model: M,
-        metrics: Arc<dyn Metrics>,
-    ) -> Result<(Hosted<M>, Arc<VirtioPci>)> {
-        let id = kind.name();
-        let mut inner = self.lock();
-        let slot = inner.free_slot(id)?;
-        let hosted = Hosted::new(model)?;
-        let function = self.function(id, Box::new(hosted.clone()), slot, When::Start)?;
-        hosted.watch(&self.epoll, handler, function.kicks())?;
-        inner.devices.push(Device {
-            id: id.to_owned(),
-            kind,
-            slot,
-            when: When::Start,
-            state: DeviceState::Plugged,
-            counters: vec![metrics, function.metrics()],
-            function: Arc::clone(&function),
-            handler: Some(handler),
-            net: None,
-            disk: None,
-        });
-        self.epoll.push(handler, Box::new(hosted.clone()));
-        self.plug(&inner, slot, When::Start)?;
-        Ok((hosted, function))
     }
 
     fn function(
@@ -532,88 +409,5 @@ impl Devices {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    /// A place on the bus for a device that is not there yet.
-    fn free_slot(&self, id: &str) -> Result<Slot> {
-        let refuse = |problem: &str| Error::Device {
-            device: id.to_owned(),
-            problem: problem.to_owned(),
-        };
-        if self.devices.iter().any(|device| device.id == id) {
-            return Err(refuse("there is a device with this id"));
-        }
-        Slot::all()
-            .find(|slot| self.devices.iter().all(|device| device.slot != *slot))
-            .ok_or_else(|| refuse("the bus has no free slot"))
-    }
-
-    fn find(&mut self, kind: DeviceKind, id: &str) -> Result<&mut Device> {
-        self.devices
-            .iter_mut()
-            .find(|device| device.kind == kind && device.id == id)
-            .ok_or_else(|| Error::Device {
-                device: id.to_owned(),
-                problem: format!("there is no {} device with this id", kind.name()),
-            })
-    }
-
-    fn retire(&mut self, ejected: &[Slot], epoll: &Epoll) {
-        self.devices
-            .iter_mut()
-            .filter(|device| ejected.contains(&device.slot))
-            .for_each(|device| device.retire(epoll));
-    }
-
-    /// Starts the threads of disks that have none, if the machine has started.
-    fn start_disks(&mut self, outcome: &Arc<Outcome>) -> Result<()> {
-        let Some(nursery) = &self.nursery else {
-            return Ok(());
-        };
-        for disk in self.devices.iter_mut().filter_map(|d| d.disk.as_mut()) {
-            if let Some(worker) = disk.worker.take() {
-                disk.thread = Some(nursery.start(worker, Arc::clone(outcome))?);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Device {
-    /// Is it a disk whose driver is to be told that it is larger?
-    fn has_grown(&self) -> bool {
-        self.disk.as_ref().is_some_and(|d| d.status.take_grown())
-    }
-
-    fn is_missing(&self) -> bool {
-        let disk = self.disk.as_ref();
-        disk.is_some_and(|disk| !disk.status.ever_connected())
-    }
-
-    /// The device is off the bus: ends its use of the guest's memory.
-    fn retire(&mut self, epoll: &Epoll) {
-        self.state = DeviceState::Gone;
-        self.function.retire();
-        if let Some(handler) = self.handler.take() {
-            epoll.remove(handler);
-        }
-        if let Some(thread) = self.disk.as_ref().and_then(|disk| disk.thread.as_ref()) {
-            thread.ask_to_stop();
-        }
-    }
-
-    /// Is nothing left of it but its entry?
-    fn has_ended(&self) -> bool {
-        let thread = self.disk.as_ref().and_then(|disk| disk.thread.as_ref());
-        self.state == DeviceState::Gone && thread.is_none_or(WorkerThread::has_ended)
-    }
-
-    fn join(self) {
-        tracing::info!(device = self.id, "removed");
-        if let Some(thread) = self.disk.and_then(|disk| disk.thread) {
-            thread.join(Instant::now());
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  device.rs   what the driver sees: features, MAC, MTU; activate and reset
 //!  worker.rs   what moves frames, on the event thread:  tap ⇄ queues
+//!  buffers.rs  chains of one batch
 //!  offloads.rs what a driver may leave to us, if anything
 //!  ring.rs     32 of them by one system call (io_uring)
 //!  shaper.rs   transmit limits     tap.rs   the descriptor     metrics.rs   counters
@@ -12,6 +13,7 @@
 //! programs on the tap would silently lose checksum and segmentation metadata. Each frame is whole, in one buffer chain, and crosses
 //! without a copy in this process.
 
+mod buffers;
 mod device;
 mod metrics;
 mod offloads;
