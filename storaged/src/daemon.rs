@@ -6,7 +6,7 @@ use crate::handover::{self, Taking};
 use crate::sandbox;
 use crate::scrub::Pace;
 use crate::shard::Shard;
-use crate::volumes::Volumes;
+use crate::volumes::{CREDITS_INTERVAL, Volumes};
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -69,6 +69,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             let error = control::serve(&held, &served, &allowed);
             tracing::error!(%error, "control socket lost");
             std::process::exit(1);
+        })?;
+    let spent = Arc::clone(&volumes);
+    std::thread::Builder::new()
+        .name("credits".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(CREDITS_INTERVAL);
+                spent.keep_credits();
+            }
         })?;
     let signal = wait_for(&signals);
     tracing::info!(signal, "ending");

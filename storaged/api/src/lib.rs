@@ -10,7 +10,7 @@ pub mod erasure;
 mod limits;
 
 pub use client::{Client, ClientError};
-pub use limits::{Burst, IO_BYTES, Limits, Rate, VolumeLimits};
+pub use limits::{Burst, Credits, IO_BYTES, Limits, Rate, VolumeLimits};
 pub use ocs_disk_image::Format;
 
 use serde::{Deserialize, Serialize};
@@ -271,6 +271,9 @@ pub struct VolumeStatus {
     /// What it is held to.
     #[serde(default, skip_serializing_if = "VolumeLimits::is_default")]
     pub limits: VolumeLimits,
+    /// Burst credits left of its own limits.
+    #[serde(default)]
+    pub credits: Credits,
     /// Requests that had to wait for a limit.
     #[serde(default)]
     pub throttled: u64,

@@ -44,6 +44,18 @@ pub struct Burst {
     pub credits: u64,
 }
 
+/// Burst credits left, in units; absent where a limit has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Credits {
+    /// Of [`Limits::iops`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Of [`Limits::bytes`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
 impl Rate {
     /// Highest rate: a TiB a second.
     pub const MAX_PER_S: u64 = 1 << 40;

@@ -39,7 +39,8 @@ const PLACE_BITS: u32 = 8;
 pub const MAX_COUNT: u64 = 1 << COUNT_BITS;
 
 /// A host's boot, as `/proc/sys/kernel/random/boot_id` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct BootId(pub [u8; 16]);
 
 /// One layer of a volume.

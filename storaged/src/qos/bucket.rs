@@ -69,6 +69,18 @@ impl Bucket {
         self.balance = self.balance.min(i128::from(tokens) * NANO);
     }
 
+    /// Adds `tokens`, up to its depth.
+    pub fn grant(&mut self, tokens: u64, now_ns: u64) {
+        self.settle(now_ns);
+        self.balance = (self.balance + i128::from(tokens) * NANO).min(self.depth);
+    }
+
+    /// How fast it fills.
+    #[must_use]
+    pub fn per_s(&self) -> NonZeroU64 {
+        self.per_s
+    }
+
     fn settle(&mut self, now_ns: u64) {
         let passed = now_ns.saturating_sub(self.at_ns);
         self.at_ns = self.at_ns.max(now_ns);

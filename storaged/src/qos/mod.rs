@@ -19,7 +19,7 @@ pub use bucket::Bucket;
 pub use meter::{Direction, Meter};
 pub use turns::Turns;
 
-use ocs_storaged_api::{IO_BYTES, Limits, Rate, VolumeLimits};
+use ocs_storaged_api::{Credits, IO_BYTES, Limits, Rate, VolumeLimits};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -101,6 +101,25 @@ impl Paced {
         };
     }
 
+    /// Credits left, less what can be spent in `reserve_s`.
+    fn credits(&mut self, reserve_s: u64, now_ns: u64) -> Option<u64> {
+        let reserve = self.rate.per_s().get().saturating_mul(reserve_s);
+        let credits = self.credits.as_mut()?;
+        Some(credits.tokens(now_ns).saturating_sub(reserve))
+    }
+
+    fn keep(&mut self, credits: Option<u64>) {
+        if let (Some(bucket), Some(credits)) = (&mut self.credits, credits) {
+            bucket.keep(credits);
+        }
+    }
+
+    fn grant(&mut self, credits: Option<u64>, now_ns: u64) {
+        if let (Some(bucket), Some(credits)) = (&mut self.credits, credits) {
+            bucket.grant(credits, now_ns);
+        }
+    }
+
     fn ready_at(&mut self, now_ns: u64) -> Option<u64> {
         let credits = self.credits.as_mut().and_then(|c| c.ready_at(now_ns));
         self.rate.ready_at(now_ns).max(credits)
@@ -141,6 +160,32 @@ impl Throttle {
         Paced::change(&mut self.bytes, limits.bytes.as_ref(), now_ns);
     }
 
+    fn credits(&mut self, reserve_s: u64, now_ns: u64) -> Credits {
+        let of = |paced: &mut Option<Paced>| paced.as_mut()?.credits(reserve_s, now_ns);
+        Credits {
+            iops: of(&mut self.iops),
+            bytes: of(&mut self.bytes),
+        }
+    }
+
+    fn keep(&mut self, credits: &Credits) {
+        if let Some(iops) = &mut self.iops {
+            iops.keep(credits.iops);
+        }
+        if let Some(bytes) = &mut self.bytes {
+            bytes.keep(credits.bytes);
+        }
+    }
+
+    fn grant(&mut self, credits: &Credits, now_ns: u64) {
+        if let Some(iops) = &mut self.iops {
+            iops.grant(credits.iops, now_ns);
+        }
+        if let Some(bytes) = &mut self.bytes {
+            bytes.grant(credits.bytes, now_ns);
+        }
+    }
+
     fn is_limited(&self) -> bool {
         self.iops.is_some() || self.bytes.is_some()
     }
@@ -176,6 +221,22 @@ impl Group {
     /// Goes on with other limits.
     pub fn change(&self, limits: &Limits, now_ns: u64) {
         lock(&self.0).change(limits, now_ns);
+    }
+
+    /// Burst credits left, less what can be spent in `reserve_s` seconds.
+    #[must_use]
+    pub fn credits(&self, reserve_s: u64, now_ns: u64) -> Credits {
+        lock(&self.0).credits(reserve_s, now_ns)
+    }
+
+    /// Leaves at most so many credits.
+    pub fn keep(&self, credits: &Credits) {
+        lock(&self.0).keep(credits);
+    }
+
+    /// Adds credits.
+    pub fn grant(&self, credits: &Credits, now_ns: u64) {
+        lock(&self.0).grant(credits, now_ns);
     }
 }
 
@@ -225,6 +286,22 @@ impl Qos {
         self.limited.store(limited, Ordering::Relaxed);
         let weight = limits.weight.unwrap_or(turns::WEIGHT);
         self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// Burst credits left of its own limits, less what can be spent in `reserve_s` seconds.
+    #[must_use]
+    pub fn credits(&self, reserve_s: u64, now_ns: u64) -> Credits {
+        lock(&self.state).own.credits(reserve_s, now_ns)
+    }
+
+    /// Leaves at most so many of its own credits.
+    pub fn keep(&self, credits: &Credits) {
+        lock(&self.state).own.keep(credits);
+    }
+
+    /// Adds to its own credits.
+    pub fn grant(&self, credits: &Credits, now_ns: u64) {
+        lock(&self.state).own.grant(credits, now_ns);
     }
 
     /// Is there anything to ask? False spares the clock.

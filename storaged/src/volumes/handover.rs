@@ -1,6 +1,7 @@
 //! All attachments, from one storaged to the next ([`crate::handover`]).
 
 use super::Volumes;
+use super::credits::Past;
 use super::table::Record;
 use crate::handover::{Giving, Taking};
 use std::collections::BTreeMap;
@@ -32,19 +33,24 @@ impl Volumes {
                     broken = giving.give(&volume, moved);
                 }
             }
-            broken.and_then(|()| giving.end())
+            broken.and_then(|()| {
+                self.save_credits(true);
+                giving.end()
+            })
         });
         if outcome.is_err() {
             self.store.table().closed = false;
             self.closing.store(false, Ordering::Relaxed);
+            self.save_credits(false);
             let records = self.store.table().volumes().clone();
             self.connect_all(&records)?;
         }
         outcome
     }
 
-    /// Serves what another storaged gives, on the connections that it gives.
-    pub(super) fn take_over(&self, mut taking: Taking) {
+    /// Serves what another storaged gives, on the connections that it gives; `past` is what
+    /// its file said of credits before.
+    pub(super) fn take_over(&self, mut taking: Taking, past: &Past) {
         let mut moved_count = 0;
         loop {
             match taking.receive() {
@@ -61,7 +67,10 @@ impl Volumes {
                         Err(error) => tracing::error!(volume = name, %error, "not taken over"),
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    self.settle_credits(past);
+                    break;
+                }
                 Err(error) => {
                     tracing::error!(%error, "the other storaged is gone");
                     return;

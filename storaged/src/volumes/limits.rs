@@ -37,6 +37,8 @@ impl Volumes {
                 })
                 .map_err(|error| failed("the table", &error))?;
             volume.qos.change(limits, group, qos::now_ns());
+            drop(table);
+            self.save_credits(false);
             self.tell_shards();
         }
         Ok(())
@@ -82,6 +84,8 @@ impl Volumes {
             group.change(limits, now_ns);
         }
         drop(live);
+        drop(table);
+        self.save_credits(false);
         self.tell_shards();
         Ok(())
     }

@@ -14,6 +14,7 @@
 
 mod attachment;
 mod content;
+mod credits;
 mod erasure;
 mod handover;
 mod images;
@@ -34,6 +35,8 @@ use crate::qos::{self, Group, Qos};
 use crate::scrub::{self, Findings};
 use crate::shard::Shard;
 use attachment::Attachment;
+use credits::CreditFile;
+pub use credits::INTERVAL as CREDITS_INTERVAL;
 use ocs_storaged_api::{
     ErrorCode, Reply, Request, VolumeKind, VolumeLimits, VolumeName, VolumeStatus,
 };
@@ -79,6 +82,7 @@ pub struct Volumes {
     store: Arc<Store>,
     shards: Vec<Shard>,
     next_shard: AtomicUsize,
+    credits: CreditFile,
     live: Mutex<Live>,
     released: Condvar,
     /// Read by each request, written by the hand-over, which none outlives.
@@ -139,11 +143,17 @@ impl Volumes {
             collected,
             "table read"
         );
+        let credits = CreditFile::new(dir, boot);
+        let past = credits.read();
         let groups = store.table().groups().clone();
         let groups = groups
             .iter()
             .map(|(name, limits)| {
-                let group = Group::new(limits, qos::now_ns());
+                let (since_ns, credits) = past.group(name);
+                let group = Group::new(limits, since_ns);
+                if let Some(credits) = credits {
+                    group.keep(&credits);
+                }
                 (name.clone(), Arc::new(group))
             })
             .collect();
@@ -151,6 +161,7 @@ impl Volumes {
             store,
             shards,
             next_shard: AtomicUsize::new(0),
+            credits,
             live: Mutex::default(),
             released: Condvar::new(),
             gate: RwLock::new(()),
@@ -159,11 +170,16 @@ impl Volumes {
         };
         volumes.live().groups = groups;
         for (name, record) in &records {
-            volumes.enliven(name, None, &record.limits);
+            let (since_ns, credits) = past.volume(name);
+            let volume = volumes.enliven(name, None, &record.limits, since_ns);
+            if let Some(credits) = credits {
+                volume.qos.keep(&credits);
+            }
         }
         if let Some(taking) = taking {
-            volumes.take_over(taking);
+            volumes.take_over(taking, &past);
         }
+        volumes.save_credits(false);
         volumes.connect_all(&records).map_err(broken)?;
         Ok(volumes)
     }
@@ -177,6 +193,7 @@ impl Volumes {
     pub fn end(&self) {
         let attachments = std::mem::take(&mut self.live().attachments);
         attachments.into_values().for_each(Attachment::stop);
+        self.save_credits(true);
     }
 
     /// Makes it so, or refuses. `file` came with the request.
@@ -277,6 +294,7 @@ impl Volumes {
         if self.live().attachments.contains_key(name) {
             return Ok(());
         }
+        self.save_credits(false);
         self.connect(name, &volume, &wanted, None)
             .map_err(|error| failed(name, &error))
     }
@@ -334,6 +352,7 @@ impl Volumes {
                 attached: record.attached.map(|a| a.socket),
                 connected: volume.connected.load(Ordering::Relaxed),
                 limits: record.limits,
+                credits: volume.qos.credits(0, qos::now_ns()),
                 throttled: count(&volume.stats.throttled),
                 reads: count(&volume.stats.reads),
                 writes: count(&volume.stats.writes),
@@ -385,11 +404,17 @@ impl Volumes {
         }
     }
 
-    /// Puts a volume of the table to life.
-    fn enliven(&self, name: &str, key: Option<Key>, limits: &VolumeLimits) -> Arc<Volume> {
+    /// Puts a volume of the table to life, which earns credits since that time.
+    fn enliven(
+        &self,
+        name: &str,
+        key: Option<Key>,
+        limits: &VolumeLimits,
+        since_ns: u64,
+    ) -> Arc<Volume> {
         let turn = self.next_shard.fetch_add(1, Ordering::Relaxed) % self.shards.len();
         let shard = self.shards[turn].clone();
-        let qos = Qos::new(limits, self.group(limits), qos::now_ns());
+        let qos = Qos::new(limits, self.group(limits), since_ns);
         let store = Arc::clone(&self.store);
         let volume = Arc::new(Volume::new(name, store, shard, key, qos));
         let kept = Arc::clone(&volume);

@@ -5,6 +5,7 @@ use super::table::{MAX_VOLUMES, Record};
 use super::volume::hex;
 use super::{BLOCK_BYTES, MAX_BYTES, Volumes};
 use crate::crypt::Key;
+use crate::qos;
 use ocs_storaged_api::{ErrorCode, VolumeKind, VolumeLimits, VolumeName};
 use std::io;
 
@@ -44,7 +45,7 @@ impl Volumes {
             .table()
             .update(|contents| drop(contents.volumes.insert(name.to_owned(), wanted)))
             .map_err(|error| failed("the table", &error))?;
-        self.enliven(name, key, &VolumeLimits::default());
+        self.enliven(name, key, &VolumeLimits::default(), qos::now_ns());
         Ok(())
     }
 

@@ -216,6 +216,12 @@ impl Table {
         })
     }
 
+    /// All that it says.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
     /// The volumes, by name.
     #[must_use]
     pub fn volumes(&self) -> &BTreeMap<String, Record> {

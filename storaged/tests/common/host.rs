@@ -61,6 +61,15 @@ impl Host {
         Daemon::spawn_as(&[&args, more].concat(), uid)
     }
 
+    /// SIGTERM, its orderly end, and a new daemon on the same state.
+    pub fn restart(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.daemon.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.daemon.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+        self.daemon = Self::start(&self.dir, self.uid);
+    }
+
     /// SIGKILL and a new daemon on the same state.
     pub fn crash(&mut self) {
         self.daemon.kill();
