@@ -140,3 +140,19 @@ fn a_machine_that_waits_for_its_kernel_can_be_stopped_but_not_saved() {
     assert!(message.contains("boot.disk"), "{message}");
     stop(vmm);
 }
+
+#[test]
+fn a_disk_that_is_taken_away_before_it_was_read_ends_the_machine_by_name() {
+    let bench = bench();
+    let mut vmm = bench.start();
+    let mut control = vmm.control();
+    let id = "root".to_owned();
+    let reply = control.ask(&Request::RemoveBlock { id, force: false });
+    assert_eq!(reply, Reply::Ok);
+    let (_, _, record) = vmm.finish();
+    assert_eq!(record.reason, ExitReason::Error);
+    assert_eq!(
+        record.message,
+        "boot.disk: was taken away before its kernel was read"
+    );
+}

@@ -10,6 +10,7 @@
 
 use super::Vcpu;
 use super::state::set_entry;
+use crate::boot::Entry;
 use crate::bus::Bus;
 use crate::error::{Result, host};
 use crate::legacy::power::PowerRequest;
@@ -229,6 +230,13 @@ fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
     loop {
         fd.set_kvm_immediate_exit(0);
         let step = if gate.is_open() {
+            // The gate may have opened before this thread first looked at it.
+            if let Some(entry) = entry.take()
+                && let Err(problem) = begin(&fd, entry)
+            {
+                outcome.end(ExitReason::Error, problem);
+                break;
+            }
             step(&mut fd, bus)
         } else {
             let step = complete(&mut fd, bus);
@@ -236,12 +244,6 @@ fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
             let open = gate.pass();
             fd = vcpu.lock();
             if !open {
-                break;
-            }
-            if let Some(entry) = entry.take().and_then(OnceLock::get)
-                && let Err(error) = set_entry(&fd, *entry)
-            {
-                outcome.end(ExitReason::Error, format!("vCPU {index}: {error}"));
                 break;
             }
             step
@@ -252,6 +254,14 @@ fn run(index: u8, vcpu: &Vcpu, bus: &Bus, gate: &Gate, outcome: &Outcome) {
         }
     }
     RUN.set(std::ptr::null_mut());
+}
+
+/// Sets the registers of a boot CPU that waited for its disk.
+fn begin(vcpu: &VcpuFd, entry: &OnceLock<Entry>) -> std::result::Result<(), String> {
+    let Some(entry) = entry.get() else {
+        return Err("boot.disk: was taken away before its kernel was read".to_owned());
+    };
+    set_entry(vcpu, *entry).map_err(|error| error.to_string())
 }
 
 /// Lets KVM finish the instruction whose access was answered last, without running the guest:
