@@ -348,16 +348,29 @@ fn verified_writes_over_layers_survive_sigkill() {
     std::fs::write(host.dir.path().join("images/os"), &image).unwrap();
     host.put("vol-1", 8 * MIB, Persistent, Some("os")).unwrap();
     let (mut guest, listener) = host.guest("vol-1");
-    survive_kills(&mut host, &listener, &mut guest, kills() / 2);
+    let frozen = survive_kills(&mut host, &listener, &mut guest, kills() / 2, None);
     host.snapshot("snap-1", "vol-1").unwrap();
     guest.attach(accept(&listener));
-    survive_kills(&mut host, &listener, &mut guest, kills() / 2);
+    // On what is frozen, and while more of it freezes and thaws.
+    let windows = survive_kills(&mut host, &listener, &mut guest, kills() / 2, Some("vol-1"));
     // What no slot wrote is the image's still.
-    assert!(guest.read_at(2 * MIB, 65536) == image[2 << 20..(2 << 20) + 65536]);
+    let untouched = |guest: &mut Guest| guest.read_at(2 * MIB, 65536) == image[2 << 20..][..65536];
+    assert!(untouched(&mut guest));
     host.put_of("vol-2", 8 * MIB, Some("snap-1"), true).unwrap();
-    let (mut guest, listener) = host.guest("vol-2");
-    survive_kills(&mut host, &listener, &mut guest, kills() / 2);
-    assert!(guest.read_at(2 * MIB, 65536) == image[2 << 20..(2 << 20) + 65536]);
+    let (mut other, of_other) = host.guest("vol-2");
+    let held = |guest: &mut Guest, windows: &[Vec<u8>]| {
+        windows
+            .iter()
+            .enumerate()
+            .all(|(n, window)| guest.read_at((n * window.len()) as u64, window.len()) == *window)
+    };
+    assert!(held(&mut other, &frozen), "the snapshot is what it was");
+    drop(guest);
+    survive_kills(&mut host, &of_other, &mut other, kills() / 2, Some("vol-2"));
+    assert!(untouched(&mut other));
+    let mut guest = Guest::new();
+    attach_again(&listener, &mut guest);
+    assert!(held(&mut guest, &windows), "as it was left");
 }
 
 #[test]

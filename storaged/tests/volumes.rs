@@ -222,7 +222,7 @@ fn verified_random_writes_survive_sigkill() {
     host.attach("vol-1", "a.sock").unwrap();
     let mut guest = Guest::new();
     guest.attach(accept(&listener));
-    survive_kills(&mut host, &listener, &mut guest, kills());
+    survive_kills(&mut host, &listener, &mut guest, kills(), None);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn an_ephemeral_volume_survives_its_daemon_and_shows_no_plaintext() {
     for (slot, bytes) in neighbours.chunks(512).enumerate() {
         assert_eq!(bytes, [slot as u8; 512]);
     }
-    survive_kills(&mut host, &listener, &mut guest, kills() / 4);
+    survive_kills(&mut host, &listener, &mut guest, kills() / 4, None);
     assert_eq!(guest.read_at(4 * MIB, planted.len()), expected);
     assert_eq!(guest.zeroes(T_DISCARD, 4 * MIB, 8192, false), 0);
     assert_eq!(guest.read_at(4 * MIB, 8192), vec![0; 8192]);

@@ -1,6 +1,6 @@
 //! A daemon on folders of its own, and what is asked of it.
 
-use super::{Daemon, Guest, PATIENCE, SLOTS, T_IN, T_OUT, accept, pattern, wait};
+use super::{Daemon, Guest, PATIENCE, SLOTS, T_FLUSH, T_IN, T_OUT, accept, pattern, wait};
 use ocs_storaged_api::{
     Client, ClientError, ErrorCode, Reply, Request, SnapshotStatus, VolumeKind, VolumeName,
     VolumeStatus,
@@ -234,58 +234,179 @@ impl Host {
     }
 }
 
-/// Keeps all slots busy with verified random writes while the daemon is killed.
-pub fn survive_kills(host: &mut Host, listener: &UnixListener, guest: &mut Guest, kills: usize) {
-    let len = 16384;
-    let mut seeds = [0u64; SLOTS];
-    let mut reading = [false; SLOTS];
-    let mut next = 1u64;
-    let mut verified = 0;
-    let submit = |guest: &mut Guest, slot: usize, seed: u64| {
-        let at = Guest::data_at(slot);
-        guest.bytes(at, len).copy_from_slice(&pattern(seed, len));
-        guest.submit(slot, T_OUT, slot as u64 * 32, len);
-    };
-    for (slot, seed) in seeds.iter_mut().enumerate() {
-        *seed = next;
-        submit(guest, slot, next);
-        next += 1;
+/// Bytes that a slot writes to: from its number times this on, so that grains are shared
+/// by slots and cut by writes. All windows end before 2 MiB.
+const WINDOW: usize = 60 * 1024;
+/// A snapshot is taken at every so many-th kill, where any are.
+const SNAPSHOT_KILLS: usize = 16;
+
+/// What a slot waits for.
+enum Step {
+    Write,
+    Flush,
+    Read { at: usize, len: usize },
+}
+
+/// A slot's window as it must be, and what it does with it.
+struct Slot {
+    window: Vec<u8>,
+    step: Step,
+}
+
+/// A guest whose every slot writes, flushes and reads back, anywhere in its window.
+struct Writer {
+    slots: Vec<Slot>,
+    random: u64,
+    writes: u64,
+    flushes: u64,
+    verified: u64,
+}
+
+impl Writer {
+    /// Goes on from what the volume holds.
+    fn new(guest: &mut Guest, seed: u64) -> Self {
+        let slot = |slot| Slot {
+            window: guest.read_at((slot * WINDOW) as u64, WINDOW),
+            step: Step::Write,
+        };
+        Self {
+            slots: (0..SLOTS).map(slot).collect(),
+            random: seed | 1,
+            writes: 0,
+            flushes: 0,
+            verified: 0,
+        }
     }
-    for kill in 0..kills {
-        let until = verified + 20 + (kill * 37) % 200;
-        wait("progress", || {
-            for (slot, status) in guest.poll() {
-                assert_eq!(status, 0);
-                if !std::mem::replace(&mut reading[slot], true) {
-                    guest.bytes(Guest::data_at(slot), len).fill(0);
-                    guest.submit(slot, T_IN, slot as u64 * 32, len);
-                    continue;
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) % end
+    }
+
+    /// Some sectors of a window, 16 KiB at most: where and how many bytes.
+    fn range(&mut self) -> (usize, usize) {
+        let sectors = 1 + self.below(32) as usize;
+        let at = self.below((WINDOW / 512 - sectors) as u64 + 1) as usize;
+        (at * 512, sectors * 512)
+    }
+
+    fn write(&mut self, guest: &mut Guest, slot: usize) {
+        let (at, len) = self.range();
+        self.writes += 1;
+        let bytes = pattern(self.random, len);
+        guest
+            .bytes(Guest::data_at(slot), len)
+            .copy_from_slice(&bytes);
+        self.slots[slot].window[at..at + len].copy_from_slice(&bytes);
+        self.slots[slot].step = Step::Write;
+        guest.submit(slot, T_OUT, ((slot * WINDOW + at) / 512) as u64, len);
+    }
+
+    fn read(&mut self, guest: &mut Guest, slot: usize) {
+        let whole = self.below(4) == 0;
+        let (at, len) = if whole { (0, WINDOW) } else { self.range() };
+        guest.bytes(Guest::data_at(slot), len).fill(0);
+        self.slots[slot].step = Step::Read { at, len };
+        guest.submit(slot, T_IN, ((slot * WINDOW + at) / 512) as u64, len);
+    }
+
+    /// Takes what completed; those slots go on if they shall.
+    fn turn(&mut self, guest: &mut Guest, go_on: bool) -> usize {
+        let done = guest.poll();
+        for (slot, status) in &done {
+            let slot = *slot;
+            assert_eq!(*status, 0, "slot {slot}: the guest saw an error");
+            let flush = self.below(3) == 0;
+            match self.slots[slot].step {
+                Step::Read { at, len } => {
+                    let window = &self.slots[slot].window[at..at + len];
+                    assert!(
+                        guest.bytes(Guest::data_at(slot), len) == window,
+                        "slot {slot}: {len} bytes at {at} of its window are lost"
+                    );
+                    self.verified += 1;
+                    if go_on {
+                        self.write(guest, slot);
+                    }
                 }
-                assert!(
-                    guest.bytes(Guest::data_at(slot), len) == pattern(seeds[slot], len),
-                    "slot {slot}"
-                );
-                verified += 1;
-                (reading[slot], seeds[slot]) = (false, next);
-                submit(guest, slot, next);
-                next += 1;
+                _ if !go_on => {}
+                Step::Write if flush => {
+                    self.flushes += 1;
+                    self.slots[slot].step = Step::Flush;
+                    guest.submit(slot, T_FLUSH, 0, 0);
+                }
+                Step::Write | Step::Flush => self.read(guest, slot),
             }
-            (verified >= until).then_some(())
+        }
+        done.len()
+    }
+}
+
+/// Attaches to whom storaged connects now; one that died meanwhile left a connection
+/// that leads nowhere.
+pub fn attach_again(listener: &UnixListener, guest: &mut Guest) {
+    while guest.attach_with(accept(listener), 1).is_err() {}
+}
+
+/// Keeps all slots busy with verified random writes and flushes while the daemon is
+/// killed; with `snapshots_of`, also while snapshots of that volume are taken, and older
+/// ones deleted. Returns the windows as the volume holds them in the end.
+pub fn survive_kills(
+    host: &mut Host,
+    listener: &UnixListener,
+    guest: &mut Guest,
+    kills: usize,
+    snapshots_of: Option<&str>,
+) -> Vec<Vec<u8>> {
+    let mut writer = Writer::new(guest, 0x9e37_79b9 + kills as u64);
+    (0..SLOTS).for_each(|slot| writer.write(guest, slot));
+    for kill in 0..kills {
+        let until = writer.verified + writer.below(160);
+        wait("progress", || {
+            writer.turn(guest, true);
+            (writer.verified >= until).then_some(())
         });
+        let taken = snapshots_of.filter(|_| kill % SNAPSHOT_KILLS == 1);
+        let asking = taken.map(|volume| {
+            let request = Request::PutSnapshot {
+                snapshot: VolumeName(format!("kill-{kill}")),
+                volume: VolumeName(volume.into()),
+            };
+            let mut client = host.client();
+            // It is answered, or dies with the daemon.
+            std::thread::spawn(move || client.call(&request).is_ok())
+        });
+        let instant = writer.below(3_000) * if asking.is_some() { 10 } else { 1 };
+        std::thread::sleep(std::time::Duration::from_micros(instant));
         host.crash();
-        guest.attach(accept(listener));
+        attach_again(listener, guest);
+        if let Some(asking) = asking {
+            let answered = asking.join().unwrap();
+            let name = format!("kill-{kill}");
+            let there = host.snapshots().iter().any(|s| s.snapshot.0 == name);
+            assert!(there || !answered, "{name} was answered for, and is gone");
+            if let Some(old) = kill.checked_sub(2 * SNAPSHOT_KILLS) {
+                host.delete_snapshot(&format!("kill-{old}"));
+            }
+        }
     }
     let mut left = SLOTS;
     wait("the rest", || {
-        for (slot, status) in guest.poll() {
-            assert_eq!(status, 0);
-            if reading[slot] {
-                assert!(guest.bytes(Guest::data_at(slot), len) == pattern(seeds[slot], len));
-            }
-            left -= 1;
-        }
+        left -= writer.turn(guest, false);
         (left == 0).then_some(())
     });
+    let windows: Vec<Vec<u8>> = writer.slots.into_iter().map(|s| s.window).collect();
+    for (slot, window) in windows.iter().enumerate() {
+        let read = guest.read_at((slot * WINDOW) as u64, WINDOW);
+        assert!(read == *window, "slot {slot} at the end");
+    }
+    println!(
+        "{kills} kills: {} writes, {} flushes, {} reads verified",
+        writer.writes, writer.flushes, writer.verified
+    );
+    windows
 }
 
 pub fn kills() -> usize {
