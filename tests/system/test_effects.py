@@ -137,6 +137,35 @@ class Networks(unittest.TestCase):
             vm.terminate()
         up.ec2.delete_network_interface(NetworkInterfaceId=eni["NetworkInterfaceId"])
 
+    def test_an_interface_comes_to_a_running_guest_and_goes(self):
+        vm = up.run("idle")
+        eni = up.ec2.create_network_interface(SubnetId=vm.launch["SubnetId"])["NetworkInterface"]
+        card, address = eni["NetworkInterfaceId"], eni["PrivateIpAddress"]
+        pinger = up.run(f"ping {address} every 200ms", SubnetId=vm.launch["SubnetId"])
+        start = f"ping: {address}"
+        pinger.wait_line(start, "timeout")
+        attachment = up.ec2.attach_network_interface(
+            InstanceId=vm.id, NetworkInterfaceId=card, DeviceIndex=1)["AttachmentId"]
+        vm.wait_line(f"net: mac={eni['MacAddress']}")
+        vm.wait_line(f"dhcp: address={address}/")
+        pinger.wait_line(start, " ok ")
+        def statuses():
+            rows = up.ec2.describe_network_interfaces(NetworkInterfaceIds=[card])
+            row = rows["NetworkInterfaces"][0]
+            return row["Status"], row.get("Attachment", {}).get("Status")
+        wait_for("it is attached", lambda: statuses() == ("in-use", "attached"))
+        cards = vm.describe()["NetworkInterfaces"]
+        self.assertEqual([row["Attachment"]["DeviceIndex"] for row in cards], [0, 1])
+
+        up.ec2.detach_network_interface(AttachmentId=attachment)
+        vm.wait_line("net: gone")
+        wait_for("it is available", lambda: statuses() == ("available", None))
+        since = pinger.now() + 1.5
+        pinger.wait_line(start, "timeout", after_s=since)
+        up.ec2.delete_network_interface(NetworkInterfaceId=card)
+        for guest in (vm, pinger):
+            guest.terminate()
+
     def test_a_prefix_list_lets_in_what_it_holds(self):
         made = up.ec2.create_managed_prefix_list(
             PrefixListName="friends", MaxEntries=5, AddressFamily="IPv4",

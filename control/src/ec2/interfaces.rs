@@ -1,4 +1,12 @@
-//! Network interfaces: made, attached to stopped instances, changed, deleted.
+//! Network interfaces: made, attached, changed, detached, deleted.
+//!
+//! ```text
+//!                attach             node has it
+//!   available ───────────▶ attaching ──────▶ attached
+//!       ▲ node has it not                       │ detach
+//!       └──────────────── detaching ◀───────────┘
+//! ```
+//! With a stopped instance both are done at once.
 
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
@@ -179,22 +187,16 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-/// An instance whose interfaces may change: no card is plugged while it runs.
-fn still(tx: &Tx<'_>, id: InstanceId) -> Result<Instance, ApiError> {
+/// An instance whose interfaces may change.
+fn changeable(tx: &Tx<'_>, id: InstanceId) -> Result<Instance, ApiError> {
     let row = tx
         .get::<Instance>(&id)
         .ok_or_else(|| InstanceId::not_found(id))?;
     match row.state {
-        State::Stopped => Ok(row.as_ref().clone()),
-        State::Running => Err(ApiError::new(
-            "UnsupportedOperation",
-            format!(
-                "The instance '{id}' is running; this cloud attaches and detaches network interfaces of stopped instances."
-            ),
-        )),
+        State::Stopped | State::Running => Ok(row.as_ref().clone()),
         _ => Err(ApiError::new(
             "IncorrectInstanceState",
-            format!("The instance '{id}' is not in the 'stopped' state."),
+            format!("The instance '{id}' is not in the 'running' or 'stopped' state."),
         )),
     }
 }
@@ -215,7 +217,7 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let params: Attach = ctx.params(action, request)?;
     ctx.write(|tx| {
         let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
-        let mut instance = still(tx, InstanceId::parse(&params.instance_id)?)?;
+        let mut instance = changeable(tx, InstanceId::parse(&params.instance_id)?)?;
         if row.attachment.is_some() {
             return Err(in_use(row.id));
         }
@@ -226,7 +228,7 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             ));
         }
         let (most, _) = types::find(&instance.instance_type)?.network;
-        if instance.interfaces.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
+        if instance.interfaces.len() + instance.leaving.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
             return Err(ApiError::new(
                 "AttachmentLimitExceeded",
                 format!("Interface count {} exceeds the limit for {}", most + 1, instance.instance_type),
@@ -239,23 +241,27 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             tx.get::<Interface>(id)?.attachment.as_ref().map(|attachment| attachment.device_index)
         };
         let indices: Vec<Option<u32>> = instance.interfaces.iter().map(index_of).collect();
-        if indices.contains(&Some(index)) {
+        let leaving = instance.leaving.iter().map(index_of).any(|held| held == Some(index));
+        if leaving || indices.contains(&Some(index)) {
             return Err(ApiError::new(
                 "InvalidParameterValue",
                 format!("Instance '{}' already has an interface attached at device index '{index}'.", instance.id),
             ));
         }
         let place = indices.iter().filter(|known| **known < Some(index)).count();
+        instance.generation += 1;
         let attachment = InterfaceAttachment {
             id: AttachmentId::random(),
             instance: instance.id,
             device_index: index,
             delete_on_termination: false,
             at_s: now_s(),
+            attaching: if instance.state == State::Running { instance.generation } else { 0 },
+            detaching: 0,
+            force: false,
         };
         let answer = json!({"AttachmentId": attachment.id.to_string(), "NetworkCardIndex": 0});
         instance.interfaces.insert(place, row.id);
-        instance.generation += 1;
         row.attachment = Some(attachment);
         tx.put(row)?;
         tx.put(instance)?;
@@ -268,12 +274,15 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 #[serde(rename_all = "PascalCase")]
 struct Detach {
     attachment_id: String,
+    #[serde(default)]
+    force: bool,
 }
 
 /// DetachNetworkInterface.
 ///
 /// # Errors
-/// `OperationNotPermitted` for the primary one, and EC2's other codes.
+/// `OperationNotPermitted` for the primary one, `IncorrectState` for one that leaves
+/// already (unless it is to be forced), and EC2's other codes.
 pub async fn detach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Detach = ctx.params(action, request)?;
     let id = AttachmentId::parse(&params.attachment_id)?;
@@ -290,11 +299,28 @@ pub async fn detach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 "The network interface at device index 0 and networkCard index 0 cannot be detached.",
             ));
         }
-        let mut instance = still(tx, attachment.instance)?;
+        if attachment.detaching != 0 && !params.force {
+            return Err(ApiError::new(
+                "IncorrectState",
+                format!("The attachment '{id}' is in the 'detaching' state."),
+            ));
+        }
+        let mut instance = changeable(tx, attachment.instance)?;
+        let mut row = row.as_ref().clone();
         instance.interfaces.retain(|interface| *interface != row.id);
         instance.generation += 1;
+        if instance.state == State::Stopped {
+            row.attachment = None;
+        } else {
+            if !instance.leaving.contains(&row.id) {
+                instance.leaving.push(row.id);
+            }
+            if let Some(held) = &mut row.attachment {
+                (held.detaching, held.force) = (instance.generation, params.force);
+            }
+        }
         tx.put(instance)?;
-        tx.put(Interface { attachment: None, ..row.as_ref().clone() })?;
+        tx.put(row)?;
         Ok(json!({}))
     })
     .await

@@ -326,6 +326,9 @@ fn plug(
             device_index: nic.index,
             delete_on_termination: nic.delete_on_termination,
             at_s,
+            attaching: 0,
+            detaching: 0,
+            force: false,
         });
         tx.put(row.clone())?;
         rows.push(row);
@@ -384,6 +387,7 @@ fn one(
         subnet: primary.subnet,
         private_ip: primary.private_ip,
         interfaces: interfaces.iter().map(|row| row.id).collect(),
+        leaving: Vec::new(),
         groups: primary.groups.clone(),
         mappings,
         detaching: Vec::new(),

@@ -86,7 +86,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("CreateNetworkInterface", "Ipv6AddressCount", "0"),
     ("CreateNetworkInterface", "EnablePrimaryIpv6", "false"),
     ("AttachNetworkInterface", "NetworkCardIndex", "0"),
-    ("DetachNetworkInterface", "Force", "false"),
     (
         "ModifyNetworkInterfaceAttribute",
         "EnablePrimaryIpv6",
@@ -150,6 +149,8 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
         "EnableResourceNameDnsAAAARecordOnLaunch.Value",
         "false",
     ),
+    // It has no other.
+    ("DescribeAddressesAttribute", "Attribute", "domain-name"),
     // Either value gives the same here.
     ("GetConsoleOutput", "Latest", "false"),
     ("GetConsoleOutput", "Latest", "true"),

@@ -149,6 +149,7 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
     item["NetworkInterfaces"] = row
         .interfaces
         .iter()
+        .chain(&row.leaving)
         .filter_map(|id| {
             Some(instance_interface(
                 view,
@@ -196,6 +197,12 @@ fn public_dns(ip: std::net::Ipv4Addr, region: &str) -> String {
     )
 }
 
+/// An instance that has never been up.
+fn is_new(view: &View, scope: &Scope, id: InstanceId) -> bool {
+    view.get::<Instance>(scope, &id)
+        .is_some_and(|row| row.state == State::Pending && !row.has_run)
+}
+
 fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
     let dns = private_dns(row.private_ip, &scope.region);
     let mut item = json!({
@@ -231,7 +238,11 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
             "DeleteOnTermination": attachment.delete_on_termination,
             "DeviceIndex": attachment.device_index,
             "NetworkCardIndex": 0,
-            "Status": "attached",
+            "Status": match attachment {
+                held if held.detaching != 0 => "detaching",
+                held if held.attaching != 0 || is_new(view, scope, held.instance) => "attaching",
+                _ => "attached",
+            },
         });
     }
     item

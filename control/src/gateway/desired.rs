@@ -370,8 +370,19 @@ fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api::Ins
         network_rate: types::find(&row.instance_type)
             .ok()
             .map(|kind| network_rate(kind.bandwidth)),
-        force_detach: row.force_detach.iter().map(ToString::to_string).collect(),
+        force_detach: forced(view, scope, row),
     })
+}
+
+/// What leaves an instance without its guest's consent.
+fn forced(view: &View, scope: &Scope, row: &rows::Instance) -> Vec<String> {
+    let cards = row.leaving.iter().filter(|id| {
+        let row = view.get::<rows::Interface>(scope, id);
+        let attachment = row.and_then(|row| row.attachment.as_ref());
+        attachment.is_some_and(|attachment| attachment.force)
+    });
+    let volumes = row.force_detach.iter().map(ToString::to_string);
+    volumes.chain(cards.map(ToString::to_string)).collect()
 }
 
 fn network_rate(bandwidth: types::Bandwidth) -> api::NetworkRate {

@@ -92,6 +92,7 @@ fn instance(
         _ => {}
     }
     disks(tx, &scope, &mut new, seen)?;
+    cards(tx, &scope, &mut new, seen)?;
     if new == *row {
         return Ok(());
     }
@@ -158,7 +159,8 @@ fn gone(
         });
     }
     place::give_back(tx, row)?;
-    for id in std::mem::take(&mut row.interfaces) {
+    let left = std::mem::take(&mut row.leaving);
+    for id in std::mem::take(&mut row.interfaces).into_iter().chain(left) {
         let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
             continue;
         };
@@ -248,6 +250,40 @@ fn disks(
             attachment.attaching = 0;
             tx.put_in(scope, volume)?;
         }
+    }
+    Ok(())
+}
+
+/// Which interfaces have come to it and left it, by its node's word.
+fn cards(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &mut Instance,
+    seen: &ObservedInstance,
+) -> Result<(), ApiError> {
+    let down = matches!(row.state, State::Stopped | State::Terminated);
+    if !down && seen.disks_generation == 0 {
+        return Ok(());
+    }
+    let is_so = |generation: u64| down || generation <= seen.disks_generation;
+    let leaving = std::mem::take(&mut row.leaving);
+    for id in row.interfaces.iter().copied().chain(leaving) {
+        let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
+            continue;
+        };
+        let mut interface = interface.as_ref().clone();
+        match &mut interface.attachment {
+            Some(held) if held.detaching != 0 && is_so(held.detaching) => {
+                interface.attachment = None;
+            }
+            Some(held) if held.detaching != 0 => {
+                row.leaving.push(id);
+                continue;
+            }
+            Some(held) if held.attaching != 0 && is_so(held.attaching) => held.attaching = 0,
+            _ => continue,
+        }
+        tx.put_in(scope, interface)?;
     }
     Ok(())
 }

@@ -173,6 +173,9 @@ pub struct Instance {
     pub private_ip: std::net::Ipv4Addr,
     /// Its network interfaces by device index.
     pub interfaces: Vec<InterfaceId>,
+    /// Interfaces that are to leave it, and are not gone yet.
+    #[serde(default)]
+    pub leaving: Vec<InterfaceId>,
     /// Groups of its primary interface, kept for terminated instances.
     pub groups: Vec<GroupId>,
     /// Its volumes in device order.

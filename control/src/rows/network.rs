@@ -151,6 +151,15 @@ pub struct InterfaceAttachment {
     pub delete_on_termination: bool,
     /// Unix seconds.
     pub at_s: i64,
+    /// The instance's generation with which it is there; 0: it is.
+    #[serde(default)]
+    pub attaching: u64,
+    /// The instance's generation with which it is gone; 0: it stays.
+    #[serde(default)]
+    pub detaching: u64,
+    /// It goes without the guest's consent.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A network interface.

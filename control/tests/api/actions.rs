@@ -190,16 +190,36 @@ fn an_interface_of_ones_own_outlives_the_instance() {
         ("NetworkInterfaceId", eni.as_str()),
         ("DeviceIndex", "1"),
     ];
-    control.refused("AttachNetworkInterface", &attach, "UnsupportedOperation");
-    control.ok("StopInstances", &[("InstanceId.1", &id)]);
-    world.await_state(&id, "stopped");
-    let attachment = first(
-        &control.ok("AttachNetworkInterface", &attach),
-        "attachmentId",
-    );
-    told(&world, &id, |told| told.network_interfaces.len() == 2);
-    control.ok("DetachNetworkInterface", &[("AttachmentId", &attachment)]);
-    told(&world, &id, |told| told.network_interfaces.len() == 1);
+    let status = |eni: &str, wanted: &str| {
+        until(wanted, || {
+            let shown = control.ok(
+                "DescribeNetworkInterfaces",
+                &[("NetworkInterfaceId.1", eni)],
+            );
+            (first(&shown, "status") == wanted).then_some(())
+        });
+    };
+    // Running, then stopped.
+    for state in ["running", "stopped"] {
+        let attachment = first(
+            &control.ok("AttachNetworkInterface", &attach),
+            "attachmentId",
+        );
+        control.refused(
+            "AttachNetworkInterface",
+            &attach,
+            "InvalidNetworkInterface.InUse",
+        );
+        told(&world, &id, |told| told.network_interfaces.len() == 2);
+        status(&eni, "attached");
+        control.ok("DetachNetworkInterface", &[("AttachmentId", &attachment)]);
+        told(&world, &id, |told| told.network_interfaces.len() == 1);
+        status(&eni, "available");
+        if state == "running" {
+            control.ok("StopInstances", &[("InstanceId.1", &id)]);
+            world.await_state(&id, "stopped");
+        }
+    }
     control.ok("DeleteNetworkInterface", &[("NetworkInterfaceId", &eni)]);
 }
 

@@ -1,8 +1,8 @@
 //! The devices: those that are there at the start, and those that come and go (ocs-vmm's
 //! hot-plug).
 //!
-//! The first NIC carries the network. A NIC that comes when there is none gets an address
-//! by DHCP; further ones are brought up and stay silent.
+//! The first NIC carries the orders. Every other one gets an address by DHCP, too, and
+//! answers at it: ARP and ping.
 
 use super::Board;
 use crate::console::say;
@@ -26,12 +26,7 @@ const VECTORS: u8 = 28;
 /// What is in a slot.
 enum Device {
     Disk(usize, Rc<Disk>),
-    /// The one under the network.
-    Net,
-    /// Held, so that it keeps its buffers.
-    Spare {
-        _device: NetDevice,
-    },
+    Net(Rc<Net>),
 }
 
 /// The bus and what is on it.
@@ -95,15 +90,15 @@ impl Rack {
             "net: mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu={}",
             device.mtu()
         );
-        let mut net = self.board.net.borrow_mut();
-        if net.is_some() {
-            return Some(Device::Spare { _device: device });
-        }
-        let started = net.insert(Net::new(device));
-        if later && Lease::acquire(started).is_none() {
+        let net = Net::new(device);
+        let mut first = self.board.net.borrow_mut();
+        // The first one of the start is `main`'s to get an address for.
+        let mains = first.is_none() && !later;
+        first.get_or_insert_with(|| net.clone());
+        if !mains && Lease::acquire(&net).is_none() {
             say!("dhcp: error=no-socket");
         }
-        Some(Device::Net)
+        Some(Device::Net(net))
     }
 
     fn start_disk(&mut self, function: &Function) -> Option<Device> {
@@ -153,11 +148,11 @@ impl Rack {
                 });
                 return;
             }
-            Some(Device::Net) => {
-                *self.board.net.borrow_mut() = None;
+            Some(Device::Net(net)) => {
+                let mut first = self.board.net.borrow_mut();
+                first.take_if(|first| Rc::ptr_eq(first, &net));
                 say!("net: gone");
             }
-            Some(Device::Spare { .. }) => say!("net: gone"),
             None => {}
         }
         if asked {

@@ -8,24 +8,15 @@
 //! this off is made good by the next try, or by the end of the run.
 
 use super::error::{Doing, EffectError};
+use super::hotplug::{self, HOT_PLUG};
 use super::launch::serial;
-use super::machine::{CALL_TIMEOUT, Machine};
+use super::machine::Machine;
 use super::owner::{Owner, RunDir};
 use ocs_node_api as api;
 use ocs_vmm_spec as spec;
-use ocs_vmm_spec::control::{DeviceState, DeviceStatus, Reply, Request};
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
-
-/// How long a device may take to come or go before it is asked for again.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked after meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
-/// The VMM protocol that has hot-plug.
-const HOT_PLUG: u32 = 2;
-
-type Devices = BTreeMap<String, DeviceStatus>;
+use ocs_vmm_spec::control::{DeviceState, Request};
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
 impl Machine {
     /// Makes it so; an error is tried again.
@@ -49,8 +40,7 @@ impl Machine {
             return if same {
                 Ok(())
             } else {
-                let why = "the VMM is too old for hot-plug: stop and start the instance";
-                Err(EffectError::Transient(why.to_owned()))
+                Err(hotplug::too_old())
             };
         }
         let parting: Vec<String> = owner
@@ -61,7 +51,7 @@ impl Machine {
             .collect();
         for volume in parting {
             let force = desired.force_detach.contains(&volume);
-            self.unplug(dir, owner, &volume, force)?;
+            self.unplug_disk(dir, owner, &volume, force)?;
         }
         for attachment in &desired.attachments {
             let there = devices.contains_key(&serial(&attachment.volume_id));
@@ -70,53 +60,6 @@ impl Machine {
             }
         }
         Ok(())
-    }
-
-    fn devices(&self, dir: &RunDir) -> Result<(u32, Devices), EffectError> {
-        match self.ask_vmm(dir, &Request::Status, &[])? {
-            Reply::Status {
-                protocol, devices, ..
-            } => Ok((protocol, devices)),
-            other => Err(EffectError::Transient(format!(
-                "the VMM answered {other:?}"
-            ))),
-        }
-    }
-
-    fn ask_vmm(
-        &self,
-        dir: &RunDir,
-        request: &Request,
-        passed: &[BorrowedFd<'_>],
-    ) -> Result<Reply, EffectError> {
-        let reply = self.vmms.call(dir, request, passed, CALL_TIMEOUT);
-        match reply.doing("the VMM's control socket")? {
-            Reply::Error { message } => Err(EffectError::Transient(message)),
-            reply => Ok(reply),
-        }
-    }
-
-    /// Waits until the disk with that serial `is` so.
-    fn await_disk(
-        &self,
-        dir: &RunDir,
-        serial: &str,
-        is: impl Fn(Option<&DeviceStatus>) -> bool,
-    ) -> Result<(), EffectError> {
-        let patience = Instant::now() + PATIENCE;
-        loop {
-            let (_, devices) = self.devices(dir)?;
-            let disk = devices.get(serial);
-            if is(disk) {
-                return Ok(());
-            }
-            if Instant::now() > patience {
-                return Err(EffectError::Transient(format!(
-                    "disk {serial} is {disk:?} after {PATIENCE:?}"
-                )));
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 
     fn plug_disk(
@@ -146,12 +89,12 @@ impl Machine {
             queues: 1,
         };
         self.ask_vmm(dir, &Request::AddBlock { block }, &[listener.as_fd()])?;
-        self.await_disk(dir, &serial, |disk| {
+        self.await_device(dir, &serial, |disk| {
             disk.is_some_and(|disk| disk.state == DeviceState::Plugged)
         })
     }
 
-    fn unplug(
+    fn unplug_disk(
         &self,
         dir: &RunDir,
         owner: &mut Owner,
@@ -168,7 +111,7 @@ impl Machine {
                 },
                 &[],
             )?;
-            self.await_disk(dir, &id, |disk| disk.is_none())?;
+            self.await_device(dir, &id, |disk| disk.is_none())?;
         }
         self.blocks.detach(volume)?;
         if let Some(index) = owner.plugged.remove(volume) {

@@ -10,6 +10,7 @@ use super::error::{Doing, EffectError};
 use super::layout::is_plain_file;
 use super::ledger::Record;
 use super::machine::{Body, Machine};
+use super::nics;
 use super::owner::{Owner, RunDir};
 use super::plan::{Page, Run, Vmm};
 use super::policy::Plugged;
@@ -265,19 +266,9 @@ impl Machine {
         inherited: &mut Inherited,
     ) -> Result<Vec<spec::Net>, EffectError> {
         let mut net = Vec::new();
-        for (index, eni) in desired.network_interfaces.iter().enumerate() {
-            let name = format!("t{}-{index}", record.slot);
-            let (fd, ifindex) = self.board.network().create_tap(&name)?;
-            owner.taps.insert(eni.id.clone(), ifindex);
-            net.push(spec::Net {
-                id: eni.id.clone(),
-                tap: inherited.add(fd),
-                mac: eni.mac.to_lowercase(),
-                mtu: u16::try_from(eni.mtu)
-                    .map_err(|_| EffectError::Permanent(format!("{}: MTU {}", eni.id, eni.mtu)))?,
-                transmit: spec::TransmitLimits::default(),
-                offloads: false,
-            });
+        for eni in &desired.network_interfaces {
+            let tap = self.make_tap(eni, record, owner)?;
+            net.push(nics::net(eni, inherited.add(tap))?);
         }
         run.set_owner(owner).doing("owner.json")?;
         self.plug(desired, record, owner);
@@ -285,12 +276,17 @@ impl Machine {
         Ok(net)
     }
 
-    /// States the instance's ENIs to the switchboard.
+    /// States the ENIs that are plugged in to the switchboard.
     pub(super) fn plug(&self, desired: &api::Instance, record: &Record, owner: &Owner) {
         self.board.plug(
             &desired.id,
             Plugged {
-                enis: desired.network_interfaces.clone(),
+                enis: desired
+                    .network_interfaces
+                    .iter()
+                    .filter(|eni| owner.taps.contains_key(&eni.id))
+                    .cloned()
+                    .collect(),
                 taps: owner.taps.clone(),
                 service_addresses: record.service_addresses.clone(),
                 account: desired

@@ -202,6 +202,7 @@ impl Machine {
         self.plug(desired, &record, &owner);
         self.board.settle()?;
         self.tell_responder(desired, &record)?;
+        self.converge_nics(desired, &dir, &mut owner)?;
         self.converge_disks(desired, &dir, &mut owner)?;
         if owner.generation != desired.generation {
             owner.generation = desired.generation;

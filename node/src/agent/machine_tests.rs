@@ -10,7 +10,7 @@ use crate::agent::process::NONCE_VARIABLE;
 use crate::agent::spawn::Launch;
 use ocs_dataplane::model::Policy;
 use ocs_storaged_api::VolumeStatus;
-use ocs_vmm_spec::control::RunState;
+use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus, RunState};
 use ocs_vmm_spec::exit::{ExitReason, ExitRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -41,6 +41,8 @@ struct Inner {
     attached: BTreeSet<String>,
     policy: Policy,
     vmms: Vec<Child>,
+    /// Of the VMM that was started last.
+    devices: BTreeMap<String, DeviceStatus>,
     taps: u32,
 }
 
@@ -153,6 +155,16 @@ impl Network for Fake {
 impl Vmms for Fake {
     fn start(&self, launch: Launch<'_>) -> io::Result<Process> {
         assert_eq!(self.0.alive(), 0, "a second VMM");
+        let file = File::from(launch.spec.try_clone_to_owned()?);
+        let spec: ocs_vmm_spec::Spec = serde_json::from_reader(file).unwrap();
+        let nets = spec.net.iter().map(|net| (&net.id, DeviceKind::Net));
+        let blocks = spec
+            .block
+            .iter()
+            .map(|block| (&block.id, DeviceKind::Block));
+        let devices = nets.chain(blocks);
+        let devices = devices.map(|(id, kind)| (id.clone(), device(kind)));
+        let devices: BTreeMap<_, _> = devices.collect();
         let keep: Vec<i32> = launch.inherits.iter().map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("sleep");
         command
@@ -176,6 +188,7 @@ impl Vmms for Fake {
                 group.write_all(pid.to_string().as_bytes()).unwrap();
             }
             w.vmms.push(child);
+            w.devices = devices;
             pid
         });
         Process::open_pid(i32::try_from(pid).unwrap())?.ok_or_else(|| io::Error::other("gone"))
@@ -189,19 +202,40 @@ impl Vmms for Fake {
     ) -> io::Result<Reply> {
         match request {
             Request::Status => Ok(Reply::Status {
-                protocol: 1,
+                protocol: ocs_vmm_spec::control::PROTOCOL_VERSION,
                 id: ID.into(),
                 state: RunState::Running,
                 block_connected: BTreeMap::new(),
-                devices: BTreeMap::new(),
+                devices: self.0.inner.lock().unwrap().devices.clone(),
                 started_ns: 1,
                 first_run_ns: 2,
             }),
+            Request::AddNet { net } => {
+                let net = (net.id.clone(), device(DeviceKind::Net));
+                self.0.touch(|w| {
+                    let before = w.devices.insert(net.0.clone(), net.1);
+                    assert_eq!(before, None, "plugged twice");
+                });
+                Ok(Reply::Ok)
+            }
+            Request::RemoveNet { id, .. } => {
+                self.0.touch(|w| w.devices.remove(id));
+                Ok(Reply::Ok)
+            }
             _ => {
                 self.0.touch(|w| exit(w, run, ExitReason::GuestShutdown));
                 Ok(Reply::Ok)
             }
         }
+    }
+}
+
+fn device(kind: DeviceKind) -> DeviceStatus {
+    DeviceStatus {
+        kind,
+        slot: 1,
+        state: DeviceState::Plugged,
+        driven: true,
     }
 }
 
@@ -359,25 +393,50 @@ fn life(fuse: u32) -> bool {
     let volume = |name: &str| world.inner.lock().unwrap().volumes.get(name).copied();
     let attached = || world.inner.lock().unwrap().attached.clone();
     let ports = || world.inner.lock().unwrap().policy.ports.len();
+    let nics = || {
+        let inner = world.inner.lock().unwrap();
+        let nics = inner.devices.iter();
+        let nics = nics.filter(|(_, device)| device.kind == DeviceKind::Net);
+        nics.map(|(id, _)| id.clone()).collect::<Vec<_>>()
+    };
     let up = |host: &mut Host, desired: &api::Instance| {
         let seen = host.converge(desired, Goal::Run, false);
         let run = seen.run.unwrap();
         assert!(run.up && run.vmm == Vmm::Alive, "{run:?}");
         assert_eq!((run.starts, run.reboots), (desired.starts, desired.reboots));
         assert_eq!(world.alive(), 1);
-        assert_eq!(ports(), 1);
+        let cards: Vec<String> = desired
+            .network_interfaces
+            .iter()
+            .map(|eni| eni.id.clone())
+            .collect();
+        assert_eq!(ports(), cards.len());
+        assert_eq!(nics(), cards);
         assert_eq!(
             attached(),
             BTreeSet::from(["vol-1".to_owned(), STORE.to_owned()])
         );
         let told = std::fs::read_dir(host.layout.responder()).unwrap().count();
-        assert_eq!(told, 1);
+        assert_eq!(told, cards.len());
     };
     let mut wanted = desired();
     up(&mut host, &wanted);
     let store = volume(STORE);
 
+    // A second interface comes, and goes.
     wanted.generation = 2;
+    wanted.network_interfaces.push(api::NetworkInterface {
+        id: "eni-2".into(),
+        mac: "02:00:00:00:00:02".into(),
+        private_ip: "10.0.0.5".into(),
+        ..wanted.network_interfaces[0].clone()
+    });
+    up(&mut host, &wanted);
+    wanted.generation = 3;
+    wanted.network_interfaces.pop();
+    up(&mut host, &wanted);
+
+    wanted.generation = 4;
     wanted.reboots = 1;
     up(&mut host, &wanted);
     assert_eq!(volume(STORE), store, "a reboot keeps the instance store");
@@ -399,7 +458,7 @@ fn life(fuse: u32) -> bool {
         assert!(attached().is_empty());
     }
 
-    wanted.generation = 3;
+    wanted.generation = 5;
     wanted.starts = 2;
     up(&mut host, &wanted);
     assert_ne!(volume(STORE), store);
@@ -414,7 +473,7 @@ fn life(fuse: u32) -> bool {
     up(&mut host, &wanted);
     assert_eq!(volume(STORE), store);
 
-    wanted.generation = 4;
+    wanted.generation = 6;
     host.converge(&wanted, Goal::Run, true);
     let seen = host.converge(&wanted, Goal::Run, false);
     assert_eq!(
