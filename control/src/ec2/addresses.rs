@@ -3,8 +3,8 @@
 
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, interfaces, quotas, tags};
-use crate::core::Tx;
+use super::{Ctx, interfaces, public, quotas, tags};
+use crate::core::{Core, Tx};
 use crate::rows::*;
 use crate::view::View;
 use crate::wire::{ApiError, Value};
@@ -12,20 +12,6 @@ use serde::Deserialize;
 use serde_json::json;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-
-/// The address map of a public block, for all accounts.
-fn pool(tx: &Tx<'_>, cidr: ipnet::Ipv4Net) -> Addresses {
-    let id = SubnetId::derived(&format!("public/{cidr}"));
-    let held = tx.get_in::<Addresses>(&Scope::global(), &id);
-    held.map_or_else(
-        || Addresses {
-            subnet: id,
-            cidr,
-            taken: Vec::new(),
-        },
-        |held| held.as_ref().clone(),
-    )
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -51,41 +37,30 @@ pub async fn allocate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     let region = ctx.region();
     ctx.write(|tx| {
         quotas::room_for_one::<Address>(tx)?;
-        for cidr in &ctx.core.config.public_addresses {
-            let mut pool = pool(tx, *cidr);
-            let taken = match wanted {
-                Some(wanted) => pool.take_this(wanted).then_some(wanted),
-                None => pool.take(),
-            };
-            let Some(public_ip) = taken else { continue };
-            let row = Address {
-                id: AllocationId::random(),
-                public_ip,
-                association: None,
-                tags: tags.clone(),
-            };
-            let answer = json!({
-                "AllocationId": row.id.to_string(),
-                "PublicIp": public_ip.to_string(),
-                "Domain": "vpc",
-                "PublicIpv4Pool": "amazon",
-                "NetworkBorderGroup": region,
+        let Some(public_ip) = public::take(&ctx.core, tx, wanted)? else {
+            return Err(match wanted {
+                Some(wanted) => ApiError::new(
+                    "InvalidAddress.NotFound",
+                    format!("Address '{wanted}' is not available."),
+                ),
+                None => public::insufficient(),
             });
-            tx.put_in(&Scope::global(), pool)?;
-            tx.put(row)?;
-            return Ok(answer);
-        }
-        Err(match wanted {
-            Some(wanted) => ApiError::new(
-                "InvalidAddress.NotFound",
-                format!("Address '{wanted}' is not available."),
-            ),
-            None => ApiError::new(
-                "InsufficientAddressCapacity",
-                "Insufficient capacity to satisfy your Elastic IP address request from the \
-                 address pool.",
-            ),
-        })
+        };
+        let row = Address {
+            id: AllocationId::random(),
+            public_ip,
+            association: None,
+            tags: tags.clone(),
+        };
+        let answer = json!({
+            "AllocationId": row.id.to_string(),
+            "PublicIp": public_ip.to_string(),
+            "Domain": "vpc",
+            "PublicIpv4Pool": "amazon",
+            "NetworkBorderGroup": region,
+        });
+        tx.put(row)?;
+        Ok(answer)
     })
     .await
 }
@@ -144,12 +119,7 @@ pub async fn release(ctx: &Ctx, action: &str, request: Value) -> Result<Value, A
                 format!("Address {} is in use.", row.public_ip),
             ));
         }
-        let blocks = &ctx.core.config.public_addresses;
-        if let Some(cidr) = blocks.iter().find(|cidr| cidr.contains(&row.public_ip)) {
-            let mut pool = pool(tx, *cidr);
-            pool.give_back(row.public_ip);
-            tx.put_in(&Scope::global(), pool)?;
-        }
+        public::give_back(&ctx.core, tx, row.public_ip)?;
         tx.delete::<Address>(&row.id);
         Ok(json!({}))
     })
@@ -241,6 +211,11 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
             ));
         }
         // Another address of the interface gives way, as in EC2.
+        let mut holder = interface.as_ref().clone();
+        public::release(&ctx.core, tx, &mut holder)?;
+        if holder != *interface {
+            tx.put(holder)?;
+        }
         for other in tx.rows::<Address>() {
             let here = other
                 .association
@@ -260,27 +235,36 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
         });
         tx.put(row)?;
         for interface in previous.into_iter().chain([interface.id]) {
-            retell(tx, interface)?;
+            retell(&ctx.core, tx, interface)?;
         }
         Ok(json!({"AssociationId": id.to_string()}))
     })
     .await
 }
 
-/// Has the node told anew of an interface whose public address changed.
-fn retell(tx: &mut Tx<'_>, id: InterfaceId) -> Result<(), ApiError> {
-    let instance = tx
-        .get::<Interface>(&id)
-        .and_then(|row| Some(row.attachment.as_ref()?.instance));
-    let instance = instance.and_then(|id| tx.get::<Instance>(&id));
-    match instance.filter(|row| row.state != State::Terminated) {
-        Some(row) => {
-            let mut row = row.as_ref().clone();
-            row.generation += 1;
-            tx.put(row)
-        }
-        None => Ok(()),
+/// Has the node told anew of an interface whose public address changed. Of a running
+/// instance, one that lost its Elastic IP gets an address of its own again.
+fn retell(core: &Core, tx: &mut Tx<'_>, id: InterfaceId) -> Result<(), ApiError> {
+    let Some(interface) = tx.get::<Interface>(&id) else {
+        return Ok(());
+    };
+    let attachment = interface.attachment.as_ref();
+    let instance = attachment.and_then(|held| tx.get::<Instance>(&held.instance));
+    let Some(row) = instance.filter(|row| row.state != State::Terminated) else {
+        return Ok(());
+    };
+    let has_elastic = tx
+        .rows::<Address>()
+        .iter()
+        .any(|row| row.association.as_ref().is_some_and(|a| a.interface == id));
+    if row.state.is_up() && !has_elastic {
+        let mut interface = interface.as_ref().clone();
+        public::assign(core, tx, &mut interface)?;
+        tx.put(interface)?;
     }
+    let mut row = row.as_ref().clone();
+    row.generation += 1;
+    tx.put(row)
 }
 
 #[derive(Deserialize)]
@@ -313,7 +297,7 @@ pub async fn disassociate(ctx: &Ctx, action: &str, request: Value) -> Result<Val
         let held = row.association.take();
         tx.put(row)?;
         if let Some(held) = held {
-            retell(tx, held.interface)?;
+            retell(&ctx.core, tx, held.interface)?;
         }
         Ok(json!({}))
     })

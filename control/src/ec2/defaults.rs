@@ -195,6 +195,7 @@ pub fn add_subnet(tx: &mut Tx<'_>, subnet: Subnet) -> Result<(), ApiError> {
         subnet: subnet.id,
         cidr: subnet.cidr,
         taken: Vec::new(),
+        next: None,
     })?;
     tx.put(subnet)
 }

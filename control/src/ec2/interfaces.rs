@@ -10,7 +10,7 @@
 
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
-use super::{Ctx, groups, launch, present, quotas, subnets, tags, types};
+use super::{Ctx, groups, launch, present, public, quotas, subnets, tags, types};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -177,6 +177,9 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                     ..address.as_ref().clone()
                 })?;
             }
+        }
+        if let Some(address) = row.public_ip {
+            public::give_back(&ctx.core, tx, address)?;
         }
         let mut addresses = launch::addresses_of(tx, row.subnet)?;
         addresses.give_back(row.private_ip);
@@ -476,7 +479,7 @@ pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
                     answer["Attachment"] = shown["Attachment"].clone();
                 }
             }
-            _ => answer["AssociatePublicIpAddress"] = false.into(),
+            _ => answer["AssociatePublicIpAddress"] = row.wants_public.into(),
         }
         Ok(answer)
     })

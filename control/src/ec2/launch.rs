@@ -3,7 +3,7 @@
 use super::types::InstanceType;
 use super::volume_types::{self, Asked, Given};
 use super::volumes::Source;
-use super::{Ctx, place};
+use super::{Ctx, place, public};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::ApiError;
@@ -65,6 +65,17 @@ pub struct Nic {
     pub source: NicSource,
 }
 
+/// Whether an interface gets a public address at its instance's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Public {
+    /// None.
+    No,
+    /// As its subnet has it: one, while there are any.
+    BySubnet,
+    /// The caller asked for one.
+    Asked,
+}
+
 /// A new interface, or one that is there.
 #[derive(Debug, Clone)]
 pub enum NicSource {
@@ -78,6 +89,8 @@ pub enum NicSource {
         private_ip: Option<Ipv4Addr>,
         /// `Description`.
         description: String,
+        /// It gets a public address.
+        public: Public,
     },
     /// An unattached one.
     Existing(Arc<Interface>),
@@ -191,7 +204,7 @@ pub fn launch(
     }
     let mut instances = Vec::with_capacity(nodes.len());
     for (index, place) in (0_u32..).zip(nodes) {
-        instances.push(one(tx, plan, id, index, place, &mut maps)?);
+        instances.push(one(ctx, tx, plan, id, index, place, &mut maps)?);
     }
     maps.into_values().try_for_each(|map| tx.put(map))?;
     Ok((id, instances))
@@ -232,6 +245,8 @@ pub fn interface(
         description: String::new(),
         source_dest_check: true,
         attachment: None,
+        wants_public: false,
+        public_ip: None,
         tags: Tags::new(),
     })
 }
@@ -295,6 +310,7 @@ fn mac(vpc_unique: Ipv4Addr) -> Result<String, ApiError> {
 
 /// Attaches a launch's interfaces to a new instance, and writes them.
 fn plug(
+    ctx: &Ctx,
     tx: &mut Tx<'_>,
     plan: &Plan,
     instance: InstanceId,
@@ -310,14 +326,21 @@ fn plug(
                 groups,
                 private_ip,
                 description,
+                public,
             } => {
                 let map = maps.get_mut(&subnet.id);
                 let map = map.ok_or_else(|| SubnetId::not_found(subnet.id))?;
-                Interface {
+                let mut row = Interface {
                     description: description.clone(),
                     tags: plan.interface_tags.clone(),
+                    wants_public: *public != Public::No,
                     ..interface(subnet, map, *private_ip, groups.clone())?
+                };
+                public::assign(&ctx.core, tx, &mut row)?;
+                if *public == Public::Asked && row.public_ip.is_none() {
+                    return Err(public::insufficient());
                 }
+                row
             }
         };
         row.attachment = Some(InterfaceAttachment {
@@ -337,6 +360,7 @@ fn plug(
 }
 
 fn one(
+    ctx: &Ctx,
     tx: &mut Tx<'_>,
     plan: &Plan,
     reservation: ReservationId,
@@ -346,7 +370,7 @@ fn one(
 ) -> Result<InstanceId, ApiError> {
     let (id, at_s) = (InstanceId::random(), now_s());
     let node = place.node;
-    let interfaces = plug(tx, plan, id, maps, at_s)?;
+    let interfaces = plug(ctx, tx, plan, id, maps, at_s)?;
     let primary = interfaces
         .first()
         .ok_or_else(|| ApiError::internal(&"a launch without an interface"))?;

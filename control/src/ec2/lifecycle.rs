@@ -10,7 +10,7 @@
 //! ```
 
 use super::list::lookup;
-use super::{Ctx, place, present};
+use super::{Ctx, place, present, public};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -181,6 +181,14 @@ pub async fn start(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Api
             State::Pending | State::Running => Ok(()),
             State::Stopped => {
                 place::take_again(ctx, tx, row)?;
+                if let [only] = row.interfaces.as_slice()
+                    && let Some(interface) = tx.get::<Interface>(only)
+                    && present::public_ip(tx.view, &tx.scope, *only).is_none()
+                {
+                    let mut interface = interface.as_ref().clone();
+                    public::assign(&ctx.core, tx, &mut interface)?;
+                    tx.put(interface)?;
+                }
                 row.state = State::Pending;
                 row.generation += 1;
                 row.state_generation = row.generation;

@@ -39,6 +39,7 @@ pub mod place;
 pub mod placement_groups;
 pub mod prefix_lists;
 pub mod present;
+pub mod public;
 pub mod quotas;
 pub mod regions;
 pub mod routes;

@@ -57,11 +57,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ),
     (
         "RunInstances",
-        "NetworkInterfaces.AssociatePublicIpAddress",
-        "false",
-    ),
-    (
-        "RunInstances",
         "NetworkInterfaces.InterfaceType",
         "interface",
     ),

@@ -174,9 +174,10 @@ pub fn metadata_options(options: &MetadataOptions) -> Value {
     })
 }
 
-/// The Elastic IP address of an interface.
+/// The public address of an interface: an Elastic IP, or its own.
 pub fn public_ip(view: &View, scope: &Scope, id: InterfaceId) -> Option<std::net::Ipv4Addr> {
-    address(view, scope, id).map(|row| row.public_ip)
+    let own = || view.get::<Interface>(scope, &id)?.public_ip;
+    address(view, scope, id).map_or_else(own, |row| Some(row.public_ip))
 }
 
 fn address<'a>(view: &'a View, scope: &Scope, id: InterfaceId) -> Option<&'a Address> {
@@ -223,11 +224,12 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
             {"Primary": true, "PrivateIpAddress": row.private_ip.to_string(), "PrivateDnsName": dns}
         ],
     });
-    if let Some(address) = address(view, scope, row.id) {
+    if let Some(ip) = public_ip(view, scope, row.id) {
+        let elastic = address(view, scope, row.id);
         item["Association"] = json!({
-            "IpOwnerId": *scope.account,
-            "PublicIp": address.public_ip.to_string(),
-            "PublicDnsName": public_dns(address.public_ip, &scope.region),
+            "IpOwnerId": elastic.map_or("amazon", |_| &*scope.account),
+            "PublicIp": ip.to_string(),
+            "PublicDnsName": public_dns(ip, &scope.region),
         });
         item["PrivateIpAddresses"][0]["Association"] = item["Association"].clone();
     }

@@ -7,7 +7,7 @@
 //!                           launch ─▶ the reservation, as DescribeInstances shows it
 //! ```
 
-use super::launch::{Disks, Nic, NicSource, Plan, launch};
+use super::launch::{Disks, Nic, NicSource, Plan, Public, launch};
 use super::params::TagSpecification;
 use super::{
     Ctx, amis, disks, groups, instances, interfaces, keys, metadata, place, placement_groups,
@@ -90,6 +90,7 @@ struct NetworkInterface {
     network_interface_id: Option<String>,
     delete_on_termination: Option<bool>,
     description: Option<String>,
+    associate_public_ip_address: Option<bool>,
 }
 
 /// Kinds that a launch makes and can tag.
@@ -285,6 +286,7 @@ fn nics(
             subnet: Arc::clone(&subnet),
             private_ip: asked,
             description: String::new(),
+            public: public(ctx, &subnet, None)?,
         };
         let nic = Nic {
             index: 0,
@@ -342,6 +344,19 @@ fn nics(
     Ok((zone.unwrap_or_default(), nics))
 }
 
+/// Whether an instance's only interface gets a public address, by what its caller said.
+fn public(ctx: &Ctx, subnet: &Subnet, wish: Option<bool>) -> Result<Public, ApiError> {
+    match wish {
+        Some(true) if ctx.core.config.public_addresses.is_empty() => Err(ApiError::new(
+            "UnsupportedOperation",
+            "This cloud has no public addresses: AssociatePublicIpAddress is not supported.",
+        )),
+        Some(true) => Ok(Public::Asked),
+        None if subnet.map_public => Ok(Public::BySubnet),
+        Some(false) | None => Ok(Public::No),
+    }
+}
+
 fn nic(
     ctx: &Ctx,
     tx: &Tx<'_>,
@@ -350,6 +365,21 @@ fn nic(
     number: u32,
 ) -> Result<(Nic, String, VpcId), ApiError> {
     let parameter = |name: &str| format!("NetworkInterface.{number}.{name}");
+    let only = params.network_interfaces.len() == 1;
+    if asked.associate_public_ip_address == Some(true) {
+        if !only {
+            return Err(ApiError::combination(
+                "The associatePublicIPAddress parameter cannot be specified when launching with \
+                 multiple network interfaces.",
+            ));
+        }
+        if asked.network_interface_id.is_some() || asked.device_index != Some(0) {
+            return Err(ApiError::combination(
+                "The associatePublicIPAddress parameter can only be specified for a new network \
+                 interface at device index 0.",
+            ));
+        }
+    }
     let index = asked
         .device_index
         .ok_or_else(|| ApiError::missing(&parameter("DeviceIndex")))?;
@@ -368,6 +398,10 @@ fn nic(
             subnet: Arc::clone(&subnet),
             private_ip: address,
             description: asked.description.clone().unwrap_or_default(),
+            public: match (only, asked.associate_public_ip_address) {
+                (true, wish) => public(ctx, &subnet, wish)?,
+                (false, _) => Public::No,
+            },
         };
         let nic = Nic {
             index,

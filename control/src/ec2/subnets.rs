@@ -155,6 +155,7 @@ fn finish(tx: &mut Tx<'_>, row: Subnet) -> Result<Value, ApiError> {
         subnet: row.id,
         cidr: row.cidr,
         taken: Vec::new(),
+        next: None,
     }
     .free();
     let answer = json!({"Subnet": present(&tx.scope, &row, free)});

@@ -9,7 +9,7 @@
 //! A report on a generation older than the last change of state is dropped.
 
 use crate::core::{Core, Tx, now_s};
-use crate::ec2::{lifecycle::desire, place};
+use crate::ec2::{lifecycle::desire, place, public};
 use crate::rows::{
     Address, Addresses, Instance, InstanceId, Interface, Reason, Scope, Snapshot, SnapshotId,
     SnapshotState, State, Volume, VolumeId, VolumeState,
@@ -35,7 +35,9 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
         core.write(&Scope::global(), |tx| {
             for report in group {
                 match &report.object {
-                    Some(Object::Instance(seen)) => instance(tx, node, report.generation, seen)?,
+                    Some(Object::Instance(seen)) => {
+                        instance(core, tx, node, report.generation, seen)?;
+                    }
                     Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
                     Some(Object::Snapshot(seen)) => snapshot(tx, node, report.generation, seen)?,
                     Some(Object::NatGateway(_)) | None => {}
@@ -49,6 +51,7 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
 }
 
 fn instance(
+    core: &Core,
     tx: &mut Tx<'_>,
     node: &str,
     generation: u64,
@@ -78,13 +81,15 @@ fn instance(
         }
         (State::Stopping, Phase::Down) => {
             new.state = State::Stopped;
-            place::give_back(tx, &mut new)?;
+            rest(core, tx, &scope, &mut new)?;
         }
         (State::Pending | State::Running, Phase::Down) if !seen.reason_code.is_empty() => {
-            ended_by_itself(tx, &mut new, seen)?;
+            ended_by_itself(core, tx, &scope, &mut new, seen)?;
         }
-        (State::Pending | State::Running, Phase::Failed) => ended_by_itself(tx, &mut new, seen)?,
-        (_, Phase::Gone) => gone(tx, &scope, &mut new, seen)?,
+        (State::Pending | State::Running, Phase::Failed) => {
+            ended_by_itself(core, tx, &scope, &mut new, seen)?
+        }
+        (_, Phase::Gone) => gone(core, tx, &scope, &mut new, seen)?,
         (state, Phase::Failed) => {
             // Its node tries no further; what is desired stays.
             tracing::warn!(instance = %row.id, state = state.name(), message = seen.message, "instance failed");
@@ -102,7 +107,9 @@ fn instance(
 
 /// It went down although it should be up: what becomes of it is EC2's rule.
 fn ended_by_itself(
+    core: &Core,
     tx: &mut Tx<'_>,
+    scope: &Scope,
     row: &mut Instance,
     seen: &ObservedInstance,
 ) -> Result<(), ApiError> {
@@ -125,13 +132,28 @@ fn ended_by_itself(
         desire(row, State::ShuttingDown, code, message);
     } else {
         desire(row, State::Stopped, code, message);
-        place::give_back(tx, row)?;
+        rest(core, tx, scope, row)?;
     }
     Ok(())
 }
 
+/// It is down: capacity and public address are free.
+fn rest(core: &Core, tx: &mut Tx<'_>, scope: &Scope, row: &mut Instance) -> Result<(), ApiError> {
+    for id in &row.interfaces {
+        if let Some(interface) = tx.get_in::<Interface>(scope, id)
+            && interface.public_ip.is_some()
+        {
+            let mut interface = interface.as_ref().clone();
+            public::release(core, tx, &mut interface)?;
+            tx.put_in(scope, interface)?;
+        }
+    }
+    place::give_back(tx, row)
+}
+
 /// Nothing of it remains at its node: what it held is free.
 fn gone(
+    core: &Core,
     tx: &mut Tx<'_>,
     scope: &Scope,
     row: &mut Instance,
@@ -139,7 +161,7 @@ fn gone(
 ) -> Result<(), ApiError> {
     if row.state != State::ShuttingDown {
         if row.state.is_up() && row.terminate_on_shutdown {
-            ended_by_itself(tx, row, seen)?;
+            ended_by_itself(core, tx, scope, row, seen)?;
         } else {
             // Lost by its node; its volumes are its root's state, and kept.
             let code = if seen.reason_code.is_empty() {
@@ -171,8 +193,12 @@ fn gone(
         if kept {
             let mut interface = interface.as_ref().clone();
             interface.attachment = None;
+            public::release(core, tx, &mut interface)?;
             tx.put_in(scope, interface)?;
             continue;
+        }
+        if let Some(address) = interface.public_ip {
+            public::give_back(core, tx, address)?;
         }
         if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
             let mut addresses = addresses.as_ref().clone();

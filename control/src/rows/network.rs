@@ -68,50 +68,67 @@ pub struct Subnet {
     pub tags: Tags,
 }
 
-/// Which addresses of a subnet are taken: one value, compared and swapped.
+/// Which addresses of a subnet, or of a public block, are taken: one value, compared
+/// and swapped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
     /// The subnet.
     pub subnet: SubnetId,
     /// Its addresses.
     pub cidr: Ipv4Net,
-    /// Offsets from the network's address that interfaces hold, in order.
+    /// Offsets from the network's address that are held, in order.
     pub taken: Vec<u32>,
+    /// A public block, all of which is given out, in turn from this offset: what was
+    /// given back rests as long as it can. Nothing: a subnet.
+    #[serde(default)]
+    pub next: Option<u32>,
 }
 
-/// Addresses that EC2 keeps of each subnet: the first four and the last.
-pub const KEPT: u32 = 5;
+/// Addresses that EC2 keeps at the start and at the end of each subnet.
+const KEPT: (u32, u32) = (4, 1);
 
 impl Addresses {
-    fn size(&self) -> u32 {
-        1 << (32 - u32::from(self.cidr.prefix_len()).max(1))
+    /// The offsets that may be given.
+    fn range(&self) -> std::ops::Range<u32> {
+        let size = 1 << (32 - u32::from(self.cidr.prefix_len()).max(1));
+        match self.next {
+            Some(_) => 0..size,
+            None => KEPT.0..size.saturating_sub(KEPT.1),
+        }
     }
 
     /// How many are free.
     pub fn free(&self) -> u32 {
         let taken = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
-        self.size().saturating_sub(KEPT).saturating_sub(taken)
+        (self.range().len() as u32).saturating_sub(taken)
     }
 
     fn address(&self, offset: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.cidr.network()).wrapping_add(offset))
     }
 
-    /// Takes the lowest free one.
+    /// Takes the lowest free one; of a public block, the next.
     pub fn take(&mut self) -> Option<Ipv4Addr> {
-        let mut offset = 4;
-        let mut place = 0;
-        for taken in &self.taken {
-            if *taken > offset {
-                break;
-            }
-            offset = taken + 1;
-            place += 1;
+        let range = self.range();
+        let first = self.next.unwrap_or(range.start).min(range.end);
+        let (offset, place) = self
+            .free_in(first..range.end)
+            .or_else(|| self.free_in(range.start..first))?;
+        self.taken.insert(place, offset);
+        if self.next.is_some() {
+            self.next = Some(offset + 1);
         }
-        (offset < self.size() - 1).then(|| {
-            self.taken.insert(place, offset);
-            self.address(offset)
-        })
+        Some(self.address(offset))
+    }
+
+    /// The lowest free offset of a range, and its place among those taken.
+    fn free_in(&self, range: std::ops::Range<u32>) -> Option<(u32, usize)> {
+        let mut offset = range.start;
+        let mut place = self.taken.partition_point(|taken| *taken < offset);
+        while self.taken.get(place) == Some(&offset) {
+            (offset, place) = (offset + 1, place + 1);
+        }
+        (offset < range.end).then_some((offset, place))
     }
 
     /// Takes a certain one; false if it is taken, kept or elsewhere.
@@ -121,7 +138,7 @@ impl Addresses {
         }
         let offset = u32::from(address) - u32::from(self.cidr.network());
         match self.taken.binary_search(&offset) {
-            Err(place) if offset >= 4 && offset < self.size() - 1 => {
+            Err(place) if self.range().contains(&offset) => {
                 self.taken.insert(place, offset);
                 true
             }
@@ -185,6 +202,13 @@ pub struct Interface {
     pub source_dest_check: bool,
     /// What it is attached to.
     pub attachment: Option<InterfaceAttachment>,
+    /// Gets a public address at each start.
+    #[serde(default)]
+    pub wants_public: bool,
+    /// The public address that it has until its instance stops, gets an Elastic IP or
+    /// ends.
+    #[serde(default)]
+    pub public_ip: Option<Ipv4Addr>,
     /// Its tags.
     pub tags: Tags,
 }
@@ -481,7 +505,27 @@ mod tests {
             subnet: SubnetId::random(),
             cidr,
             taken: Vec::new(),
+            next: None,
         }
+    }
+
+    #[test]
+    fn a_public_block_is_given_whole_and_in_turn() {
+        let mut map = Addresses {
+            next: Some(0),
+            ..subnet(30)
+        };
+        let base = map.cidr.network();
+        assert_eq!((map.free(), map.take()), (4, Some(base)));
+        map.give_back(base);
+        let given: Vec<_> = std::iter::from_fn(|| map.take()).collect();
+        let offsets: Vec<_> = given
+            .iter()
+            .map(|ip| u32::from(*ip) - u32::from(base))
+            .collect();
+        assert_eq!(offsets, [1, 2, 3, 0]);
+        map.give_back(given[0]);
+        assert!(map.take_this(given[0]) && !map.take_this(given[0]));
     }
 
     #[test]

@@ -210,9 +210,11 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 
 ## Where behaviour differs
 
-* **Public addresses** are Elastic IPs, from the blocks that the operator gives
-  (`--public-addresses`). Default subnets say `MapPublicIpOnLaunch`, as EC2's do, but none is
-  assigned at launch, and `AssociatePublicIpAddress=true` is refused.
+* **Public addresses** come from the blocks that the operator gives (`--public-cidrs`), all
+  of whose addresses are used. Without a block instances simply have none, whatever their
+  subnet says, and `AssociatePublicIpAddress=true` is refused. Where a block is used up, who
+  asks for an address gets InsufficientAddressCapacity, and who has one by
+  `MapPublicIpOnLaunch` alone goes without.
 * **Reads are strongly consistent.** EC2's are eventually so: what a call has answered,
   every later call sees.
 * **Volume types** gp2, gp3, io1, io2 and standard, each held to the operations, bytes and
@@ -232,7 +234,6 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 * **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
   as they change; peering is between VPCs of one account in one region. NAT gateways and IPv6
   are not offered.
-* **Network interfaces** are attached to and detached from stopped instances, and at launch.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.
 * **CPU credits** are told, not spent: burstable instances have their whole CPUs.

@@ -1,7 +1,7 @@
 //! Routes, gateways, ACLs, Elastic IPs and peerings, as the node is told of them.
 
 use crate::support::{text, until};
-use crate::world::{World, world};
+use crate::world::{World, ami, world};
 use ocs_node_api::{Network, route::Target};
 
 fn first(body: &str, element: &str) -> String {
@@ -193,25 +193,37 @@ fn acls_guard_subnets() {
     });
 }
 
+/// What the node was told of an instance's public address: as of its ENI, and as of its
+/// metadata.
+fn told_public(world: &World, id: &str) -> (Option<String>, String) {
+    let seen = world.node.seen.lock().unwrap();
+    let told = &seen.instances[id];
+    let public = told.network_interfaces[0].public_addresses.first();
+    let metadata = told.metadata.as_ref().unwrap();
+    (
+        public.map(|pair| pair.public_ip.clone()),
+        metadata.public_ip.clone(),
+    )
+}
+
 #[test]
 fn elastic_addresses_stand_for_private_ones() {
     let world = world(10);
     let control = &world.control;
     let id = world.run("1", &[]).remove(0);
     world.await_state(&id, "running");
+    let own = told_public(&world, &id).1;
+    assert_eq!(own, "198.51.100.0", "default subnets give one");
     let made = control.ok("AllocateAddress", &[("Domain", "vpc")]);
     let (allocation, ip) = (first(&made, "allocationId"), first(&made, "publicIp"));
-    assert_eq!(ip, "198.51.100.4");
+    assert_eq!(ip, "198.51.100.1");
     let of = [
         ("AllocationId", allocation.as_str()),
         ("InstanceId", id.as_str()),
     ];
     let association = first(&control.ok("AssociateAddress", &of), "associationId");
-    until("told of the public address", || {
-        let seen = world.node.seen.lock().unwrap();
-        let told = &seen.instances[&id];
-        let public = told.network_interfaces[0].public_addresses.first()?;
-        (public.public_ip == ip && told.metadata.as_ref()?.public_ip == ip).then_some(())
+    until("told of the Elastic IP in place of its own address", || {
+        (told_public(&world, &id) == (Some(ip.clone()), ip.clone())).then_some(())
     });
     let shown = control.ok(
         "DescribeInstances",
@@ -219,7 +231,7 @@ fn elastic_addresses_stand_for_private_ones() {
     );
     assert_eq!(
         first(&shown, "dnsName"),
-        "ec2-198-51-100-4.compute-1.amazonaws.com"
+        "ec2-198-51-100-1.compute-1.amazonaws.com"
     );
     control.refused(
         "ReleaseAddress",
@@ -227,19 +239,67 @@ fn elastic_addresses_stand_for_private_ones() {
         "InvalidIPAddress.InUse",
     );
     control.ok("DisassociateAddress", &[("AssociationId", &association)]);
-    until("told that it is gone", || {
-        let seen = world.node.seen.lock().unwrap();
-        seen.instances[&id].network_interfaces[0]
-            .public_addresses
-            .is_empty()
-            .then_some(())
+    until("told that it has one of its own again", || {
+        let next = "198.51.100.2".to_owned();
+        (told_public(&world, &id) == (Some(next.clone()), next)).then_some(())
     });
     control.ok("AssociateAddress", &of);
     control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
     world.await_state(&id, "terminated");
     control.ok("ReleaseAddress", &[("AllocationId", &allocation)]);
-    let again = control.ok("AllocateAddress", &[]);
+    let again = control.ok("AllocateAddress", &[("Address", &ip)]);
     assert_eq!(first(&again, "publicIp"), ip, "what was released is free");
+}
+
+#[test]
+fn a_public_address_lasts_from_start_to_stop() {
+    let world = world(40);
+    let control = &world.control;
+    let public = |id: &str| {
+        let shown = control.ok("DescribeInstances", &[("InstanceId.1", id)]);
+        first(&shown, "ipAddress")
+    };
+    let asked = |wish| {
+        let nic = [
+            ("NetworkInterface.1.DeviceIndex", "0"),
+            ("NetworkInterface.1.AssociatePublicIpAddress", wish),
+        ];
+        world.run("1", &nic).remove(0)
+    };
+    let (with, without) = (world.run("1", &[]).remove(0), asked("false"));
+    world.await_state(&with, "running");
+    assert_eq!(public(&with), "198.51.100.0");
+    assert_eq!(public(&without), "");
+    let shown = control.ok("DescribeInstances", &[("InstanceId.1", &with)]);
+    assert_eq!(first(&shown, "ipOwnerId"), "amazon");
+
+    let this = [("InstanceId.1", with.as_str())];
+    control.ok("StopInstances", &this);
+    world.await_state(&with, "stopped");
+    assert_eq!(public(&with), "");
+    control.ok("StartInstances", &this);
+    world.await_state(&with, "running");
+    assert_eq!(public(&with), "198.51.100.1", "a new one");
+
+    // The block has sixteen, of which fifteen are left: who asks is refused when all
+    // are gone, who does not goes without.
+    let many = world.run("16", &[]);
+    let held: Vec<String> = many.iter().map(|id| public(id)).collect();
+    assert_eq!(held.iter().filter(|ip| !ip.is_empty()).count(), 15);
+    control.refused(
+        "RunInstances",
+        &[
+            ("ImageId", &ami(control)),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("NetworkInterface.1.DeviceIndex", "0"),
+            ("NetworkInterface.1.AssociatePublicIpAddress", "true"),
+        ],
+        "InsufficientAddressCapacity",
+    );
+    control.ok("TerminateInstances", &this);
+    world.await_state(&with, "terminated");
+    assert_eq!(public(&asked("true")), "198.51.100.1");
 }
 
 #[test]
