@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +42,9 @@ pub struct Bundle {
     pub key: String,
     /// When the certificate ends, in seconds since 1970.
     pub expires_s: i64,
+    /// Key and certificate (PEM) that sign the identity documents of each region.
+    #[serde(default)]
+    pub identities: BTreeMap<String, (String, String)>,
 }
 
 /// `ocs host`.
@@ -80,6 +84,7 @@ fn add(state: &State, name: &str, out: Option<&Path>) -> Result<()> {
         certificate: credentials.certificate,
         key: credentials.key,
         expires_s: credentials.expires_s,
+        identities: pki::kept_identities(state)?,
     };
     let path = match out {
         Some(path) => path.to_owned(),
@@ -160,6 +165,7 @@ mod tests {
             certificate: "c".to_owned(),
             key: "k".to_owned(),
             expires_s,
+            identities: BTreeMap::new(),
         }
     }
 

@@ -114,6 +114,7 @@ impl State {
             ("images", 0, 0, 0o755),
             ("storaged", storaged, storaged, 0o700),
             ("pki", 0, 0, 0o755),
+            ("pki/identity", 0, 0, 0o755),
             ("log", 0, 0, 0o700),
             ("run", 0, 0, 0o755),
             ("run/control", control, control, 0o700),

@@ -25,7 +25,7 @@ def setUpModule():
     global up
     if not shutil.which("terraform"):
         raise unittest.SkipTest("terraform is not on this host")
-    up = Installation()
+    up = Installation("--public-cidrs", "198.51.100.0/28")
 
 
 def tearDownModule():
@@ -36,9 +36,13 @@ def tearDownModule():
 class Terraform(unittest.TestCase):
     def terraform(self, *words, codes=(0,)):
         """Runs terraform in the test's own copy of the configuration."""
-        done = subprocess.run(
-            ["terraform", *words], cwd=self.folder, env=self.env, capture_output=True,
-            text=True, timeout=400, check=False)
+        try:
+            done = subprocess.run(
+                ["terraform", *words], cwd=self.folder, env=self.env, capture_output=True,
+                text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired as error:
+            text = (error.stdout or b"").decode(errors="replace")
+            self.fail(f"terraform {words} does not end: {text[-4000:]}\n{up.log()}")
         self.assertIn(done.returncode, codes,
                       f"terraform {words}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}")
         return done
@@ -52,6 +56,7 @@ class Terraform(unittest.TestCase):
             "AWS_ACCESS_KEY_ID": up.env["AWS_ACCESS_KEY_ID"],
             "AWS_SECRET_ACCESS_KEY": up.env["AWS_SECRET_ACCESS_KEY"],
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "3",
             "CHECKPOINT_DISABLE": "1",
             "TF_IN_AUTOMATION": "1",
             "TF_VAR_endpoint": up.env["OCS_ENDPOINT"],

@@ -209,7 +209,8 @@ fn prepare_control(arguments: &Arguments, state: &State, uids: Uids) -> Result<(
         // Taken and let go: control is to have it, but here the error is the operator's.
         TcpListener::bind(address).with_context(|| format!("{flag} {address}"))?;
     }
-    pki::renew(state, uids, [arguments.listen.ip(), nodes.ip()])
+    pki::renew(state, uids, [arguments.listen.ip(), nodes.ip()])?;
+    pki::identities(state, &arguments.regions)
 }
 
 async fn serve(plan: &parts::Plan<'_>) -> Result<()> {

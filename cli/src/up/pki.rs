@@ -12,9 +12,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use time::{Duration, OffsetDateTime};
 
 const AUTHORITY_NAME: &str = "OCS installation authority";
@@ -85,7 +87,51 @@ pub fn join(state: &State, uids: Uids, bundle: &Bundle) -> Result<()> {
         key: bundle.key.clone(),
         expires_s: bundle.expires_s,
     };
-    leaf.install(state, "node", uids.of(Part::Node))
+    leaf.install(state, "node", uids.of(Part::Node))?;
+    let identities = bundle.identities.iter();
+    identities
+        .map(|(region, pair)| identity(state, region, &pair.0, &pair.1))
+        .collect()
+}
+
+/// Makes the key and certificate that each region's identity documents are signed with,
+/// where they are missing. They stay: who checks a document has the certificate.
+pub fn identities(state: &State, regions: &[String]) -> Result<()> {
+    for region in regions {
+        if state.path(&format!("pki/identity/{region}.pem")).exists() {
+            continue;
+        }
+        let params = named(&format!("OCS {region}"), &[], AUTHORITY_LIFE)?;
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        identity(state, region, &key.serialize_pem(), &certificate.pem())?;
+    }
+    Ok(())
+}
+
+fn identity(state: &State, region: &str, key: &str, certificate: &str) -> Result<()> {
+    let path = |kind| state.path(&format!("pki/identity/{region}.{kind}"));
+    write_whole(&path("key"), key.as_bytes(), 0o600, 0)?;
+    // Last: it says that there is a key.
+    write_whole(&path("pem"), certificate.as_bytes(), 0o644, 0)
+}
+
+/// The keys and certificates that [`identities`] made, for a host that joins.
+pub fn kept_identities(state: &State) -> Result<BTreeMap<String, (String, String)>> {
+    let folder = state.path("pki/identity");
+    let mut kept = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "pem")
+            && let Some(region) = path.file_stem().and_then(|stem| stem.to_str())
+        {
+            let read =
+                |path: &Path| fs::read_to_string(path).with_context(|| path.display().to_string());
+            let pair = (read(&path.with_extension("key"))?, read(&path)?);
+            kept.insert(region.to_owned(), pair);
+        }
+    }
+    Ok(kept)
 }
 
 fn authority(state: &State) -> Result<Issuer<'static, KeyPair>> {
@@ -181,7 +227,24 @@ mod tests {
         renew(&state, uids, listen).unwrap();
         assert_eq!(fs::read(state.path("pki/ca.pem")).unwrap(), first);
         assert_ne!(fs::read(state.path("pki/node.pem")).unwrap(), old_leaf);
-        for (file, owner) in [("ca", 0), ("control", 70_001), ("node", 0)] {
+        let regions = ["us-east-1".to_owned(), "home".to_owned()];
+        fs::create_dir(state.path("pki/identity")).unwrap();
+        identities(&state, &regions[..1]).unwrap();
+        let kept = fs::read(state.path("pki/identity/us-east-1.pem")).unwrap();
+        identities(&state, &regions).unwrap();
+        let given = kept_identities(&state).unwrap();
+        assert_eq!(given.keys().collect::<Vec<_>>(), ["home", "us-east-1"]);
+        assert_eq!(given["us-east-1"].1.as_bytes(), kept);
+        assert_eq!(
+            fs::read(state.path("pki/identity/us-east-1.pem")).unwrap(),
+            kept
+        );
+        for (file, owner) in [
+            ("identity/home", 0),
+            ("ca", 0),
+            ("control", 70_001),
+            ("node", 0),
+        ] {
             let key = fs::metadata(state.path(&format!("pki/{file}.key"))).unwrap();
             assert_eq!((key.uid(), key.mode() & 0o777), (owner, 0o600), "{file}");
         }

@@ -117,11 +117,9 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
     let primary = row.interfaces.first();
     if let Some(ip) = primary.and_then(|id| public_ip(view, scope, *id)) {
         item["PublicIpAddress"] = ip.to_string().into();
-        let named = view
-            .get::<Vpc>(scope, &row.vpc)
-            .is_some_and(|vpc| vpc.dns_hostnames);
-        if named {
-            item["PublicDnsName"] = public_dns(ip, &scope.region).into();
+        let interface = primary.and_then(|id| view.get::<Interface>(scope, id));
+        if let Some(name) = interface.and_then(|row| public_name(view, scope, row)) {
+            item["PublicDnsName"] = name.into();
         }
     }
     item["SubnetId"] = row.subnet.to_string().into();
@@ -184,6 +182,13 @@ fn address<'a>(view: &'a View, scope: &Scope, id: InterfaceId) -> Option<&'a Add
     let mut rows = view.all::<Address>(scope);
     let row = rows.find(|row| row.association.as_ref().is_some_and(|a| a.interface == id));
     row.map(AsRef::as_ref)
+}
+
+/// The public name of an interface, where its VPC gives such names.
+pub fn public_name(view: &View, scope: &Scope, row: &Interface) -> Option<String> {
+    let named = |vpc: &&std::sync::Arc<Vpc>| vpc.dns_hostnames;
+    view.get::<Vpc>(scope, &row.vpc).filter(named)?;
+    Some(public_dns(public_ip(view, scope, row.id)?, &scope.region))
 }
 
 /// EC2's name for a public address.

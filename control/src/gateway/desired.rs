@@ -6,7 +6,7 @@ use crate::config::zone_id;
 use crate::ec2::attributes::user_data;
 use crate::ec2::defaults::private_dns;
 use crate::ec2::dhcp_options::OWN_RESOLVER;
-use crate::ec2::present::public_ip;
+use crate::ec2::present::{public_ip, public_name};
 use crate::ec2::{types, volume_types};
 use crate::rows::{
     self, GroupId, InstanceId, Record as _, Scope, SnapshotState, State, VolumeState, VpcId,
@@ -433,6 +433,16 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
             .pop()
             .and_then(|text| text.parse().ok())
             .unwrap_or(0),
+        subnet_id: row.subnet.to_string(),
+        device_index: row.attachment.as_ref().map_or(0, |held| held.device_index),
+        security_group_names: row
+            .groups
+            .iter()
+            .filter_map(|id| Some(view.get::<rows::Group>(scope, id)?.name.clone()))
+            .collect(),
+        vpc_cidrs: vpc.cidrs().map(|cidr| cidr.to_string()).collect(),
+        hostname: private_dns(row.private_ip, &scope.region),
+        public_hostname: public_name(view, scope, row).unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -444,6 +454,8 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
         .unwrap_or_default();
     let placement = row.placement_group.as_ref();
     let placement = placement.and_then(|id| view.get::<rows::PlacementGroup>(scope, id));
+    let primary = row.interfaces.first();
+    let primary = primary.and_then(|id| view.get::<rows::Interface>(scope, id));
     let group_name = |id| {
         view.get::<rows::Group>(scope, id)
             .map(|group| group.name.clone())
@@ -458,11 +470,12 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
         reservation_id: row.reservation.to_string(),
         ami_launch_index: row.launch_index,
         hostname: private_dns(row.private_ip, &scope.region),
-        public_ip: row
-            .interfaces
-            .first()
-            .and_then(|id| public_ip(view, scope, *id))
+        public_ip: primary
+            .and_then(|interface| public_ip(view, scope, interface.id))
             .map(|ip| ip.to_string())
+            .unwrap_or_default(),
+        public_hostname: primary
+            .and_then(|interface| public_name(view, scope, interface))
             .unwrap_or_default(),
         user_data,
         security_group_names: row.groups.iter().filter_map(group_name).collect(),

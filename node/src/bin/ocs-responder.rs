@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     let served = run(&Config {
         records: run_folder.join("responder"),
         token_key: run_folder.join("token.key"),
+        identities: arguments.state.join("pki/identity"),
         netns: Some(netns),
         interface: arguments.interface,
         identity: Some((arguments.uid, arguments.gid)),

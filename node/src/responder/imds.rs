@@ -8,6 +8,7 @@
 //! Source: EC2 User Guide, "Use the Instance Metadata Service to access instance
 //! metadata" (404, 401, 403, 400, hop limit, `X-Forwarded-For`).
 
+use super::identity::Signer;
 use super::record::Record;
 use super::token::TokenKey;
 use super::tree::{Node, Tree, VERSIONS};
@@ -20,7 +21,7 @@ const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const MAX_TOKEN_TTL_S: u64 = 21_600;
 const TOKEN_PATH: &str = "api/token";
 
-/// Answers one request of the ENI that `record` describes.
+/// Answers one request of the ENI that `record` describes; `signer` is its region's.
 #[must_use]
 pub fn answer(
     method: &Method,
@@ -28,6 +29,7 @@ pub fn answer(
     headers: &HeaderMap,
     record: &Record,
     key: &TokenKey,
+    signer: Option<&Signer>,
     now_s: u64,
 ) -> Response<Vec<u8>> {
     if !record.instance.http_endpoint_enabled {
@@ -61,7 +63,7 @@ pub fn answer(
             let mut response = match version {
                 None => text(VERSIONS.join("\n").into_bytes()),
                 Some(version) if !VERSIONS.contains(&version) => error(StatusCode::NOT_FOUND),
-                Some(_) => look_up(record, &rest),
+                Some(_) => look_up(record, signer, &rest),
             };
             if let Some(left_s) = left_s {
                 let headers = response.headers_mut();
@@ -73,8 +75,8 @@ pub fn answer(
     }
 }
 
-fn look_up(record: &Record, path: &str) -> Response<Vec<u8>> {
-    match Tree::new(record).get(path) {
+fn look_up(record: &Record, signer: Option<&Signer>, path: &str) -> Response<Vec<u8>> {
+    match Tree::new(record, signer).get(path) {
         Some(Node::Leaf(value)) if path == "user-data" => {
             let mut response = text(value);
             let kind = HeaderValue::from_static("application/octet-stream");

@@ -12,6 +12,7 @@
 //! tokens is on disk.
 
 mod dhcp;
+mod identity;
 mod imds;
 mod limits;
 mod place;
@@ -40,6 +41,9 @@ pub struct Config {
     pub records: PathBuf,
     /// The tokens' key, made where there is none.
     pub token_key: PathBuf,
+    /// The folder with a key and a certificate a region, which sign identity documents;
+    /// there or not.
+    pub identities: PathBuf,
     /// The namespace to serve in, waited for; the caller's own where there is none.
     pub netns: Option<PathBuf>,
     /// The interface that guests are behind.
@@ -59,6 +63,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The keys of identity documents cannot be read.
+    #[error("keys of identity documents: {0}")]
+    Identities(io::Error),
     /// Namespace or sockets.
     #[error("entering {netns:?} to serve on {interface}: {source}")]
     Enter {
@@ -101,6 +108,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         path: config.token_key.clone(),
         source,
     })?;
+    let signers = identity::load(&config.identities).map_err(Error::Identities)?;
     let place = place::enter(config).map_err(|source| Error::Enter {
         netns: config.netns.clone(),
         interface: config.interface.clone(),
@@ -113,6 +121,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let service = Arc::new(serve::Service {
         records: config.records.clone(),
         key,
+        signers,
         limits: Arc::default(),
     });
     tokio::runtime::Builder::new_multi_thread()

@@ -57,6 +57,9 @@ pub struct Instance {
     pub hostname: String,
     /// If there is one.
     pub public_ip: Option<Ipv4Addr>,
+    /// Public DNS name, or empty.
+    #[serde(default)]
+    pub public_hostname: String,
     /// Decoded.
     #[serde(with = "base64_text")]
     pub user_data: Vec<u8>,
@@ -114,6 +117,28 @@ pub struct Interface {
     /// Further DHCP options of its VPC.
     #[serde(default)]
     pub options: Options,
+    /// What the metadata service alone tells of it.
+    #[serde(default)]
+    pub facts: Facts,
+}
+
+/// What the metadata service tells of an ENI and DHCP does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// `subnet-…`
+    pub subnet_id: String,
+    /// Its place in the instance.
+    pub device_number: u32,
+    /// Names of its groups.
+    pub security_group_names: Vec<String>,
+    /// All blocks of its VPC.
+    pub vpc_cidrs: Vec<String>,
+    /// Private DNS name.
+    pub hostname: String,
+    /// Its public address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Public DNS name, or empty.
+    pub public_hostname: String,
 }
 
 /// DHCP options that a VPC's owner chose.
@@ -205,6 +230,7 @@ impl Record {
             ami_launch_index: metadata.ami_launch_index,
             hostname: metadata.hostname,
             public_ip,
+            public_hostname: metadata.public_hostname,
             user_data: metadata.user_data,
             security_group_names: metadata.security_group_names,
             vpc_id: metadata.vpc_id,
@@ -339,6 +365,29 @@ impl Interface {
                 .ok_or_else(|| bad("mtu", &desired.mtu.to_string()))?,
             domain_name: desired.domain_name.clone(),
             options: Options::from_desired(desired)?,
+            facts: Facts::from_desired(desired)?,
+        })
+    }
+}
+
+impl Facts {
+    fn from_desired(desired: &api::NetworkInterface) -> Result<Self, RecordError> {
+        let public = desired.public_addresses.first();
+        let public_ip = public.map(|pair| {
+            pair.public_ip.parse().map_err(|_| RecordError::Field {
+                id: desired.id.clone(),
+                field: "public_ip",
+                value: pair.public_ip.clone(),
+            })
+        });
+        Ok(Self {
+            subnet_id: desired.subnet_id.clone(),
+            device_number: desired.device_index,
+            security_group_names: desired.security_group_names.clone(),
+            vpc_cidrs: desired.vpc_cidrs.clone(),
+            hostname: desired.hostname.clone(),
+            public_ip: public_ip.transpose()?,
+            public_hostname: desired.public_hostname.clone(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The two sockets' loops.
 
+use super::identity::Signer;
 use super::limits::{self, Limits};
 use super::record::Record;
 use super::token::TokenKey;
@@ -11,6 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_ip_ttl;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -40,6 +42,8 @@ pub struct Service {
     pub records: PathBuf,
     /// Signs tokens.
     pub key: TokenKey,
+    /// Each region's key for identity documents.
+    pub signers: BTreeMap<String, Signer>,
     /// Every ENI's allowance.
     pub limits: Arc<Limits>,
 }
@@ -172,6 +176,7 @@ async fn respond(
         request.headers(),
         &record,
         &service.key,
+        service.signers.get(&record.instance.region),
         now_s,
     );
     Ok(response.map(|body| Full::new(Bytes::from(body))))

@@ -1,6 +1,6 @@
 //! A record for tests.
 
-use super::record::{Instance, Interface, Options, RECORD_VERSION, Record};
+use super::record::{Facts, Instance, Interface, Options, RECORD_VERSION, Record};
 
 /// An instance with one ENI, 172.31.16.5 in a default VPC of us-east-1.
 pub fn record() -> Record {
@@ -18,6 +18,7 @@ pub fn record() -> Record {
             ami_launch_index: 0,
             hostname: "ip-172-31-16-5.ec2.internal".into(),
             public_ip: None,
+            public_hostname: String::new(),
             user_data: b"listen tcp 80\n\xff".to_vec(),
             security_group_names: vec!["default".into(), "web".into()],
             vpc_id: "vpc-1".into(),
@@ -48,6 +49,15 @@ pub fn record() -> Record {
             mtu: 1500,
             domain_name: "ec2.internal".into(),
             options: Options::default(),
+            facts: Facts {
+                subnet_id: "subnet-1".into(),
+                device_number: 0,
+                security_group_names: vec!["default".into(), "web".into()],
+                vpc_cidrs: vec!["172.31.0.0/16".into(), "10.9.0.0/16".into()],
+                hostname: "ip-172-31-16-5.ec2.internal".into(),
+                public_ip: None,
+                public_hostname: String::new(),
+            },
         }],
         interface: 0,
     }

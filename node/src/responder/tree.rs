@@ -4,6 +4,7 @@
 //! listing is made from them, folders with a slash behind. Source: EC2 User
 //! Guide, "Instance metadata categories" and "Instance identity documents".
 
+use super::identity::Signer;
 use super::record::{Interface, Record};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,9 @@ pub const VERSIONS: [&str; 28] = [
     "latest",
 ];
 
+/// What EC2 has there: nothing, but well-formed.
+const VHOSTMD: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
+
 /// What lies at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
@@ -53,24 +57,34 @@ pub enum Node {
 }
 
 /// The tree below a version.
-pub struct Tree {
+pub struct Tree<'a> {
     leaves: BTreeMap<String, Vec<u8>>,
     key_name: String,
+    signer: Option<&'a Signer>,
 }
 
-impl Tree {
-    /// All that `record` tells.
+/// The folder of the identity document.
+const IDENTITY: &str = "dynamic/instance-identity";
+
+impl<'a> Tree<'a> {
+    /// All that `record` tells, with an identity document that `signer` signs.
     #[must_use]
-    pub fn new(record: &Record) -> Self {
+    pub fn new(record: &Record, signer: Option<&'a Signer>) -> Self {
         let mut tree = Self {
             leaves: BTreeMap::new(),
             key_name: record.instance.key_name.clone(),
+            signer,
         };
         tree.instance(record);
-        for (number, interface) in record.interfaces.iter().enumerate() {
-            tree.interface(record, interface, number);
+        for interface in &record.interfaces {
+            tree.interface(record, interface);
         }
-        tree.put("dynamic/instance-identity/document", identity(record));
+        tree.put(format!("{IDENTITY}/document"), identity(record));
+        if signer.is_some() {
+            // Made when they are asked for.
+            tree.put(format!("{IDENTITY}/pkcs7"), "");
+            tree.put(format!("{IDENTITY}/signature"), "");
+        }
         if !record.instance.user_data.is_empty() {
             let user_data = record.instance.user_data.clone();
             tree.leaves.insert("user-data".into(), user_data);
@@ -82,7 +96,13 @@ impl Tree {
     #[must_use]
     pub fn get(&self, path: &str) -> Option<Node> {
         if let Some(value) = self.leaves.get(path) {
-            return Some(Node::Leaf(value.clone()));
+            let signed = path.strip_prefix(IDENTITY).zip(self.signer);
+            let document = || self.leaves.get(&format!("{IDENTITY}/document"));
+            return match signed {
+                Some(("/pkcs7", signer)) => signer.pkcs7(document()?).map(Node::Leaf),
+                Some(("/signature", signer)) => signer.signature(document()?).map(Node::Leaf),
+                _ => Some(Node::Leaf(value.clone())),
+            };
         }
         let prefix = if path.is_empty() {
             String::new()
@@ -131,6 +151,8 @@ impl Tree {
         put("instance-life-cycle", "on-demand");
         put("instance-type", &it.instance_type);
         put("local-hostname", &it.hostname);
+        put("metrics/vhostmd", VHOSTMD);
+        put("profile", "default-hvm");
         put("placement/availability-zone", &it.availability_zone);
         put("placement/availability-zone-id", &it.availability_zone_id);
         put("placement/region", &it.region);
@@ -152,6 +174,9 @@ impl Tree {
         if let Some(ip) = it.public_ip {
             put("public-ipv4", &ip.to_string());
         }
+        if !it.public_hostname.is_empty() {
+            put("public-hostname", &it.public_hostname);
+        }
         for (name, device) in &it.block_device_mapping {
             put(&format!("block-device-mapping/{name}"), device);
         }
@@ -165,12 +190,12 @@ impl Tree {
         }
     }
 
-    fn interface(&mut self, record: &Record, interface: &Interface, number: usize) {
-        let it = &record.instance;
+    fn interface(&mut self, record: &Record, interface: &Interface) {
+        let (it, facts) = (&record.instance, &interface.facts);
         let folder = format!("meta-data/network/interfaces/macs/{}", interface.mac);
         let mut put = |name: &str, value: &str| self.put(format!("{folder}/{name}"), value);
         let ip = interface.private_ip.to_string();
-        put("device-number", &number.to_string());
+        put("device-number", &facts.device_number.to_string());
         put("interface-id", &interface.id);
         put("local-ipv4s", &ip);
         put("mac", &interface.mac);
@@ -179,20 +204,21 @@ impl Tree {
         put("subnet-ipv4-cidr-block", &interface.subnet_cidr.to_string());
         put("vpc-id", &it.vpc_id);
         put("vpc-ipv4-cidr-block", &interface.vpc_cidr.to_string());
-        put("vpc-ipv4-cidr-blocks", &interface.vpc_cidr.to_string());
-        if number == 0 {
-            put("local-hostname", &it.hostname);
-            put("security-groups", &it.security_group_names.join("\n"));
-            put("subnet-id", &it.subnet_id);
-            if let Some(public) = it.public_ip {
-                put("public-ipv4s", &public.to_string());
-                put(&format!("ipv4-associations/{public}"), &ip);
-            }
+        put("vpc-ipv4-cidr-blocks", &facts.vpc_cidrs.join("\n"));
+        put("local-hostname", &facts.hostname);
+        put("security-groups", &facts.security_group_names.join("\n"));
+        put("subnet-id", &facts.subnet_id);
+        if let Some(public) = facts.public_ip {
+            put("public-ipv4s", &public.to_string());
+            put(&format!("ipv4-associations/{public}"), &ip);
+        }
+        if !facts.public_hostname.is_empty() {
+            put("public-hostname", &facts.public_hostname);
         }
     }
 }
 
-/// The instance identity document, without the signatures that EC2 offers beside it.
+/// The instance identity document.
 fn identity(record: &Record) -> String {
     let it = &record.instance;
     let pending = OffsetDateTime::from_unix_timestamp(it.launch_time_s)

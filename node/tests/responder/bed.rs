@@ -1,6 +1,6 @@
 //! Two namespaces, a veth pair and a state folder, all removed at the end.
 
-use ocs_node::responder::record::{Instance, Interface, Options, RECORD_VERSION, Record};
+use ocs_node::responder::record::{Facts, Instance, Interface, Options, RECORD_VERSION, Record};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
@@ -293,6 +293,7 @@ fn record(instance: &str) -> Record {
             ami_launch_index: 0,
             hostname: text("ip-172-31-16-5.ec2.internal"),
             public_ip: None,
+            public_hostname: String::new(),
             user_data: Vec::new(),
             security_group_names: Vec::new(),
             vpc_id: text("vpc-1"),
@@ -319,6 +320,7 @@ fn record(instance: &str) -> Record {
             mtu: 1500,
             domain_name: text("ec2.internal"),
             options: Options::default(),
+            facts: Facts::default(),
         }],
         interface: 0,
     }

@@ -27,7 +27,7 @@ impl Guest {
         }
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let uri = path.parse().unwrap();
-        answer(&method, &uri, &map, &self.record, &self.key, NOW_S)
+        answer(&method, &uri, &map, &self.record, &self.key, None, NOW_S)
     }
 
     fn token(&self) -> String {

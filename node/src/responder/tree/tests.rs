@@ -21,7 +21,7 @@ fn every_listing_leads_to_what_it_names() {
     full.instance.public_ip = Some([203, 0, 113, 9].into());
     full.instance.key_name = "mine".into();
     full.instance.public_key = "ssh-ed25519 AAAA mine".into();
-    let tree = Tree::new(&full);
+    let tree = Tree::new(&full, None);
     let mut folders = vec![String::new()];
     let mut leaves = 0;
     while let Some(folder) = folders.pop() {
@@ -43,7 +43,7 @@ fn every_listing_leads_to_what_it_names() {
 
 #[test]
 fn the_listings_read_as_ec2_s() {
-    let tree = Tree::new(&record());
+    let tree = Tree::new(&record(), None);
     assert_eq!(
         listing(&tree, "").unwrap(),
         "dynamic/\nmeta-data/\nuser-data"
@@ -51,7 +51,7 @@ fn the_listings_read_as_ec2_s() {
     let top = listing(&tree, "meta-data").unwrap();
     let expected = "ami-id ami-launch-index ami-manifest-path block-device-mapping/ events/ \
         hostname instance-action instance-id instance-life-cycle instance-type local-hostname \
-        local-ipv4 mac network/ placement/ reservation-id security-groups services/ tags/";
+        local-ipv4 mac metrics/ network/ placement/ profile reservation-id security-groups services/ tags/";
     assert_eq!(
         top.lines().collect::<Vec<_>>(),
         expected.split_whitespace().collect::<Vec<_>>()
@@ -82,7 +82,7 @@ fn a_key_is_listed_by_number_and_name() {
     let mut with_key = record();
     with_key.instance.key_name = "mine".into();
     with_key.instance.public_key = "ssh-ed25519 AAAA mine".into();
-    let tree = Tree::new(&with_key);
+    let tree = Tree::new(&with_key, None);
     assert_eq!(listing(&tree, "meta-data/public-keys").unwrap(), "0=mine");
     assert_eq!(
         listing(&tree, "meta-data/public-keys/0").unwrap(),
@@ -97,7 +97,7 @@ fn what_an_instance_lacks_is_absent() {
     let mut bare = record();
     bare.instance.user_data.clear();
     bare.instance.instance_metadata_tags = false;
-    let tree = Tree::new(&bare);
+    let tree = Tree::new(&bare, None);
     for path in [
         "user-data",
         "meta-data/public-ipv4",
@@ -114,7 +114,11 @@ fn what_an_instance_lacks_is_absent() {
 
 #[test]
 fn the_identity_document_is_ec2_s() {
-    let document = leaf(&Tree::new(&record()), "dynamic/instance-identity/document").unwrap();
+    let document = leaf(
+        &Tree::new(&record(), None),
+        "dynamic/instance-identity/document",
+    )
+    .unwrap();
     let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!(document["pendingTime"], "2026-11-06T21:20:00Z");
     assert_eq!(document["privateIp"], "172.31.16.5");
