@@ -39,7 +39,7 @@ class Terraform(unittest.TestCase):
         try:
             done = subprocess.run(
                 ["terraform", *words], cwd=self.folder, env=self.env, capture_output=True,
-                text=True, timeout=240, check=False)
+                text=True, timeout=400, check=False)
         except subprocess.TimeoutExpired as error:
             text = (error.stdout or b"").decode(errors="replace")
             self.fail(f"terraform {words} does not end: {text[-4000:]}\n{up.log()}")

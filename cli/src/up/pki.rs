@@ -88,10 +88,8 @@ pub fn join(state: &State, uids: Uids, bundle: &Bundle) -> Result<()> {
         expires_s: bundle.expires_s,
     };
     leaf.install(state, "node", uids.of(Part::Node))?;
-    let identities = bundle.identities.iter();
-    identities
-        .map(|(region, pair)| identity(state, region, &pair.0, &pair.1))
-        .collect()
+    let mut identities = bundle.identities.iter();
+    identities.try_for_each(|(region, pair)| identity(state, region, &pair.0, &pair.1))
 }
 
 /// Makes the key and certificate that each region's identity documents are signed with,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 #[serde(rename_all = "PascalCase")]
 struct Allocate {
     address: Option<String>,
+    network_border_group: Option<String>,
     #[serde(default)]
     tag_specifications: Vec<TagSpecification>,
 }
@@ -27,6 +28,7 @@ struct Allocate {
 /// `InsufficientAddressCapacity`, `AddressLimitExceeded`, ….
 pub async fn allocate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Allocate = ctx.params(action, request)?;
+    check_border_group(ctx, params.network_border_group.as_deref())?;
     let kind = "elastic-ip";
     let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
     let wanted = params.address.as_deref().map(|text| {
@@ -70,6 +72,19 @@ pub async fn allocate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
 struct Which {
     allocation_id: Option<String>,
     public_ip: Option<String>,
+    network_border_group: Option<String>,
+}
+
+/// A region is one network border group, which has its name.
+fn check_border_group(ctx: &Ctx, given: Option<&str>) -> Result<(), ApiError> {
+    match given.filter(|given| *given != ctx.region()) {
+        Some(other) => Err(ApiError::value(
+            other,
+            "NetworkBorderGroup",
+            "There is no such network border group.",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn by_ip(view: &View, scope: &Scope, text: &str) -> Result<Arc<Address>, ApiError> {
@@ -111,6 +126,7 @@ impl Which {
 /// `InvalidIPAddress.InUse`, and EC2's other codes.
 pub async fn release(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Which = ctx.params(action, request)?;
+    check_border_group(ctx, params.network_border_group.as_deref())?;
     ctx.write(|tx| {
         let row = params.find(tx)?;
         if row.association.is_some() {
@@ -148,6 +164,7 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
     let which = Which {
         allocation_id: params.allocation_id.clone(),
         public_ip: params.public_ip.clone(),
+        network_border_group: None,
     };
     ctx.write(|tx| {
         let mut row = which.find(tx)?.as_ref().clone();

@@ -313,7 +313,7 @@ pub async fn detach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         instance.interfaces.retain(|interface| *interface != row.id);
         instance.generation += 1;
         if instance.state == State::Stopped {
-            row.attachment = None;
+            row.part(now_s());
         } else {
             if !instance.leaving.contains(&row.id) {
                 instance.leaving.push(row.id);

@@ -245,6 +245,7 @@ pub fn interface(
         description: String::new(),
         source_dest_check: true,
         attachment: None,
+        left: None,
         wants_public: false,
         public_ip: None,
         tags: Tags::new(),

@@ -3,6 +3,7 @@
 use super::defaults::private_dns;
 use super::list::tag_set;
 use crate::config::zone_id;
+use crate::core::now_s;
 use crate::rows::*;
 use crate::view::View;
 use crate::wire::Value;
@@ -239,21 +240,30 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
         item["PrivateIpAddresses"][0]["Association"] = item["Association"].clone();
     }
     if let Some(attachment) = &row.attachment {
-        item["Attachment"] = json!({
-            "AttachmentId": attachment.id.to_string(),
-            "AttachTime": timestamp(attachment.at_s),
-            "DeleteOnTermination": attachment.delete_on_termination,
-            "DeviceIndex": attachment.device_index,
-            "NetworkCardIndex": 0,
-            "Status": match attachment {
-                held if held.detaching != 0 => "detaching",
-                held if held.attaching != 0 || is_new(view, scope, held.instance) => "attaching",
-                _ => "attached",
-            },
-        });
+        let status = match attachment {
+            held if held.detaching != 0 => "detaching",
+            held if held.attaching != 0 || is_new(view, scope, held.instance) => "attaching",
+            _ => "attached",
+        };
+        item["Attachment"] = interface_attachment(attachment, status);
     }
     item
 }
+
+fn interface_attachment(row: &InterfaceAttachment, status: &str) -> Value {
+    json!({
+        "AttachmentId": row.id.to_string(),
+        "AttachTime": timestamp(row.at_s),
+        "DeleteOnTermination": row.delete_on_termination,
+        "DeviceIndex": row.device_index,
+        "NetworkCardIndex": 0,
+        "Status": status,
+    })
+}
+
+/// How long an attachment that ended is shown as `detached`: who waits for that has
+/// minutes to wait once it is gone.
+const DETACHED_S: i64 = 5;
 
 /// A network interface as DescribeNetworkInterfaces shows it.
 pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
@@ -261,7 +271,13 @@ pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
     item["AvailabilityZone"] = row.zone.clone().into();
     item["RequesterManaged"] = false.into();
     item["TagSet"] = tag_set(&row.tags);
-    if let Some(attachment) = &row.attachment {
+    let left = row.left.as_ref();
+    let left = left.filter(|(_, at_s)| now_s() - at_s < DETACHED_S);
+    if let (None, Some((attachment, _))) = (&row.attachment, left) {
+        item["Attachment"] = interface_attachment(attachment, "detached");
+    }
+    let left = left.map(|(attachment, _)| attachment);
+    if let Some(attachment) = row.attachment.as_ref().or(left) {
         item["Attachment"]["InstanceId"] = attachment.instance.to_string().into();
         item["Attachment"]["InstanceOwnerId"] = (*scope.account).into();
     }

@@ -299,9 +299,7 @@ fn cards(
         };
         let mut interface = interface.as_ref().clone();
         match &mut interface.attachment {
-            Some(held) if held.detaching != 0 && is_so(held.detaching) => {
-                interface.attachment = None;
-            }
+            Some(held) if held.detaching != 0 && is_so(held.detaching) => interface.part(now_s()),
             Some(held) if held.detaching != 0 => {
                 row.leaving.push(id);
                 continue;

@@ -202,6 +202,9 @@ pub struct Interface {
     pub source_dest_check: bool,
     /// What it is attached to.
     pub attachment: Option<InterfaceAttachment>,
+    /// The attachment that ended last, and when, Unix seconds.
+    #[serde(default)]
+    pub left: Option<(InterfaceAttachment, i64)>,
     /// Gets a public address at each start.
     #[serde(default)]
     pub wants_public: bool,
@@ -211,6 +214,13 @@ pub struct Interface {
     pub public_ip: Option<Ipv4Addr>,
     /// Its tags.
     pub tags: Tags,
+}
+
+impl Interface {
+    /// Its attachment has ended.
+    pub fn part(&mut self, now_s: i64) {
+        self.left = self.attachment.take().map(|held| (held, now_s));
+    }
 }
 
 /// Whom a rule lets in, or out to.

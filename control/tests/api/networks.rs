@@ -246,7 +246,11 @@ fn elastic_addresses_stand_for_private_ones() {
     control.ok("AssociateAddress", &of);
     control.ok("TerminateInstances", &[("InstanceId.1", &id)]);
     world.await_state(&id, "terminated");
-    control.ok("ReleaseAddress", &[("AllocationId", &allocation)]);
+    let here = [
+        ("AllocationId", allocation.as_str()),
+        ("NetworkBorderGroup", "us-east-1"),
+    ];
+    control.ok("ReleaseAddress", &here);
     let again = control.ok("AllocateAddress", &[("Address", &ip)]);
     assert_eq!(first(&again, "publicIp"), ip, "what was released is free");
 }

@@ -137,7 +137,7 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     let mut element = vec![tag];
     match u8::try_from(length) {
-        Ok(short @ ..0x80) => element.push(short),
+        Ok(short @ 0..=0x7f) => element.push(short),
         _ => {
             let bytes = length.to_be_bytes();
             let from = bytes.iter().take_while(|byte| **byte == 0).count();
@@ -154,7 +154,7 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 fn element(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let first = *bytes.get(1)?;
     let (head, length) = match first {
-        ..0x80 => (2, usize::from(first)),
+        0..=0x7f => (2, usize::from(first)),
         0x81..=0x84 => {
             let count = usize::from(first & 0x7f);
             let bytes = bytes.get(2..2 + count)?;

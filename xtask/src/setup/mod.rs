@@ -7,6 +7,7 @@
 //! ```
 
 mod apt;
+mod cloud_init;
 mod venv;
 
 pub use venv::python;
@@ -53,6 +54,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     if needs.contains(&Need::Clients) {
         venv::clients()?;
+        cloud_init::ensure()?;
     }
     if needs.contains(&Need::BenchPeer) {
         venv::bench_peer()?;
