@@ -15,9 +15,9 @@ struct Driver {
     call: EventFd,
 }
 
-fn driver() -> Driver {
-    let ram = memory::create(16).unwrap();
-    let mut queue = Queue::new(SIZE).unwrap();
+/// A ready queue whose rings are where they are in all of these tests.
+fn rings(size: u16) -> Queue {
+    let mut queue = Queue::new(size).unwrap();
     queue
         .try_set_desc_table_address(GuestAddress(TABLE))
         .unwrap();
@@ -26,6 +26,12 @@ fn driver() -> Driver {
         .unwrap();
     queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
     queue.set_ready(true);
+    queue
+}
+
+fn driver() -> Driver {
+    let ram = memory::create(16).unwrap();
+    let queue = rings(SIZE);
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     Driver {
         queue: VirtQueue::new(

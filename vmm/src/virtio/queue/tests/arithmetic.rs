@@ -70,16 +70,8 @@ impl Bed {
 
     /// A queue of `size` whose indices all stand at `start`.
     fn begin(&self, size: u16, start: u16, event_idx: bool) -> (VirtQueue, Model) {
-        let mut queue = Queue::new(size).unwrap();
-        queue
-            .try_set_desc_table_address(GuestAddress(TABLE))
-            .unwrap();
-        queue
-            .try_set_avail_ring_address(GuestAddress(AVAIL))
-            .unwrap();
-        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        let mut queue = rings(size);
         queue.set_event_idx(event_idx);
-        queue.set_ready(true);
         for index in 0..size {
             let at = GuestAddress(TABLE + u64::from(index) * 16);
             let descriptor = Descriptor::new(0x8000, 1, F_WRITE, 0);
