@@ -205,7 +205,8 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     ctx.read(|view| {
         let rows = named(view, &ctx.scope, &params.instance_ids)?;
         let mut reservations = Vec::with_capacity(rows.len());
-        let items = rows.iter().map(|row| {
+        let items = rows.iter().filter(|row| page.is_ahead(&row.id.to_string()));
+        let items = items.map(|row| {
             let mut item = present::instance(view, &ctx.scope, row);
             // For filters of the reservation; taken off again below.
             item["ReservationId"] = row.reservation.to_string().into();

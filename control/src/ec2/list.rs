@@ -111,6 +111,11 @@ fn bounds(action: &str) -> (i64, i64) {
 }
 
 impl Page {
+    /// Whether an item is on this page or a later one.
+    pub fn is_ahead(&self, key: &str) -> bool {
+        self.after.as_deref().is_none_or(|after| key > after)
+    }
+
     /// Takes what belongs to this page; items come in the order of their keys.
     pub fn fill(
         &self,
@@ -119,7 +124,7 @@ impl Page {
         let mut page = Vec::new();
         let mut last = String::new();
         for (key, item) in items {
-            if self.after.as_ref().is_some_and(|after| key <= *after) || !self.filters.pass(&item) {
+            if !self.is_ahead(&key) || !self.filters.pass(&item) {
                 continue;
             }
             if page.len() == self.limit {

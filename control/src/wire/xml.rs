@@ -2,7 +2,6 @@
 
 use super::shapes::{Model, Shape, ShapeId};
 use super::{ApiError, Value};
-use std::fmt::Write as _;
 
 const PROLOGUE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
@@ -105,7 +104,7 @@ fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &
             close(out, name);
         }
         (Shape::List { .. }, Value::Array(elements)) if elements.is_empty() => {
-            let _ = write!(out, "<{name}/>");
+            out.extend(["<", name, "/>"]);
         }
         (Shape::List { member, xml }, Value::Array(elements)) => {
             open(out, name);
@@ -120,15 +119,26 @@ fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &
 }
 
 fn open(out: &mut String, name: &str) {
-    let _ = write!(out, "<{name}>");
+    out.extend(["<", name, ">"]);
 }
 
 fn close(out: &mut String, name: &str) {
-    let _ = write!(out, "</{name}>");
+    out.extend(["</", name, ">"]);
 }
 
 fn text_element(out: &mut String, name: &str, text: &str) {
     open(out, name);
+    // Nearly all text is printable ASCII that XML has no other use for.
+    let plain =
+        |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'&' | b'<' | b'>' | b'"');
+    match text.bytes().all(plain) {
+        true => out.push_str(text),
+        false => escaped(out, text),
+    }
+    close(out, name);
+}
+
+fn escaped(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
             '&' => out.push_str("&amp;"),
@@ -143,5 +153,4 @@ fn text_element(out: &mut String, name: &str, text: &str) {
             _ => out.push('\u{fffd}'),
         }
     }
-    close(out, name);
 }
