@@ -35,6 +35,7 @@ def setUpModule():
 
 
 def tearDownModule():
+    global cable, home, first, second
     try:
         for host in [second, first]:
             if host:
@@ -45,6 +46,8 @@ def tearDownModule():
             os.close(home)
         if cable:
             cable.close()
+        # A runner of several modules calls this twice.
+        cable = home = first = second = None
 
 
 def reachable():
