@@ -99,7 +99,8 @@ pub struct Import {
     /// ext4 or has a GPT with an ext4 partition, as distributions' cloud images do.
     #[arg(long, alias = "disk")]
     root_image: Option<PathBuf>,
-    /// What the disk image is: raw or qcow2 (default: as its first bytes say).
+    /// What the disk image is: raw or qcow2 (default: as its first bytes say; a guest that
+    /// wrote a raw disk chose those).
     #[arg(long)]
     root_format: Option<Format>,
     /// The root volume's size in GiB (default: as large as the disk image needs).

@@ -54,7 +54,8 @@ pub struct Import {
     id: String,
     /// The disk image.
     file: PathBuf,
-    /// What it is: raw or qcow2 (default: as its first bytes say).
+    /// What it is: raw or qcow2 (default: as its first bytes say; a guest that wrote a raw
+    /// disk chose those).
     #[arg(long)]
     format: Option<Format>,
 }
@@ -245,10 +246,14 @@ fn status(place: &Place) -> Result<()> {
         let of: Vec<&str> = d.of.iter().map(|name| name.0.as_str()).collect();
         println!("damaged: {} at {}, in {}", d.layer, d.offset, of.join(", "));
     }
+    for name in &scrub.damaged_maps {
+        println!("damaged: the map of {}", name.0);
+    }
     ensure!(
-        scrub.damage.is_empty(),
-        "{} grains are not what they were",
-        scrub.damage.len()
+        scrub.damage.is_empty() && scrub.damaged_maps.is_empty(),
+        "{} grains and {} maps are not what they were",
+        scrub.damage.len(),
+        scrub.damaged_maps.len()
     );
     Ok(())
 }
@@ -289,6 +294,7 @@ fn metrics(place: &Place) -> Result<()> {
         ("damaged_sums_total", "counter", scrub.damaged_sums),
         ("unreadable_total", "counter", scrub.unreadable),
         ("damaged_grains", "gauge", scrub.damage.len() as u64),
+        ("damaged_maps", "gauge", scrub.damaged_maps.len() as u64),
     ] {
         println!("# TYPE ocs_scrub_{name} {kind}\nocs_scrub_{name} {value}");
     }

@@ -8,7 +8,7 @@
 //! once, because that keeps the AES units' pipelines full; `xts-mode`, which goes
 //! block by block, is its reference in the tests.
 
-use crate::locked::Locked;
+use crate::locked::{Locked, wipe_stack};
 use aes::Aes256;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use ocs_storaged_api::erasure::{HALF_BYTES, Trace};
@@ -64,7 +64,7 @@ impl Key {
     pub fn new(raw: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
         let key = Self::expand(raw);
         // Round keys are made on the stack, and moved from there.
-        crate::locked::wipe_stack();
+        wipe_stack();
         key
     }
 
@@ -93,6 +93,14 @@ impl Key {
     /// What its halves can be told by once it is gone.
     #[must_use]
     pub fn traces(&self) -> Vec<Trace> {
+        let traces = self.hashes();
+        // A hash is made of a copy.
+        wipe_stack();
+        traces
+    }
+
+    #[inline(never)]
+    fn hashes(&self) -> Vec<Trace> {
         let halves = self.0.raw.chunks_exact(HALF_BYTES);
         halves.map(Trace::of).collect()
     }

@@ -102,6 +102,19 @@ fn a_flipped_bit_is_found_and_named_and_nothing_else_is() {
     host.daemon = Host::start_with(&host.dir, 0, &FAST);
     guest.attach(accept(&listener));
     assert_eq!(passed(&host).sealed_bytes, 0);
+    // A map.
+    host.put_of("vol-2", 16 * MIB, Some("snap-1"), false)
+        .unwrap();
+    let map = host.files("vol-2.map").remove(0);
+    flip(&map, 100);
+    let maps = passed(&host).damaged_maps;
+    assert_eq!(
+        maps.iter().map(|m| m.0.as_str()).collect::<Vec<_>>(),
+        ["vol-2"]
+    );
+    flip(&map, 100);
+    assert_eq!(passed(&host).damaged_maps, []);
+    host.delete("vol-2");
     // What is freed is not missed, and leaves no checksums.
     assert_eq!(guest.write_at(4 * MIB, &pattern(2, 2 * G as usize)), 0);
     host.delete_snapshot("snap-1");

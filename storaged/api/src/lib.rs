@@ -208,6 +208,8 @@ pub struct Scrub {
     pub unreadable: u64,
     /// What is not what it was, as of its last check.
     pub damage: Vec<Damage>,
+    /// Volumes and snapshots whose map is not what it was.
+    pub damaged_maps: Vec<VolumeName>,
 }
 
 /// A grain of 64 KiB that is not what it was.

@@ -19,7 +19,7 @@
 
 pub mod sums;
 
-use crate::cow::log::Trust;
+use crate::cow::log::{Recovered, Trust};
 use crate::cow::map::{GRAIN_BYTES, Place};
 use crate::cow::store;
 use crate::disk::FileBacking;
@@ -63,6 +63,7 @@ struct Inner {
     damaged_sums: u64,
     unreadable: u64,
     damage: BTreeMap<(String, u64), Vec<String>>,
+    damaged_maps: BTreeSet<String>,
 }
 
 impl Findings {
@@ -85,6 +86,7 @@ impl Findings {
             damaged_sums: inner.damaged_sums,
             unreadable: inner.unreadable,
             damage: inner.damage.iter().map(named).collect(),
+            damaged_maps: inner.damaged_maps.iter().cloned().map(VolumeName).collect(),
         }
     }
 
@@ -162,14 +164,27 @@ impl Scrubber {
     fn frozen(&self) -> io::Result<BTreeSet<String>> {
         let _layers = self.store.layers();
         let (mut all, mut live) = (BTreeSet::new(), BTreeSet::new());
+        let mut damaged = BTreeSet::new();
         for name in self.store.maps()? {
-            let (found, _) = store::load(&self.store.dir, &name, Trust::Committed)?;
+            let Ok((found, _)) = self.load(&name, &mut damaged) else {
+                continue;
+            };
             let snapshot = self.store.table().snapshots().contains_key(&name);
             let last = found.layers.last().filter(|_| !snapshot);
             live.extend(last.map(|layer| layer.file.clone()));
             all.extend(found.layers.into_iter().map(|layer| layer.file));
         }
+        self.findings.lock().damaged_maps = damaged;
         Ok(all.difference(&live).cloned().collect())
+    }
+
+    /// A map, unless it is damaged: then nobody is served its last layer, and what it
+    /// shares is in others.
+    fn load(&self, name: &str, damaged: &mut BTreeSet<String>) -> io::Result<(Recovered, bool)> {
+        store::load(&self.store.dir, name, Trust::Committed).inspect_err(|error| {
+            tracing::error!(name, %error, "a map is not what it was");
+            damaged.insert(name.to_owned());
+        })
     }
 
     fn layer(&self, name: &str, grain: &mut Grain) -> io::Result<()> {
@@ -241,7 +256,9 @@ impl Scrubber {
         }
         let mut of = Vec::new();
         for name in self.store.maps()? {
-            let (found, _) = store::load(&self.store.dir, &name, Trust::Committed)?;
+            let Ok((found, _)) = self.load(&name, &mut BTreeSet::new()) else {
+                continue;
+            };
             let index = found.layers.iter().position(|l| l.file == layer);
             if index.is_some_and(|index| found.map.get(number) == Place::layer(index)) {
                 of.push(name);
