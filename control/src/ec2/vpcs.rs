@@ -82,6 +82,8 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
         member: "Vpcs",
         paths: &[
             ("cidr", "CidrBlock"),
+            // Not documented, and taken by EC2: Ansible's modules use it.
+            ("cidr-block", "CidrBlock"),
             (
                 "cidr-block-association.cidr-block",
                 "CidrBlockAssociationSet.CidrBlock",

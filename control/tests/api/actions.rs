@@ -68,6 +68,11 @@ fn a_vpc_of_ones_own_has_its_own_network_and_options() {
     for _ in 0..2 {
         let vpc = control.ok("CreateVpc", &[("CidrBlock", "10.7.0.0/16")]);
         let vpc = first(&vpc, "vpcId");
+        for name in ["cidr", "cidr-block"] {
+            let filter = [("Filter.1.Name", name), ("Filter.1.Value.1", "10.7.0.0/16")];
+            let found = control.ok("DescribeVpcs", &filter);
+            assert!(text(&found, "vpcId").contains(&vpc), "{found}");
+        }
         let subnet = [("VpcId", vpc.as_str()), ("CidrBlock", "10.7.3.0/24")];
         let subnet = first(&control.ok("CreateSubnet", &subnet), "subnetId");
         let conflict = [("VpcId", vpc.as_str()), ("CidrBlock", "10.7.3.128/25")];

@@ -55,6 +55,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     if needs.contains(&Need::Clients) {
         venv::clients()?;
         cloud_init::ensure()?;
+        venv::ansible()?;
     }
     if needs.contains(&Need::BenchPeer) {
         venv::bench_peer()?;
