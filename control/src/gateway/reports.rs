@@ -235,6 +235,14 @@ fn gone(
     Ok(())
 }
 
+/// Whether what an instance's generation asked for of its devices has been made; nothing
+/// where its node does not say.
+fn made(row: &Instance, seen: &ObservedInstance) -> Option<impl Fn(u64) -> bool + use<>> {
+    let down = matches!(row.state, State::Stopped | State::Terminated);
+    let told = seen.disks_generation;
+    (down || told != 0).then_some(move |generation| down || generation <= told)
+}
+
 /// Which volumes have come to it and left it, by its node's word.
 fn disks(
     tx: &mut Tx<'_>,
@@ -242,11 +250,9 @@ fn disks(
     row: &mut Instance,
     seen: &ObservedInstance,
 ) -> Result<(), ApiError> {
-    let down = matches!(row.state, State::Stopped | State::Terminated);
-    if !down && seen.disks_generation == 0 {
+    let Some(is_so) = made(row, seen) else {
         return Ok(());
-    }
-    let is_so = |generation: u64| down || generation <= seen.disks_generation;
+    };
     for id in std::mem::take(&mut row.detaching) {
         let Some(volume) = tx.get_in::<Volume>(scope, &id) else {
             continue;
@@ -287,11 +293,9 @@ fn cards(
     row: &mut Instance,
     seen: &ObservedInstance,
 ) -> Result<(), ApiError> {
-    let down = matches!(row.state, State::Stopped | State::Terminated);
-    if !down && seen.disks_generation == 0 {
+    let Some(is_so) = made(row, seen) else {
         return Ok(());
-    }
-    let is_so = |generation: u64| down || generation <= seen.disks_generation;
+    };
     let leaving = std::mem::take(&mut row.leaving);
     for id in row.interfaces.iter().copied().chain(leaving) {
         let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
