@@ -12,8 +12,9 @@ mod daemon;
 mod raw;
 
 use crate::alternate::{Side, alternate};
+use crate::process;
 use crate::report::{Better, Row, median};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use daemon::{Backing, Daemon};
 use std::path::Path;
 use std::time::Duration;
@@ -31,12 +32,7 @@ struct Case {
 
 /// Measures the area.
 pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>> {
-    let storaged = bin_dir.join("ocs-storaged");
-    ensure!(
-        storaged.exists(),
-        "{} is missing: run `cargo xtask build --release`",
-        storaged.display()
-    );
+    let storaged = process::program(bin_dir, "ocs-storaged")?;
     let (runs, time) = if quick {
         (3, Duration::from_millis(700))
     } else {

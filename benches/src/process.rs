@@ -11,6 +11,17 @@ pub fn own_dir() -> Result<PathBuf> {
     Ok(exe.parent().unwrap_or(Path::new(".")).to_owned())
 }
 
+/// A program of the release build.
+pub fn program(bin_dir: &Path, name: &str) -> Result<PathBuf> {
+    let program = bin_dir.join(name);
+    ensure!(
+        program.exists(),
+        "{} is missing: run `cargo xtask build --release`",
+        program.display()
+    );
+    Ok(program)
+}
+
 /// A child that is killed and reaped when dropped.
 pub struct Guarded(Child);
 

@@ -12,8 +12,9 @@ pub mod host;
 mod neighbours;
 mod rates;
 
+use crate::process;
 use crate::report::Row;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use guest::Load;
 use std::path::Path;
 
@@ -30,12 +31,7 @@ fn random_reads(depth: usize, bytes: u64) -> Load {
 
 /// Measures the area.
 pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>> {
-    let storaged = bin_dir.join("ocs-storaged");
-    ensure!(
-        storaged.exists(),
-        "{} is missing: run `cargo xtask build --release`",
-        storaged.display()
-    );
+    let storaged = process::program(bin_dir, "ocs-storaged")?;
     let mut rows = rates::misses(&storaged, quick)?;
     rows.push(rates::changes(&storaged, quick)?);
     let ram = Path::new("/dev/shm");
