@@ -215,6 +215,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   subnet says, and `AssociatePublicIpAddress=true` is refused. Where a block is used up, who
   asks for an address gets InsufficientAddressCapacity, and who has one by
   `MapPublicIpOnLaunch` alone goes without.
+* **Instance identity documents** are signed on the curve P-256, by a key a region
+  (`signature`, `pkcs7`; the certificate is `pki/identity/REGION.pem` of the operator's state
+  folder). There is no `rsa2048`.
 * **Reads are strongly consistent.** EC2's are eventually so: what a call has answered,
   every later call sees.
 * **Volume types** gp2, gp3, io1, io2 and standard, each held to the operations, bytes and
