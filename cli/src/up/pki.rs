@@ -7,7 +7,7 @@ use super::parts::{CONTROL_NAME, LOCAL_NAME};
 use crate::host::Bundle;
 use crate::part::Part;
 use crate::state::{State, Uids, write_whole};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -108,6 +108,11 @@ pub fn identities(state: &State, regions: &[String]) -> Result<()> {
 }
 
 fn identity(state: &State, region: &str, key: &str, certificate: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    ensure!(
+        !region.is_empty() && region.chars().all(plain),
+        "region name {region:?} is not lower-case letters, digits and dashes"
+    );
     let path = |kind| state.path(&format!("pki/identity/{region}.{kind}"));
     write_whole(&path("key"), key.as_bytes(), 0o600, 0)?;
     // Last: it says that there is a key.
@@ -233,6 +238,7 @@ mod tests {
         let given = kept_identities(&state).unwrap();
         assert_eq!(given.keys().collect::<Vec<_>>(), ["home", "us-east-1"]);
         assert_eq!(given["us-east-1"].1.as_bytes(), kept);
+        assert!(identity(&state, "../home", "", "").is_err());
         assert_eq!(
             fs::read(state.path("pki/identity/us-east-1.pem")).unwrap(),
             kept
