@@ -5,6 +5,7 @@ import unittest
 
 from guest import number, word
 from installation import Installation, error_code, wait_for
+from test_network import fails_from_now
 
 up = None
 METADATA = "http://169.254.169.254/latest/meta-data"
@@ -164,6 +165,24 @@ class Networks(unittest.TestCase):
         pinger.wait_line(start, "timeout", after_s=since)
         up.ec2.delete_network_interface(NetworkInterfaceId=card)
         for guest in (vm, pinger):
+            guest.terminate()
+
+    def test_new_groups_of_a_running_interface_are_felt(self):
+        server = up.run("listen tcp 7")
+        client = up.run(f"connect {server.address}:7 every 100ms",
+                        SubnetId=server.launch["SubnetId"])
+        start = f"connect: {server.address}:7"
+        client.wait_line(start, " ok ")
+        row = server.describe()
+        card = row["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        was, closed = row["SecurityGroups"][0]["GroupId"], up.group("closed-card")
+        def regroup(group):
+            up.ec2.modify_network_interface_attribute(NetworkInterfaceId=card, Groups=[group])
+        regroup(closed)
+        fails_from_now(self, client, start)
+        regroup(was)
+        client.wait_line(start, " ok ", after_s=client.now())
+        for guest in (server, client):
             guest.terminate()
 
     def test_a_prefix_list_lets_in_what_it_holds(self):
