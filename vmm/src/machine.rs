@@ -363,6 +363,7 @@ impl Machine {
         let mut out = BTreeMap::new();
         out.insert("memory.bytes".to_owned(), memory::bytes(&self.vm.ram));
         self.devices.report(&mut out);
+        self.vm.vcpus.iter().for_each(|vcpu| vcpu.count(&mut out));
         let (bus, serial) = (&self.bus.metrics, self.bus.serial.metrics());
         for (name, counter) in [
             ("cpu.port_exits", &bus.port_exits),

@@ -4,6 +4,7 @@
 //!  cpuid.rs  what the guest may know of the CPU      (before the first run)
 //!  state.rs  registers at the entry point
 //!  run.rs    one thread per vCPU: gate → KVM_RUN → dispatch exit → …
+//!  stats.rs  what KVM counts of it
 //!  persist.rs  all registers, while the thread stands at the gate
 //! ```
 
@@ -11,6 +12,7 @@ mod cpuid;
 mod persist;
 mod run;
 mod state;
+mod stats;
 
 pub use run::{Gate, GateState, VcpuThread, monotonic_ns, spawn};
 pub use state::gdt;
@@ -19,6 +21,8 @@ use crate::boot::Entry;
 use crate::error::{Result, kvm};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use ocs_vmm_spec::Spec;
+use stats::Stats;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A vCPU, shared between its thread and whoever saves or loads it. The thread holds the lock
@@ -29,6 +33,7 @@ pub struct Vcpu {
     entry: Option<Arc<OnceLock<Entry>>>,
     kvm: Arc<Kvm>,
     vm: Arc<VmFd>,
+    stats: Option<Stats>,
 }
 
 impl Vcpu {
@@ -39,6 +44,15 @@ impl Vcpu {
     /// Does it learn where it begins only when the guest starts?
     pub fn begins_late(&self) -> bool {
         self.entry.is_some()
+    }
+
+    /// Adds what KVM counted, while the vCPU may run.
+    pub fn count(&self, sums: &mut BTreeMap<String, u64>) {
+        if let Some(stats) = &self.stats
+            && let Err(error) = stats.add_to(sums)
+        {
+            tracing::debug!(%error, "KVM's counters cannot be read");
+        }
     }
 }
 
@@ -93,6 +107,7 @@ pub fn create(
         _ => {}
     }
     Ok(Vcpu {
+        stats: Stats::of(&vcpu),
         fd: Mutex::new(vcpu),
         entry: late,
         kvm: Arc::clone(kvm_fd),

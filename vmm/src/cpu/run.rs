@@ -379,6 +379,7 @@ mod tests {
                 entry: None,
                 kvm: Arc::new(kvm_ioctls::Kvm::new().unwrap()),
                 vm: Arc::new(vm),
+                stats: None,
             });
             let ended = EventFd::new(0).unwrap();
             let outcome = Arc::new(Outcome::new(ended.try_clone().unwrap()));

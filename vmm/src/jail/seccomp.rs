@@ -168,6 +168,7 @@ pub fn confine_events() -> io::Result<()> {
             libc::SYS_recvmsg,
             libc::SYS_recvfrom,
             libc::SYS_readv,
+            libc::SYS_pread64,
             libc::SYS_sendto,
             libc::SYS_getsockopt,
             libc::SYS_eventfd2,

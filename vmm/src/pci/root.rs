@@ -1,6 +1,6 @@
 //! The root bus: finds the function behind a configuration or BAR access.
 
-use super::config::{ConfigSpace, Identity};
+use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
 use crate::layout;
 use crate::lifecycle::Lifecycle;
 use crate::persist::State;
@@ -175,7 +175,13 @@ impl PciRoot {
     fn by_ecam(&self, at: u64) -> Option<(Arc<dyn Function>, usize)> {
         let device = at >> 15 & 0x1f;
         let function = at >> 12 & 0x7;
-        self.find(device, function, at & 0xfff)
+        let register = at & 0xfff;
+        // No function has extended space. Where it reads as ones, Linux looks once, else for
+        // each capability that could be there.
+        if register >= CONFIG_BYTES as u64 {
+            return None;
+        }
+        self.find(device, function, register)
     }
 
     fn by_address(&self, port: u16) -> Option<(Arc<dyn Function>, usize)> {
@@ -285,6 +291,8 @@ mod tests {
         assert_eq!(word, [0xff; 4], "device 1 is absent");
         root.ecam_read(1 << 12, &mut word);
         assert_eq!(word, [0xff; 4], "function 1 is absent");
+        root.ecam_read(0x100, &mut word);
+        assert_eq!(word, [0xff; 4], "extended space is absent");
 
         root.port_write(ADDRESS_PORT, &ENABLE.to_le_bytes());
         root.port_read(DATA_PORT, &mut word);
