@@ -60,7 +60,8 @@ fn a_flipped_bit_is_found_and_named_and_nothing_else_is() {
     guest.attach(accept(&listener));
     // Also while the guest goes on, above what is frozen.
     for n in 0..40 {
-        assert_eq!(guest.write_at(8 * MIB + n * 4096, &pattern(n, 4096)), 0);
+        let other = pattern(100 + n, 4096);
+        assert_eq!(guest.write_at(8 * MIB + n * 4096, &other), 0);
     }
     let clean = passed(&host);
     assert_eq!(clean.sealed_bytes, MIB + 4 * G, "image and snapshot, once");
