@@ -332,7 +332,12 @@ fn nothing_of_the_instances(scene: &Scene, up: &Installation) -> Result<String> 
 /// terminated instance, so that GetConsoleOutput still answers; logs and storaged's
 /// table of volumes are the parts' own.
 fn durable_files(up: &Installation) -> Result<Vec<String>> {
-    let own = ["run/console", "log/", "storaged/volumes.json"];
+    let own = [
+        "run/console",
+        "log/",
+        "storaged/volumes.json",
+        "storaged/credits.json",
+    ];
     let files = leftovers::files(&up.state())?;
     Ok(files
         .into_iter()
