@@ -1,8 +1,8 @@
 //! Time since boot, by the time-stamp counter.
 //!
 //! Its frequency comes from CPUID 0x40000010 (EAX: TSC in kHz, EBX: local APIC bus in
-//! kHz), which ocs-vmm and other hypervisors supply, else from the PIT (10 ms), else from
-//! CPUID 0x16 (base frequency).
+//! kHz), which ocs-vmm and other hypervisors supply and stub.S asks for, else from the
+//! PIT (10 ms), else from CPUID 0x16 (base frequency).
 
 use crate::global::Global;
 use crate::{lapic, ring0};
@@ -27,6 +27,7 @@ static RATES: Global<Rates> = Global::new(Rates {
 
 unsafe extern "C" {
     static boot_tsc: u64;
+    static hypervisor_khz: [u32; 2];
 }
 
 /// Finds the frequencies. Before, time runs at 1 GHz.
@@ -47,12 +48,9 @@ pub fn init() {
 }
 
 fn by_hypervisor() -> Option<(u32, u32)> {
-    const HYPERVISOR_PRESENT: u32 = 1 << 31;
-    if __cpuid(1).ecx & HYPERVISOR_PRESENT == 0 || __cpuid(0x4000_0000).eax < 0x4000_0010 {
-        return None;
-    }
-    let leaf = __cpuid(0x4000_0010);
-    (leaf.eax != 0 && leaf.ebx != 0).then_some((leaf.eax, leaf.ebx))
+    // SAFETY: as for `boot_tsc` in `init`.
+    let [tsc_khz, bus_khz] = unsafe { addr_of!(hypervisor_khz).read_volatile() };
+    (tsc_khz != 0 && bus_khz != 0).then_some((tsc_khz, bus_khz))
 }
 
 /// Channel 2 in mode 0 counts 11,932 periods of 1.193182 MHz: 10.0001 ms. `None` where

@@ -66,7 +66,19 @@ pvh_start:
     rdtsc
     mov dword ptr [boot_tsc], eax
     mov dword ptr [boot_tsc + 4], edx
-    lgdt [gdt_pointer]
+    mov eax, 1                    # asked here: a PVM host answers ring 3 as the bare CPU does
+    cpuid
+    test ecx, ecx                 # bit 31: under a hypervisor
+    jns 1f
+    mov eax, 0x40000000
+    cpuid
+    cmp eax, 0x40000010
+    jb 1f
+    mov eax, 0x40000010
+    cpuid
+    mov dword ptr [hypervisor_khz], eax
+    mov dword ptr [hypervisor_khz + 4], ebx
+1:  lgdt [gdt_pointer]
     mov eax, cr4
     or eax, 0x20                  # PAE
     mov cr4, eax
@@ -228,6 +240,9 @@ stack0_top:
 .global boot_tsc
 boot_tsc:
     .quad 0
+.global hypervisor_khz
+hypervisor_khz:
+    .long 0, 0                    # TSC, local APIC bus
 .global boot_start_info
 boot_start_info:
     .long 0

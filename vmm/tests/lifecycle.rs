@@ -32,6 +32,17 @@ fn a_guest_prints_and_powers_off() {
 }
 
 #[test]
+fn the_probe_counts_time_as_kvm_does() {
+    let bench = Bench::probe("idle");
+    let console = bench.start().wait_console("\n");
+    let kvm = kvm_ioctls::Kvm::new().unwrap();
+    let vcpu = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+    let khz = format!(" tsc_khz={}", vcpu.get_tsc_khz().unwrap());
+    let boot = console.lines().next().unwrap();
+    assert!(boot.ends_with(&khz), "{boot}, not{khz}");
+}
+
+#[test]
 fn one_to_sixty_four_vcpus_start_and_stop() {
     for vcpus in [1, 2, 64] {
         let mut bench = Bench::new(&elf(&[print("hello\n"), halt()].concat()));

@@ -122,8 +122,7 @@ impl Guest {
             })?;
         let (earlier, connect, alive) = seen;
         let text = format!("{earlier}\n{connect}\n{alive}");
-        // A change reaches the maps through control and node, on a busy host in seconds.
-        let late = from + Duration::from_secs(4);
+        let late = from + Duration::from_secs(1);
         let reached = self
             .console
             .lines_of("connect: ")
