@@ -8,6 +8,7 @@ use crate::rows::{Node, Scope};
 use crate::store::{Revision, Store as _, StoreError};
 use ocs_node_api::node_gateway_server::NodeGateway;
 use ocs_node_api::{FromNode, Hello, Report, ToNode, from_node, to_node};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,12 +51,16 @@ impl NodeGateway for Gateway {
                 hello.protocol
             )));
         }
+        let underlay = underlay(&hello)?;
         let (downstream, stream) = mpsc::channel(QUEUE);
         let core = Arc::clone(&self.core);
         tokio::spawn(async move {
             let session = core.fleet.connect(&name, downstream.clone());
             tracing::info!(node = name, boot_id = hello.boot_id, "node connected");
-            let end = serve(&core, &name, session, hello, upstream, downstream).await;
+            let end = match know(&core, &name, &hello, underlay).await {
+                Ok(()) => serve(&core, &name, session, hello, upstream, downstream).await,
+                Err(_) => End::Store,
+            };
             core.fleet.disconnect(&name, session);
             tracing::info!(node = name, reason = %end, "node disconnected");
         });
@@ -75,6 +80,16 @@ fn common_name(request: &Request<Streaming<FromNode>>) -> Result<String, Status>
         .next()
         .and_then(|cn| cn.as_str().ok());
     name.map(str::to_owned).ok_or_else(unknown)
+}
+
+/// Where other hosts reach the caller; an empty text: nowhere.
+fn underlay(hello: &Hello) -> Result<Option<Ipv4Addr>, Status> {
+    let text = &hello.underlay_address;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |_| Status::invalid_argument(format!("underlay_address {text:?} is not IPv4"));
+    text.parse().map(Some).map_err(wrong)
 }
 
 /// Why a session ended.
@@ -98,9 +113,6 @@ async fn serve(
     mut upstream: Streaming<FromNode>,
     downstream: Downstream,
 ) -> End {
-    if know(core, name, &hello).await.is_err() {
-        return End::Store;
-    }
     if reports::take(core, name, &hello.observed).await.is_err() {
         return End::Store;
     }
@@ -160,7 +172,12 @@ async fn take_one(
 }
 
 /// Writes the node's capacity, and how it is reached, down where that is new or has changed.
-async fn know(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::wire::ApiError> {
+async fn know(
+    core: &Core,
+    name: &str,
+    hello: &Hello,
+    underlay: Option<Ipv4Addr>,
+) -> Result<(), crate::wire::ApiError> {
     let scope = Scope::global();
     core.write(&scope, |tx| {
         let before = tx.get::<Node>(&name.to_owned());
@@ -174,7 +191,7 @@ async fn know(core: &Core, name: &str, hello: &Hello) -> Result<(), crate::wire:
             guest_mtu: 0,
         });
         (row.vcpus, row.memory_mib) = (hello.vcpus, hello.memory_mib);
-        row.underlay = hello.underlay_address.parse().ok();
+        row.underlay = underlay;
         row.guest_mtu = hello.guest_mtu;
         if before.as_deref() == Some(&row) {
             Ok(())

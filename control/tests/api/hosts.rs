@@ -14,6 +14,16 @@ fn first(body: &str, element: &str) -> String {
 
 /// Connects a node by its certificate's file, reached at an underlay address.
 fn connect(world: &World, certificate: &str, name: &str, underlay: &str, mtu: u32) -> FakeNode {
+    try_connect(world, certificate, name, underlay, mtu).unwrap()
+}
+
+fn try_connect(
+    world: &World,
+    certificate: &str,
+    name: &str,
+    underlay: &str,
+    mtu: u32,
+) -> Result<FakeNode, tonic::Status> {
     let hello = Hello {
         node: name.to_owned(),
         vcpus: 100,
@@ -25,7 +35,16 @@ fn connect(world: &World, certificate: &str, name: &str, underlay: &str, mtu: u3
     let address = world.control.ready["node_listen"].as_str().unwrap();
     let dir = &world.control.dir;
     let connected = FakeNode::connect_saying(certificate, hello, address, dir);
-    world.runtime.block_on(connected).unwrap()
+    world.runtime.block_on(connected)
+}
+
+#[test]
+fn a_node_that_is_reached_at_no_address_is_refused_by_name() {
+    let world = world(1);
+    let refused = try_connect(&world, "node", "fake", "192.0.2.300", 1450);
+    let status = refused.err().unwrap();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(status.message().contains("underlay_address"), "{status}");
 }
 
 /// An instance on each of two nodes, here first, in a subnet.

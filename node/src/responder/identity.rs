@@ -16,6 +16,7 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use x509_parser::pem::parse_x509_pem;
 
 // Object identifiers, DER.
 const SIGNED_DATA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02";
@@ -25,6 +26,7 @@ const ECDSA_WITH_SHA256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
 const VERSION_1: &[u8] = b"\x02\x01\x01";
 
 // Tags, DER.
+const INTEGER: u8 = 0x02;
 const OCTETS: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
@@ -128,8 +130,8 @@ fn lines(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn from_pem(text: &str) -> Option<Vec<u8>> {
-    let body = text.lines().filter(|line| !line.starts_with('-'));
-    STANDARD.decode(body.collect::<String>()).ok()
+    let (_, pem) = parse_x509_pem(text.as_bytes()).ok()?;
+    Some(pem.contents)
 }
 
 /// A DER element of these parts.
@@ -150,34 +152,11 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     element
 }
 
-/// The first DER element: all of it, its content, and what follows.
-fn element(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let first = *bytes.get(1)?;
-    let (head, length) = match first {
-        0..=0x7f => (2, usize::from(first)),
-        0x81..=0x84 => {
-            let count = usize::from(first & 0x7f);
-            let bytes = bytes.get(2..2 + count)?;
-            let length = bytes
-                .iter()
-                .fold(0, |length, byte| length << 8 | usize::from(*byte));
-            (2 + count, length)
-        }
-        _ => return None,
-    };
-    let end = head.checked_add(length)?;
-    Some((bytes.get(..end)?, bytes.get(head..end)?, bytes.get(end..)?))
-}
-
-/// IssuerAndSerialNumber (RFC 2315 §6.7) of a certificate (RFC 5280 §4.1).
+/// IssuerAndSerialNumber (RFC 2315 §6.7) of a certificate.
 fn issuer_and_serial(certificate: &[u8]) -> Option<Vec<u8>> {
-    let (_, certificate, _) = element(certificate)?;
-    let (_, to_be_signed, _) = element(certificate)?;
-    let (_, _, rest) = element(to_be_signed)?; // version
-    let (serial, _, rest) = element(rest)?;
-    let (_, _, rest) = element(rest)?; // algorithm
-    let (issuer, _, _) = element(rest)?;
-    Some(der(SEQUENCE, &[issuer, serial]))
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let serial = der(INTEGER, &[certificate.raw_serial()]);
+    Some(der(SEQUENCE, &[certificate.issuer().as_raw(), &serial]))
 }
 
 #[cfg(test)]
