@@ -142,7 +142,7 @@ fn a_change_reaches_requests_that_wait() {
 }
 
 #[test]
-fn a_group_is_shared_by_guests_on_different_shards() {
+fn a_group_is_shared_evenly_by_guests_on_different_shards() {
     let shards = [
         Shard::spawn("qos-0").unwrap(),
         Shard::spawn("qos-1").unwrap(),
@@ -171,11 +171,8 @@ fn a_group_is_shared_by_guests_on_different_shards() {
     let seconds = start.elapsed().as_secs_f64();
     let sum: u64 = done.iter().sum();
     assert!(sum as f64 <= 400.0 * seconds + 20.0, "{done:?}");
-    // Those of one shard take turns; of two, the host's scheduler wakes one earlier.
-    for (a, b, of_ten) in [(0, 2, 7), (1, 3, 7), (0, 1, 2)] {
-        let (least, greatest) = (done[a].min(done[b]), done[a].max(done[b]));
-        assert!(least * 10 >= greatest * of_ten, "{done:?}");
-    }
+    let (least, greatest) = (done.iter().min().unwrap(), done.iter().max().unwrap());
+    assert!(*least * 10 >= *greatest * 7, "{done:?}");
 }
 
 /// How many requests of a guest that always has 32 of 256 KiB under way complete while

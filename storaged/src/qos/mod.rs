@@ -12,10 +12,12 @@
 //! that the caller passes in.
 
 pub mod bucket;
+pub mod group;
 pub mod meter;
 pub mod turns;
 
 pub use bucket::Bucket;
+pub use group::Group;
 pub use meter::{Direction, Meter};
 pub use turns::Turns;
 
@@ -125,11 +127,13 @@ impl Paced {
         self.rate.ready_at(now_ns).max(credits)
     }
 
-    fn charge(&mut self, tokens: u64, now_ns: u64) {
+    fn charge(&mut self, tokens: u64, now_ns: u64) -> u64 {
         self.rate.charge(tokens, now_ns);
         if let Some(credits) = &mut self.credits {
             credits.charge(tokens, now_ns);
         }
+        let ns = u128::from(tokens) * 1_000_000_000 / u128::from(self.rate.per_s().get());
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 }
 
@@ -196,47 +200,15 @@ impl Throttle {
         iops.max(bytes)
     }
 
-    fn charge(&mut self, direction: Direction, offset: u64, len: u64, now_ns: u64) {
+    /// Charges a transfer; how long, in ns, the highest rate takes to give for it.
+    fn charge(&mut self, direction: Direction, offset: u64, len: u64, now_ns: u64) -> u64 {
         let operations = self.meter.count(direction, offset, len);
-        if let Some(iops) = &mut self.iops {
-            iops.charge(operations, now_ns);
-        }
-        if let Some(bytes) = &mut self.bytes {
-            bytes.charge(len, now_ns);
-        }
-    }
-}
-
-/// Limits that several volumes share, on whatever shards they are.
-#[derive(Debug)]
-pub struct Group(Mutex<Throttle>);
-
-impl Group {
-    /// A group with these limits.
-    #[must_use]
-    pub fn new(limits: &Limits, now_ns: u64) -> Self {
-        Self(Mutex::new(Throttle::new(limits, now_ns)))
-    }
-
-    /// Goes on with other limits.
-    pub fn change(&self, limits: &Limits, now_ns: u64) {
-        lock(&self.0).change(limits, now_ns);
-    }
-
-    /// Burst credits left, less what can be spent in `reserve_s` seconds.
-    #[must_use]
-    pub fn credits(&self, reserve_s: u64, now_ns: u64) -> Credits {
-        lock(&self.0).credits(reserve_s, now_ns)
-    }
-
-    /// Leaves at most so many credits.
-    pub fn keep(&self, credits: &Credits) {
-        lock(&self.0).keep(credits);
-    }
-
-    /// Adds credits.
-    pub fn grant(&self, credits: &Credits, now_ns: u64) {
-        lock(&self.0).grant(credits, now_ns);
+        let charge = |paced: &mut Option<Paced>, tokens| match paced {
+            Some(paced) => paced.charge(tokens, now_ns),
+            None => 0,
+        };
+        let iops_ns = charge(&mut self.iops, operations);
+        iops_ns.max(charge(&mut self.bytes, len))
     }
 }
 
@@ -320,12 +292,11 @@ impl Qos {
     #[must_use]
     pub fn ready_at(&self, now_ns: u64) -> Option<u64> {
         let mut state = lock(&self.state);
-        let own = state.own.ready_at(now_ns);
-        let group = state
-            .group
-            .as_ref()
-            .and_then(|g| lock(&g.0).ready_at(now_ns));
-        own.max(group)
+        // Whom its own limits hold does not wait for the group: no other gives way to it.
+        state.own.ready_at(now_ns).or_else(|| {
+            let group = state.group.as_ref()?;
+            group.ready_at(self.key(), now_ns)
+        })
     }
 
     /// A transfer begins.
@@ -333,8 +304,13 @@ impl Qos {
         let mut state = lock(&self.state);
         state.own.charge(direction, offset, len, now_ns);
         if let Some(group) = &state.group {
-            lock(&group.0).charge(direction, offset, len, now_ns);
+            group.charge((self.key(), self.weight()), direction, offset, len, now_ns);
         }
+    }
+
+    /// What a group knows it by: where it lies, shared by all who hold it.
+    fn key(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 }
 

@@ -124,3 +124,50 @@ fn a_group_is_shared_and_its_members_keep_their_own() {
     assert_eq!(b.ready_at(10 * S), None);
     assert!(!Qos::default().is_limited());
 }
+
+/// What members of a group at 1,000 a second get in 10 s: each begins a request whenever
+/// it may, `rest_ns` after its last, and comes `late_ns` after the time that it was told.
+fn of_a_group(members: [(u64, u64); 2]) -> [u64; 2] {
+    let limits = limits(Some(Rate::steady(1000)), None).limits;
+    let group = Arc::new(Group::new(&limits, 0));
+    let volume = || Qos::new(&VolumeLimits::default(), Some(Arc::clone(&group)), 0);
+    let volumes = [volume(), volume()];
+    let (mut comes, mut done) = ([0, 1], [0u64; 2]);
+    loop {
+        let who = usize::from(comes[1] < comes[0]);
+        let now = comes[who];
+        if now >= 10 * S {
+            return done;
+        }
+        let (rest_ns, late_ns) = members[who];
+        comes[who] = match volumes[who].ready_at(now) {
+            None => {
+                volumes[who].charge(Direction::Read, done[who] << 30, 4096, now);
+                done[who] += 1;
+                now + rest_ns
+            }
+            Some(at) => at.max(now + 1) + late_ns,
+        };
+    }
+}
+
+#[test]
+fn who_sleeps_gets_as_much_of_a_group_as_who_polls() {
+    for late_ns in [0, 100_000, 1_000_000, 4_000_000] {
+        let [polls, sleeps] = of_a_group([(0, 1000), (0, late_ns)]);
+        assert!(polls + sleeps >= 9900, "{polls} + {sleeps} at {late_ns}");
+        assert!(polls + sleeps <= 10_100, "{polls} + {sleeps} at {late_ns}");
+        assert!(sleeps * 10 >= polls * 9, "{polls}, {sleeps} at {late_ns}");
+    }
+}
+
+#[test]
+fn who_asks_for_little_of_a_group_leaves_the_rest() {
+    let [heavy, light] = of_a_group([(0, 1000), (S / 20, 1_000_000)]);
+    assert!((185..=200).contains(&light), "{light} of 200");
+    assert!((9700..=9900).contains(&heavy), "{heavy}");
+    // Who has gone gets nothing, and costs nothing.
+    let [all, one] = of_a_group([(0, 1000), (20 * S, 0)]);
+    assert_eq!(one, 1);
+    assert!(all >= 9900, "{all}");
+}
