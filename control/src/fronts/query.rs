@@ -9,6 +9,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{Method, StatusCode};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::StreamExt as _;
@@ -179,7 +180,7 @@ async fn answer(
     };
     let identity = front.authenticate(&signed, trail)?;
     service.clone_from(&identity.service);
-    let parameters = parameters(raw_query, &body)?;
+    let parameters = parameters(raw_query, &parts.headers, &body)?;
     let host = parts
         .headers
         .get("host")
@@ -188,11 +189,21 @@ async fn answer(
     run(front, &identity, parameters, trail, host).await
 }
 
-/// Parameters of query string and body, less those of a presigned signature.
-fn parameters(raw_query: &str, body: &[u8]) -> Result<Vec<(String, String)>, ApiError> {
+/// Parameters of query string and body, less those of a presigned signature. A signature is
+/// of the body as it was sent, so it is unpacked here, after that was verified.
+///
+/// # Errors
+/// `MalformedQueryString`; `RequestEntityTooLarge` for a body that unpacks to more than one
+/// may be; `InvalidRequest` for a coding other than gzip.
+pub fn parameters(
+    raw_query: &str,
+    headers: &http::HeaderMap,
+    body: &[u8],
+) -> Result<Vec<(String, String)>, ApiError> {
     let mut parameters = query::parse_form(raw_query)?;
     parameters.retain(|(name, _)| !name.starts_with("X-Amz-"));
-    let body = std::str::from_utf8(body).map_err(|_| {
+    let body = unpacked(headers, body)?;
+    let body = std::str::from_utf8(&body).map_err(|_| {
         ApiError::new(
             "MalformedQueryString",
             "The request body is not form-encoded text.",
@@ -200,6 +211,35 @@ fn parameters(raw_query: &str, body: &[u8]) -> Result<Vec<(String, String)>, Api
     })?;
     parameters.extend(query::parse_form(body)?);
     Ok(parameters)
+}
+
+fn unpacked<'a>(headers: &http::HeaderMap, body: &'a [u8]) -> Result<Cow<'a, [u8]>, ApiError> {
+    use std::io::Read as _;
+    let coding = headers.get("content-encoding").map(|value| value.to_str());
+    match coding {
+        None | Some(Ok("" | "identity")) => Ok(Cow::Borrowed(body)),
+        Some(Ok(coding)) if coding.eq_ignore_ascii_case("gzip") => {
+            let most = MAX_BODY_BYTES as u64 + 1;
+            let mut plain = Vec::new();
+            flate2::read::MultiGzDecoder::new(body)
+                .take(most)
+                .read_to_end(&mut plain)
+                .map_err(|_| {
+                    ApiError::new("MalformedQueryString", "The request body is not gzip.")
+                })?;
+            if plain.len() > MAX_BODY_BYTES {
+                return Err(ApiError::new(
+                    "RequestEntityTooLarge",
+                    format!("The request body unpacks to more than {MAX_BODY_BYTES} bytes."),
+                ));
+            }
+            Ok(Cow::Owned(plain))
+        }
+        Some(_) => Err(ApiError::new(
+            "InvalidRequest",
+            "The only Content-Encoding of a request is gzip.",
+        )),
+    }
 }
 
 async fn run(

@@ -13,6 +13,7 @@
 //! and blobs base64, as in XML and in proto3's JSON mapping alike.
 
 pub mod error;
+pub mod instant;
 pub mod query;
 pub mod shapes;
 pub mod validate;

@@ -5,7 +5,7 @@
 //! (`Filter.1.Value.2`); an empty scalar is an absent one.
 
 use super::shapes::{Model, Shape, ShapeId};
-use super::{ApiError, Value};
+use super::{ApiError, Value, instant};
 use serde_json::Map;
 use std::collections::BTreeMap;
 
@@ -184,6 +184,8 @@ fn scalar(shape: &Shape, text: &str, path: &str) -> Result<Value, ApiError> {
     let wrong = |expected: &str| ApiError::value(text, path, &format!("Expected {expected}."));
     Ok(match shape {
         Shape::Integer { .. } => Value::from(text.parse::<i64>().map_err(|_| wrong("an integer"))?),
+        // As in proto3's JSON: what JSON has no number for is its name.
+        Shape::Float if matches!(text, "NaN" | "Infinity" | "-Infinity") => Value::from(text),
         Shape::Float => {
             let number: f64 = text.parse().map_err(|_| wrong("a number"))?;
             serde_json::Number::from_f64(number)
@@ -202,12 +204,11 @@ fn scalar(shape: &Shape, text: &str, path: &str) -> Result<Value, ApiError> {
                 .map_err(|_| wrong("base64"))?;
             Value::from(text)
         }
-        Shape::Timestamp => {
-            let format = &time::format_description::well_known::Rfc3339;
-            time::OffsetDateTime::parse(text, format)
-                .map_err(|_| wrong("an ISO 8601 timestamp"))?;
-            Value::from(text)
-        }
+        Shape::Timestamp(format) => match instant::read(*format, text) {
+            Some(text) => Value::from(text),
+            None => return Err(wrong("a timestamp (ISO 8601)")),
+        },
+        Shape::Map { .. } => return Err(unknown(path)),
         Shape::String { .. } | Shape::Structure { .. } | Shape::List { .. } => Value::from(text),
     })
 }

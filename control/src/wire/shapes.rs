@@ -49,6 +49,13 @@ pub enum Shape {
         member: ShapeId,
         /// Element name in answers.
         xml: String,
+        /// In answers each element bears the list's own name, and nothing wraps them.
+        flattened: bool,
+    },
+    /// Text to values, in answers alone: the protocol has none in requests.
+    Map {
+        /// Shape of a value.
+        value: ShapeId,
     },
     /// Text, perhaps one of few values.
     String {
@@ -68,8 +75,19 @@ pub enum Shape {
     Boolean,
     /// Bytes, base64 on the wire.
     Blob,
-    /// An instant, ISO 8601 on the wire.
-    Timestamp,
+    /// An instant.
+    Timestamp(Instant),
+}
+
+/// How an instant is written on the wire. In a [`super::Value`] it is RFC 3339 text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instant {
+    /// `2026-01-25T08:00:00Z`.
+    Iso8601,
+    /// Seconds since 1970.
+    UnixSeconds,
+    /// `Sun, 25 Jan 2026 08:00:00 GMT`.
+    HttpDate,
 }
 
 /// A member of a structure.
@@ -99,7 +117,11 @@ impl Model {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, serde_json::Error> {
+    /// Tables from an extract's text.
+    ///
+    /// # Errors
+    /// What is not an extract, or names shapes that it lacks.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
         let file: ModelFile = serde_json::from_str(text)?;
         let ids: HashMap<&str, ShapeId> = file
             .shapes
@@ -175,6 +197,9 @@ struct ShapeFile {
     values: Option<Vec<String>>,
     min: Option<i64>,
     max: Option<i64>,
+    #[serde(default)]
+    flattened: bool,
+    format: Option<String>,
 }
 
 impl ShapeFile {
@@ -201,7 +226,9 @@ impl ShapeFile {
             ("list", Some((member, xml))) => Shape::List {
                 member: id(member)?,
                 xml: xml.clone(),
+                flattened: self.flattened,
             },
+            ("map", Some((value, _))) => Shape::Map { value: id(value)? },
             ("string", _) => Shape::String {
                 values: self.values.clone(),
             },
@@ -216,7 +243,16 @@ impl ShapeFile {
             ("float" | "double", _) => Shape::Float,
             ("boolean", _) => Shape::Boolean,
             ("blob", _) => Shape::Blob,
-            ("timestamp", _) => Shape::Timestamp,
+            ("timestamp", _) => Shape::Timestamp(match self.format.as_deref() {
+                None | Some("iso8601") => Instant::Iso8601,
+                Some("unixTimestamp") => Instant::UnixSeconds,
+                Some("rfc822") => Instant::HttpDate,
+                Some(format) => {
+                    return Err(serde::de::Error::custom(format!(
+                        "timestamp of unknown format {format}"
+                    )));
+                }
+            }),
             (kind, _) => {
                 return Err(serde::de::Error::custom(format!(
                     "shape of unknown type {kind}"

@@ -93,8 +93,16 @@ fn collect(model: &Model, shape: ShapeId, value: &Value, path: &str, found: &mut
                 collect(model, *member, element, path, found);
             }
         }
+        (Shape::Map { value: shape }, Value::Object(object)) => {
+            for (name, value) in object {
+                collect(model, *shape, value, &format!("{path}.{name}"), found);
+            }
+        }
         (_, Value::Null)
-        | (Shape::String { .. } | Shape::Blob | Shape::Timestamp, Value::String(_))
+        | (
+            Shape::String { .. } | Shape::Blob | Shape::Timestamp(_) | Shape::Float,
+            Value::String(_),
+        )
         | (Shape::Integer { .. } | Shape::Float, Value::Number(_))
         | (Shape::Boolean, Value::Bool(_)) => {}
         _ => found.push(format!("{path}: wrong type")),

@@ -1,7 +1,7 @@
 //! The XML encoder: a [`Value`] to what EC2 and STS answer.
 
-use super::shapes::{Model, Shape, ShapeId};
-use super::{ApiError, Value};
+use super::shapes::{Instant, Model, Shape, ShapeId};
+use super::{ApiError, Value, instant};
 
 const PROLOGUE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
@@ -103,15 +103,40 @@ fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &
             members(out, model, shape, value);
             close(out, name);
         }
+        (
+            Shape::List {
+                member,
+                flattened: true,
+                ..
+            },
+            Value::Array(elements),
+        ) => {
+            for inner in elements {
+                element(out, model, *member, name, inner);
+            }
+        }
         (Shape::List { .. }, Value::Array(elements)) if elements.is_empty() => {
             out.extend(["<", name, "/>"]);
         }
-        (Shape::List { member, xml }, Value::Array(elements)) => {
+        (Shape::List { member, xml, .. }, Value::Array(elements)) => {
             open(out, name);
             for inner in elements {
                 element(out, model, *member, xml, inner);
             }
             close(out, name);
+        }
+        (Shape::Map { value: shape }, Value::Object(entries)) => {
+            open(out, name);
+            for (key, value) in entries {
+                open(out, "entry");
+                text_element(out, "key", key);
+                element(out, model, *shape, "value", value);
+                close(out, "entry");
+            }
+            close(out, name);
+        }
+        (Shape::Timestamp(format), Value::String(text)) if *format != Instant::Iso8601 => {
+            text_element(out, name, &instant::write(*format, text));
         }
         (_, Value::String(text)) => text_element(out, name, text),
         (_, other) => text_element(out, name, &other.to_string()),

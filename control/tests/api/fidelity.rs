@@ -41,7 +41,8 @@ fn leaves(
         Shape::Float => found.push((name.to_owned(), "7.5".to_owned())),
         Shape::Boolean => found.push((name.to_owned(), "true".to_owned())),
         Shape::Blob => found.push((name.to_owned(), "eA==".to_owned())),
-        Shape::Timestamp => found.push((name.to_owned(), "2026-01-01T00:00:00Z".to_owned())),
+        Shape::Map { .. } => {}
+        Shape::Timestamp(_) => found.push((name.to_owned(), "2026-01-01T00:00:00Z".to_owned())),
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod apt;
 mod cloud_init;
+mod vectors;
 mod venv;
 
 pub use venv::python;
@@ -56,6 +57,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         venv::clients()?;
         cloud_init::ensure()?;
         venv::ansible()?;
+        vectors::ensure()?;
     }
     if needs.contains(&Need::BenchPeer) {
         venv::bench_peer()?;

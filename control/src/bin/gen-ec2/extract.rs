@@ -5,6 +5,9 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+/// Ends the names of shapes that stand for flattened lists.
+const FLATTENED: &str = "@flattened";
+
 /// What is left of a service model.
 pub struct Extract {
     pub metadata: Value,
@@ -45,7 +48,7 @@ pub fn extract(model: &Value, actions: &[&str]) -> Result<Extract> {
             continue;
         }
         let shape = shapes
-            .get(&name)
+            .get(name.trim_end_matches(FLATTENED))
             .with_context(|| format!("no shape {name}"))?;
         kept.insert(name.clone(), reduce(&name, shape, &mut queue)?);
     }
@@ -80,7 +83,12 @@ fn reduce(name: &str, shape: &Value, queue: &mut Vec<String>) -> Result<Value> {
             let mut members = Vec::new();
             for (member, target) in object(shape, "members")? {
                 let target_name = target["shape"].as_str().context("member without shape")?;
-                queue.push(target_name.to_owned());
+                // A list whose member is flattened is a shape of its own.
+                let target_name = match target["flattened"] == true {
+                    true => format!("{target_name}{FLATTENED}"),
+                    false => target_name.to_owned(),
+                };
+                queue.push(target_name.clone());
                 let xml = target["locationName"].as_str().unwrap_or(member);
                 let query = match target["queryName"].as_str() {
                     Some(query) => query.to_owned(),
@@ -100,11 +108,24 @@ fn reduce(name: &str, shape: &Value, queue: &mut Vec<String>) -> Result<Value> {
             queue.push(target.to_owned());
             let xml = shape["member"]["locationName"].as_str().unwrap_or("member");
             kept.insert("member".to_owned(), json!([target, xml]));
+            if name.ends_with(FLATTENED) || shape["flattened"] == true {
+                kept.insert("flattened".to_owned(), true.into());
+            }
+        }
+        "map" => {
+            let target = shape["value"]["shape"]
+                .as_str()
+                .context("map without value")?;
+            queue.push(target.to_owned());
+            kept.insert("member".to_owned(), json!([target, "value"]));
         }
         "string" | "integer" | "long" | "float" | "double" | "boolean" | "blob" | "timestamp" => {
             // Instance types are an operator's table, not the model's.
             if let (Some(values), true) = (shape.get("enum"), name != "InstanceType") {
                 kept.insert("enum".to_owned(), values.clone());
+            }
+            if let Some(format) = shape.get("timestampFormat") {
+                kept.insert("format".to_owned(), format.clone());
             }
             for bound in ["min", "max"] {
                 if let (Some(value), "integer" | "long") = (shape.get(bound), kind) {

@@ -12,6 +12,8 @@
 
 mod extract;
 mod proto;
+#[cfg(test)]
+mod vectors;
 
 use anyhow::{Context, Result, bail};
 use std::{fs, io::Read, path::Path};
