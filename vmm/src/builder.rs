@@ -87,6 +87,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         share(&news)?,
     )?;
     devices.transport = spec.transport;
+    devices.limit_net(None, &spec.transmit)?;
     for (net, tap) in spec.net.iter().zip(files.taps) {
         devices.add_net(net, tap, when)?;
     }

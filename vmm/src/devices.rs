@@ -32,7 +32,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::block::{BlockWorker, DiskKind, Look, Nursery, WorkerThread};
 use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{NetWorker, SharedRing, TapRing, tap_error};
+use crate::virtio::net::{NetWorker, SharedLine, SharedRing, TapRing, tap_error};
 use crate::virtio::pci::VirtioPci;
 use inner::{Device, Disk, Inner};
 use kvm_ioctls::VmFd;
@@ -55,6 +55,7 @@ pub struct Devices {
     bus: Arc<Bus>,
     epoll: Arc<Epoll>,
     ring: SharedRing,
+    line: SharedLine,
     outcome: Arc<Outcome>,
     /// Signalled when [`Self::tend`] has something to do.
     news: EventFd,
@@ -92,6 +93,7 @@ impl Devices {
             bus,
             epoll,
             ring: TapRing::new().map_err(host("make an io_uring for taps"))?,
+            line: SharedLine::default(),
             outcome,
             news,
             inner: Mutex::default(),
@@ -104,7 +106,7 @@ impl Devices {
         let mut inner = self.lock();
         let slot = inner.free_slot(&net.id)?;
         let tap = Tap::new(tap).map_err(|e| tap_error(&net.id, &e))?;
-        let (device, worker) = NetWorker::new(tap, &self.ring, net)?;
+        let (device, worker) = NetWorker::new(tap, &self.ring, &self.line, net)?;
         let function = self.function(&net.id, Box::new(device), slot, when)?;
         let handler = self.epoll.new_id();
         worker.watch(&self.epoll, handler, function.kicks())?;
@@ -173,8 +175,12 @@ impl Devices {
         Ok(())
     }
 
-    /// Changes what an interface may send.
-    pub fn limit_net(&self, id: &str, limits: &TransmitLimits) -> Result<()> {
+    /// Changes what an interface may send; without an id, what all of them may together.
+    pub fn limit_net(&self, id: Option<&str>, limits: &TransmitLimits) -> Result<()> {
+        let Some(id) = id else {
+            self.line.limit(limits);
+            return Ok(());
+        };
         let mut inner = self.lock();
         if let Some(net) = &inner.find(DeviceKind::Net, id)?.net {
             net.limit(limits);

@@ -306,7 +306,7 @@ impl Machine {
             }
             Request::LimitNet { id, transmit } => {
                 transmit.check("transmit")?;
-                self.devices.limit_net(id, transmit)
+                self.devices.limit_net(id.as_deref(), transmit)
             }
             Request::RemoveBlock { id, force } => {
                 self.devices.remove(DeviceKind::Block, id, *force)

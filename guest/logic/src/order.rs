@@ -20,6 +20,8 @@ pub const MAX_HTTP_BODY_BYTES: u64 = 64 << 20;
 pub const DEFAULT_HTTP_BODY_BYTES: u64 = 1 << 20;
 /// The most requests that `bench disk` has in flight.
 pub const MAX_BENCH_DEPTH: u8 = 32;
+/// The largest datagram of `bench udp`: one whole frame at the usual MTU.
+pub const MAX_BENCH_DATAGRAM_BYTES: u16 = 1472;
 /// The largest request of `bench disk`.
 pub const MAX_BENCH_BLOCK_BYTES: u64 = 64 << 10;
 /// What `disk … fill` and `verify` use without a seed.
@@ -75,6 +77,15 @@ pub enum Order {
     BenchTcp {
         /// An echo server.
         to: SocketAddrV4,
+        /// How long.
+        for_ms: u32,
+    },
+    /// Sends as many datagrams to one address as the network takes.
+    BenchUdp {
+        /// Whether anybody hears them there does not matter.
+        to: SocketAddrV4,
+        /// Payload of each.
+        datagram_bytes: u16,
         /// How long.
         for_ms: u32,
     },
@@ -305,13 +316,26 @@ fn parse_disk(words: &mut Words<'_>) -> Result<DiskWork, OrderError> {
     })
 }
 
-/// `bench disk N read|write BLOCK depth D for T`, `bench tcp IP:PORT for T`.
+/// `bench disk N read|write BLOCK depth D for T`, `bench tcp IP:PORT for T`,
+/// `bench udp IP:PORT BYTES for T`.
 fn parse_bench(words: &mut Words<'_>) -> Result<Order, OrderError> {
     match words.need("bench")? {
         "tcp" => Ok(Order::BenchTcp {
             to: words.parse("peer")?,
             for_ms: words.duration()?,
         }),
+        "udp" => {
+            let to = words.parse("peer")?;
+            let datagram_bytes = words.parse("datagram")?;
+            if datagram_bytes > MAX_BENCH_DATAGRAM_BYTES {
+                return Err(OrderError::Bad("datagram"));
+            }
+            Ok(Order::BenchUdp {
+                to,
+                datagram_bytes,
+                for_ms: words.duration()?,
+            })
+        }
         "disk" => {
             let index = words.parse("disk")?;
             let write = match words.need("work")? {

@@ -123,6 +123,14 @@ fn every_order_of_the_table() {
                 for_ms: 100,
             },
         ),
+        (
+            "bench udp 172.31.0.5:9000 1472 for 100ms",
+            Order::BenchUdp {
+                to: peer,
+                datagram_bytes: 1472,
+                for_ms: 100,
+            },
+        ),
         ("  idle\t# really", Order::Idle),
         ("exit\r", Order::Exit),
         ("reset", Order::Reset),
@@ -138,6 +146,8 @@ fn each_bad_word_is_named() {
         ("dance", "unknown"),
         ("bench", "missing-bench"),
         ("bench cpu", "bad-bench"),
+        ("bench udp 1.2.3.4:5 1473 for 1s", "bad-datagram"),
+        ("bench udp 1.2.3.4:5 for 1s", "bad-datagram"),
         ("bench disk 0 erase 4KiB depth 1 for 1s", "bad-work"),
         ("bench disk 0 read 128KiB depth 1 for 1s", "bad-block"),
         ("bench disk 0 read 4KiB deep 1 for 1s", "bad-depth"),

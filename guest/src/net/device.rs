@@ -91,6 +91,13 @@ impl NetDevice {
         inner.reclaim();
         inner.free.is_empty()
     }
+
+    /// Whether the device has taken every frame. Likewise, who waits for that has to look again.
+    pub fn is_idle(&self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        inner.reclaim();
+        inner.free.len() == QUEUE_SIZE
+    }
 }
 
 impl Inner {

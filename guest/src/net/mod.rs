@@ -86,6 +86,15 @@ impl Net {
         result == PollResult::SocketStateChanged
     }
 
+    /// Whether every frame has left the machine; looks again by itself when not.
+    pub fn has_sent_all(&self) -> bool {
+        let idle = self.inner.borrow().device.is_idle();
+        if !idle {
+            executor::wake_at(clock::now_us() + FULL_RETRY_US);
+        }
+        idle
+    }
+
     /// Adds a socket, unless there are too many.
     pub fn add<T: AnySocket<'static>>(self: &Rc<Self>, socket: T) -> Option<Handle> {
         let mut inner = self.inner.borrow_mut();

@@ -2,8 +2,8 @@
 
 use super::Done;
 use crate::console::say;
-use crate::net::Net;
 use crate::net::tcp::Stream;
+use crate::net::{Net, ring};
 use crate::virtio::disk::{Disk, DiskError};
 use crate::{clock, executor};
 use alloc::collections::VecDeque;
@@ -12,10 +12,18 @@ use core::net::SocketAddrV4;
 use core::task::Poll;
 use ocs_probe_logic::latency::Latency;
 use ocs_probe_logic::order::DiskBench;
+use smoltcp::socket::udp as socket;
+use smoltcp::wire::IpEndpoint;
 
 const CLOSE_US: u64 = 1_000_000;
 const CONNECT_US: u64 = 10_000_000;
 const TCP_BUFFER_BYTES: usize = 64 << 10;
+/// Datagrams that wait for the device.
+const DATAGRAMS: usize = 32;
+/// Ethernet, IPv4 and UDP.
+const HEADERS_BYTES: u64 = 14 + 20 + 8;
+/// How long the peer's Ethernet address may take.
+const SOLICIT_US: u64 = 200_000;
 
 /// Requests at random blocks, a constant number in flight; those of one disk complete in
 /// any order but are awaited in the order they began, as a driver's queue is.
@@ -95,6 +103,63 @@ pub async fn tcp(net: Rc<Net>, to: SocketAddrV4, for_ms: u32, done: Done) {
         Some(Err(outcome)) => say!("bench: tcp {to} error={outcome}"),
         None => say!("bench: tcp {to} error=timeout"),
     }
+    done.set(true);
+}
+
+/// Datagrams one after the other, as fast as the device takes frames; it counts those that
+/// have left the machine.
+pub async fn udp(net: Rc<Net>, to: SocketAddrV4, datagram_bytes: u16, for_ms: u32, done: Done) {
+    net.solicit(*to.ip());
+    executor::sleep_until(clock::now_us() + SOLICIT_US).await;
+    let datagram = ring(datagram_bytes.into());
+    let packets = |count, bytes| {
+        socket::PacketBuffer::new(
+            alloc::vec![socket::PacketMetadata::EMPTY; count],
+            ring(bytes),
+        )
+    };
+    let sending = packets(DATAGRAMS, DATAGRAMS * datagram.len().max(1));
+    let sender = net.add(socket::Socket::new(packets(1, 1), sending));
+    let bound = sender.filter(|sender| {
+        let port = net.ephemeral_port();
+        sender.with(|s: &mut socket::Socket| s.bind(port)).is_ok()
+    });
+    let Some(sender) = bound else {
+        say!("bench: udp {to} error=no-socket");
+        done.set(true);
+        return;
+    };
+    let remote = IpEndpoint::new((*to.ip()).into(), to.port());
+    let start_us = clock::now_us();
+    let end_us = start_us + u64::from(for_ms) * 1000;
+    let mut sent = 0u64;
+    let go = |sent: &mut u64| {
+        sender.with(|s: &mut socket::Socket| {
+            let before = *sent;
+            while s.can_send() && s.send_slice(&datagram, remote).is_ok() {
+                *sent += 1;
+            }
+            *sent > before
+        })
+    };
+    core::future::poll_fn(|_| {
+        if go(&mut sent) {
+            executor::wake_at(0);
+        }
+        executor::due(end_us)
+    })
+    .await;
+    executor::wait(|| {
+        let waiting = sender.with(|s: &mut socket::Socket| s.send_queue());
+        (waiting == 0 && net.has_sent_all()).then_some(())
+    })
+    .await;
+    let us = (clock::now_us() - start_us).max(1);
+    let frame_bytes = u64::from(datagram_bytes) + HEADERS_BYTES;
+    say!(
+        "bench: udp {to} sent={sent} frame_bytes={frame_bytes} us={us} kbit_per_s={}",
+        sent * frame_bytes * 8_000 / us
+    );
     done.set(true);
 }
 

@@ -147,6 +147,17 @@ fn run(lines: Vec<Line>, board: Rc<Board>, acpi: Acpi) {
                     executor::spawn(bench::tcp(net, to, for_ms, done));
                 });
             }
+            Order::BenchUdp {
+                to,
+                datagram_bytes,
+                for_ms,
+            } => {
+                let done = Done::default();
+                finite.push(done.clone());
+                with_net(&board, |net| {
+                    executor::spawn(bench::udp(net, to, datagram_bytes, for_ms, done));
+                });
+            }
             Order::Exit | Order::Reset => {
                 let earlier = finite.clone();
                 executor::spawn(async move {
@@ -186,6 +197,7 @@ fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
         Order::Udp { to, every_ms } => executor::spawn(probes::udp(net, to, every_ms, report_us)),
         Order::Stream(to) => executor::spawn(stream::run(net, to, report_us)),
         Order::BenchTcp { .. }
+        | Order::BenchUdp { .. }
         | Order::Idle
         | Order::HttpGet(_)
         | Order::Disk { .. }

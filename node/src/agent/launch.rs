@@ -14,6 +14,7 @@ use super::nics;
 use super::owner::{Owner, RunDir};
 use super::plan::{Page, Run, Vmm};
 use super::policy::Plugged;
+use super::shaping;
 use super::spawn;
 use super::vmm;
 use ocs_node_api as api;
@@ -140,6 +141,7 @@ impl Machine {
                 capacity_bytes: CONSOLE_BYTES,
             },
             net,
+            transmit: shaping::limits(&desired.network_rate.unwrap_or_default()),
             block,
             control: Some(
                 inherited

@@ -43,6 +43,7 @@ pub mod policy;
 pub mod privilege;
 pub mod process;
 pub mod session;
+mod shaping;
 mod snapshots;
 pub mod spawn;
 mod units;

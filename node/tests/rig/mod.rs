@@ -208,7 +208,8 @@ impl Rig {
         loop {
             let console = self.console(id);
             let tail = console.get(from..).unwrap_or_default();
-            if let Some(line) = tail.lines().find(|line| of(line)) {
+            let whole = tail.rsplit_once('\n').map_or("", |(lines, _)| lines);
+            if let Some(line) = whole.lines().find(|line| of(line)) {
                 return line.to_owned();
             }
             assert!(

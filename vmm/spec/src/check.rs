@@ -123,6 +123,7 @@ impl Spec {
             "block",
             "more than 26 disks and interfaces in all",
         )?;
+        self.transmit.check("transmit")?;
         let mut ids = BTreeSet::new();
         for (i, net) in self.net.iter().enumerate() {
             net.check(&format!("net[{i}]"))?;

@@ -91,10 +91,11 @@ pub enum Request {
         /// The interface; its id is unlike that of any other device.
         net: Net,
     },
-    /// Changes what an interface may send, at once; its buckets start full.
+    /// Changes what an interface may send, or all together, at once; buckets start full.
     LimitNet {
-        /// Of the interface.
-        id: String,
+        /// Of the interface; none: [`crate::Spec::transmit`].
+        #[serde(default)]
+        id: Option<String>,
         /// In place of those that it had.
         transmit: TransmitLimits,
     },

@@ -90,7 +90,8 @@ pub struct Vsock {
     pub uid: u32,
 }
 
-/// Limits of what a guest sends, each with a burst that it starts with; none: no limit.
+/// Limits of what a guest sends, each with a burst that it starts with; none: no limit. A
+/// frame goes when it may by all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -98,6 +99,10 @@ pub struct TransmitLimits {
     /// In bytes of Ethernet frames.
     #[serde(default)]
     pub bytes: Option<RateLimit>,
+    /// In bytes too: what the guest may always have, while `bytes` is its peak. The `burst` are
+    /// its credits, which it saves by staying below.
+    #[serde(default)]
+    pub baseline: Option<RateLimit>,
     /// In frames.
     #[serde(default)]
     pub packets: Option<RateLimit>,
@@ -118,7 +123,11 @@ impl TransmitLimits {
     /// Checks its bounds; `field` is where it stands, such as `net[0].transmit`.
     pub fn check(&self, field: &str) -> Result<(), SpecError> {
         const BOUNDS: std::ops::RangeInclusive<u64> = 1..=1_000_000_000_000_000;
-        for (name, limit) in [("bytes", self.bytes), ("packets", self.packets)] {
+        for (name, limit) in [
+            ("bytes", self.bytes),
+            ("baseline", self.baseline),
+            ("packets", self.packets),
+        ] {
             let Some(limit) = limit else { continue };
             for (part, value) in [("per_s", limit.per_s), ("burst", limit.burst)] {
                 must(

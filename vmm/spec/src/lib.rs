@@ -84,6 +84,9 @@ pub struct Spec {
     /// Network interfaces, in PCI order.
     #[serde(default)]
     pub net: Vec<Net>,
+    /// What all interfaces together may send, beside the limits that each of them has.
+    #[serde(default)]
+    pub transmit: TransmitLimits,
     /// Block devices, in PCI order behind the network interfaces.
     #[serde(default)]
     pub block: Vec<Block>,

@@ -32,7 +32,9 @@ fn machine() -> Machine {
     let irqs = Arc::new(Irqs::new(Arc::clone(&vm)));
     let ram = memory::create(16).unwrap();
     let ring = TapRing::new().unwrap();
-    let (device, worker) = NetWorker::new(tap, &ring, &net::tests::interface(false)).unwrap();
+    let line = net::SharedLine::default();
+    let (device, worker) =
+        NetWorker::new(tap, &ring, &line, &net::tests::interface(false)).unwrap();
     let device = Box::new(device);
     let function = VirtioPci::new("eni", device, None, ram.clone(), Arc::clone(&vm), irqs).unwrap();
     let function = Arc::new(function);

@@ -6,8 +6,8 @@
 //!  buffers.rs  chains of one batch
 //!  offloads.rs what a driver may leave to us, if anything
 //!  ring.rs     32 of them by one system call (io_uring)
-//!  shaper.rs   transmit limits     tap.rs   the descriptor     metrics.rs   counters
-//!  persist.rs  snapshots
+//!  shaper.rs   transmit limits     line.rs  those of all interfaces together
+//!  tap.rs      the descriptor      metrics.rs   counters      persist.rs  snapshots
 //! ```
 //! Offloads are offered only where the spec says that the packet path keeps them: XDP programs on
 //! the tap would silently lose checksum and segmentation metadata. Each frame is whole, in one
@@ -21,6 +21,7 @@
 
 mod buffers;
 mod device;
+mod line;
 mod metrics;
 mod offloads;
 mod persist;
@@ -30,6 +31,7 @@ pub mod tap;
 mod worker;
 
 pub use device::NetDevice;
+pub use line::SharedLine;
 pub use metrics::NetMetrics;
 pub(crate) use ring::REGISTER_FILES_UPDATE;
 pub use ring::{SharedRing, TapRing};

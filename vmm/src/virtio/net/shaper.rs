@@ -7,7 +7,9 @@
 //! Levels are integers of a billionth of a byte or packet, so that nothing is lost by
 //! rounding however often they are looked at; a frame larger than the burst leaves a
 //! debt. Thus a backlogged guest sends exactly rate × time + burst, and there is no
-//! interval within which it does not.
+//! interval within which it does not. A peak over a baseline are two such levels, both of
+//! which a frame must find: while the credits last (the baseline's burst) the peak alone
+//! holds frames back.
 
 use ocs_vmm_spec::{RateLimit, TransmitLimits};
 
@@ -68,56 +70,68 @@ impl Bucket {
     }
 }
 
-/// Both limits of an interface.
+/// Limits that hold together: a frame goes when it may by all of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shaper {
-    bytes: Option<Bucket>,
+    peak: Option<Bucket>,
+    baseline: Option<Bucket>,
     packets: Option<Bucket>,
 }
 
 impl Shaper {
     /// Full buckets at `now_ns`.
     pub fn new(limits: &TransmitLimits, now_ns: u64) -> Self {
+        let full = |limit: Option<RateLimit>| limit.map(|limit| Bucket::new(limit, now_ns));
         Self {
-            bytes: limits.bytes.map(|limit| Bucket::new(limit, now_ns)),
-            packets: limits.packets.map(|limit| Bucket::new(limit, now_ns)),
+            peak: full(limits.bytes),
+            baseline: full(limits.baseline),
+            packets: full(limits.packets),
         }
     }
 
     /// Is there a limit at all?
     pub fn is_limited(&self) -> bool {
-        self.bytes.is_some() || self.packets.is_some()
+        self.buckets(0).next().is_some()
     }
 
     /// Brings the levels up to date.
     pub fn refill(&mut self, now_ns: u64) {
-        for bucket in [&mut self.bytes, &mut self.packets].into_iter().flatten() {
+        for (bucket, _) in self.buckets_mut(0) {
             bucket.refill(now_ns);
         }
     }
 
-    /// Lets a frame go (`None`), or says in how many ns to look again.
-    pub fn admit(&mut self, frame_bytes: u64) -> Option<u64> {
-        let mut buckets = [(&mut self.bytes, frame_bytes), (&mut self.packets, 1)];
-        let wait_ns = buckets
-            .iter()
-            .filter_map(|(bucket, cost)| bucket.as_ref().map(|b| b.wait_ns(*cost)))
-            .max()
-            .unwrap_or(0);
-        if wait_ns > 0 {
-            let room_ns = buckets
-                .iter()
-                .filter_map(|(bucket, _)| bucket.as_ref().map(Bucket::half_ns))
-                .min()
-                .unwrap_or(0);
-            return Some(wait_ns.max(COALESCE_NS.min(room_ns)));
-        }
-        for (bucket, cost) in &mut buckets {
-            if let Some(bucket) = bucket {
-                bucket.spend(*cost);
+    /// In how many ns to look again whether a frame may go; 0: it may now.
+    pub fn wait_ns(&self, frame_bytes: u64) -> u64 {
+        let waits = self.buckets(frame_bytes);
+        let wait_ns = waits.map(|(bucket, cost)| bucket.wait_ns(cost)).max();
+        match wait_ns.unwrap_or(0) {
+            0 => 0,
+            wait_ns => {
+                let rooms = self.buckets(0).map(|(bucket, _)| bucket.half_ns());
+                wait_ns.max(COALESCE_NS.min(rooms.min().unwrap_or(0)))
             }
         }
-        None
+    }
+
+    /// Takes what a frame costs that goes.
+    pub fn spend(&mut self, frame_bytes: u64) {
+        for (bucket, cost) in self.buckets_mut(frame_bytes) {
+            bucket.spend(cost);
+        }
+    }
+
+    /// The limits that there are, and what a frame costs of each.
+    fn buckets(&self, frame_bytes: u64) -> impl Iterator<Item = (&Bucket, u64)> {
+        let bytes = [&self.peak, &self.baseline].into_iter().flatten();
+        let bytes = bytes.map(move |bucket| (bucket, frame_bytes));
+        bytes.chain(self.packets.iter().map(|bucket| (bucket, 1)))
+    }
+
+    fn buckets_mut(&mut self, frame_bytes: u64) -> impl Iterator<Item = (&mut Bucket, u64)> {
+        let bytes = [&mut self.peak, &mut self.baseline].into_iter().flatten();
+        let bytes = bytes.map(move |bucket| (bucket, frame_bytes));
+        bytes.chain(self.packets.iter_mut().map(|bucket| (bucket, 1)))
     }
 }
 
@@ -131,6 +145,7 @@ mod tests {
     }
 
     /// The same, a nanosecond at a time.
+    #[derive(Clone)]
     struct Naive {
         rate: i128,
         burst: i128,
@@ -155,11 +170,13 @@ mod tests {
         #[test]
         fn admits_what_a_naive_model_admits(
             bytes in (1u64..20_000_000_000, 1u64..5_000),
+            credits in (1u64..10_000_000_000, 1u64..20_000),
             packets in (1u64..2_000_000_000, 1u64..8),
             frames in proptest::collection::vec((0u64..400, 1u64..3_000), 1..40),
         ) {
             let limits = TransmitLimits {
                 bytes: limit(bytes.0, bytes.1),
+                baseline: limit(credits.0, credits.1),
                 packets: limit(packets.0, packets.1),
             };
             let mut shaper = Shaper::new(&limits, 0);
@@ -168,30 +185,31 @@ mod tests {
                 burst: burst.into(),
                 level: i128::from(burst) * ONE,
             };
-            let (mut by_bytes, mut by_packets) = (naive(bytes), naive(packets));
+            // Bytes twice, then packets.
+            let mut naives = [naive(bytes), naive(credits), naive(packets)];
+            let goes = |naives: &[Naive; 3], bytes: u64| {
+                let costs = [bytes, bytes, 1];
+                naives.iter().zip(costs).all(|(naive, cost)| naive.admit(cost.into()))
+            };
             let mut now = 0;
             for (pause, cost) in frames {
                 for _ in 0..pause {
-                    by_bytes.tick();
-                    by_packets.tick();
+                    naives.iter_mut().for_each(Naive::tick);
                 }
                 now += pause;
                 shaper.refill(now);
-                let goes = by_bytes.admit(cost.into()) && by_packets.admit(1);
-                let exact_wait = shaper.bytes.unwrap().wait_ns(cost)
-                    .max(shaper.packets.unwrap().wait_ns(1));
-                let answer = shaper.admit(cost);
-                prop_assert_eq!(answer.is_none(), goes);
-                if goes {
-                    by_bytes.level -= i128::from(cost) * ONE;
-                    by_packets.level -= ONE;
+                let exact_wait = shaper.buckets(cost).map(|(b, cost)| b.wait_ns(cost)).max().unwrap();
+                prop_assert_eq!(shaper.wait_ns(cost) == 0, goes(&naives, cost));
+                if goes(&naives, cost) {
+                    shaper.spend(cost);
+                    for (naive, cost) in naives.iter_mut().zip([cost, cost, 1]) {
+                        naive.level -= i128::from(cost) * ONE;
+                    }
                 } else if exact_wait < 2_000 {
-                    let ahead = |n: &Naive| Naive { ..*n };
-                    let (mut b, mut p) = (ahead(&by_bytes), ahead(&by_packets));
+                    let mut ahead = naives.clone();
                     for tick in 1..=exact_wait {
-                        b.tick();
-                        p.tick();
-                        prop_assert_eq!(b.admit(cost.into()) && p.admit(1), tick == exact_wait);
+                        ahead.iter_mut().for_each(Naive::tick);
+                        prop_assert_eq!(goes(&ahead, cost), tick == exact_wait);
                     }
                 }
             }
@@ -205,43 +223,88 @@ mod tests {
         ) {
             const FRAME: u64 = 1_000;
             let burst = 4 * FRAME + per_s / 1_000;
-            let limits = TransmitLimits { bytes: limit(per_s, burst), packets: None };
+            let limits = TransmitLimits { bytes: limit(per_s, burst), ..TransmitLimits::default() };
             let mut shaper = Shaper::new(&limits, 0);
-            let (mut now, mut sent) = (0u64, 0u64);
-            while now < 5_000_000 {
-                shaper.refill(now);
-                match shaper.admit(FRAME) {
-                    None => sent += FRAME,
-                    Some(wait) => now += wait + late_ns,
-                }
-            }
+            let (now, sent) = backlog(&mut shaper, FRAME, 5_000_000, late_ns);
             let allowed = u128::from(burst) + u128::from(per_s) * u128::from(now) / 1_000_000_000;
             prop_assert!(u128::from(sent) <= allowed + 1);
             prop_assert!(u128::from(sent) + u128::from(FRAME + burst) >= allowed, "{} of {}", sent, allowed);
         }
     }
 
+    /// Sends frames until `end_ns`, looking again as late as that; when that was, and what went.
+    fn backlog(shaper: &mut Shaper, frame: u64, end_ns: u64, late_ns: u64) -> (u64, u64) {
+        let (mut now, mut sent) = (0, 0);
+        while now < end_ns {
+            shaper.refill(now);
+            match shaper.wait_ns(frame) {
+                0 => {
+                    shaper.spend(frame);
+                    sent += frame;
+                }
+                wait_ns => now += wait_ns + late_ns,
+            }
+        }
+        (now, sent)
+    }
+
+    /// 40 MB/s while 10 MB of credits last, which are spent at 30 MB/s above the baseline of
+    /// 10 MB/s; then that, for ever.
+    #[test]
+    fn credits_carry_the_peak_and_then_the_baseline_is_left() {
+        const FRAME: u64 = 1_500;
+        const MB: u64 = 1_000_000;
+        let limits = TransmitLimits {
+            bytes: limit(40 * MB, 40 * FRAME),
+            baseline: limit(10 * MB, 10 * MB),
+            packets: None,
+        };
+        for (end_ms, allowed) in [
+            (100, 4 * MB),
+            (300, 12 * MB),
+            (1_000, 20 * MB),
+            (3_000, 40 * MB),
+        ] {
+            let mut shaper = Shaper::new(&limits, 0);
+            let (_, sent) = backlog(&mut shaper, FRAME, end_ms * 1_000_000, 0);
+            let range = allowed - 20 * FRAME..=allowed + 60 * FRAME;
+            assert!(range.contains(&sent), "{sent} of {allowed} in {end_ms} ms");
+        }
+        // What a pause saves, it can spend.
+        let mut shaper = Shaper::new(&limits, 0);
+        backlog(&mut shaper, FRAME, 1_000_000_000, 0);
+        shaper.refill(1_600_000_000);
+        let saved = (0..).find(|_| {
+            shaper.baseline.as_mut().unwrap().spend(FRAME);
+            shaper.baseline.unwrap().wait_ns(FRAME) > 0
+        });
+        assert!((3_990..=4_001).contains(&saved.unwrap()), "{saved:?}");
+    }
+
     #[test]
     fn a_frame_larger_than_the_burst_passes_and_is_paid_for() {
         let limits = TransmitLimits {
             bytes: limit(1_000, 100),
-            packets: None,
+            ..TransmitLimits::default()
         };
         let mut shaper = Shaper::new(&limits, 0);
-        assert_eq!(shaper.admit(1_500), None);
+        assert_eq!(shaper.wait_ns(1_500), 0);
+        shaper.spend(1_500);
         // 1,400 bytes of debt and the burst of 100: 1.5 s.
-        assert_eq!(shaper.admit(1_500), Some(1_500_000_000));
+        assert_eq!(shaper.wait_ns(1_500), 1_500_000_000);
         shaper.refill(1_500_000_000);
-        assert_eq!(shaper.admit(1_500), None);
+        assert_eq!(shaper.wait_ns(1_500), 0);
+        shaper.spend(1_500);
         // A clock that goes backwards changes nothing.
         shaper.refill(0);
-        assert_eq!(shaper.admit(100), Some(1_500_000_000));
+        assert_eq!(shaper.wait_ns(100), 1_500_000_000);
     }
 
     #[test]
     fn without_limits_nothing_waits() {
         let mut shaper = Shaper::new(&TransmitLimits::default(), 0);
         assert!(!shaper.is_limited());
-        assert!((0..1000).all(|_| shaper.admit(u64::MAX).is_none()));
+        shaper.spend(u64::MAX);
+        assert_eq!(shaper.wait_ns(u64::MAX), 0);
     }
 }

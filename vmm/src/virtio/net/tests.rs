@@ -173,7 +173,7 @@ fn rig_with(limits: &TransmitLimits, features: u64) -> Rig {
         transmit: *limits,
         ..interface(features & OFFERED != 0)
     };
-    let (mut device, worker) = NetWorker::new(tap, &ring, &net).unwrap();
+    let (mut device, worker) = NetWorker::new(tap, &ring, &SharedLine::default(), &net).unwrap();
     let (metrics, control) = (worker.metrics(), worker.control());
     let ram = memory::create(16).unwrap();
     let (rx, tx) = (Ring::new(&ram, 0x10_0000), Ring::new(&ram, 0x40_0000));
@@ -329,8 +329,8 @@ fn a_burst_costs_few_system_calls_kicks_and_interrupts() {
 #[test]
 fn frames_over_the_limit_wait_in_the_queue() {
     let limits = |per_s, burst| TransmitLimits {
-        bytes: None,
         packets: Some(RateLimit { per_s, burst }),
+        ..TransmitLimits::default()
     };
     let mut rig = rig(&limits(1, 10));
     for _ in 0..BURST {

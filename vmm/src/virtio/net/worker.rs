@@ -10,6 +10,7 @@
 //! bursts nothing is in flight: what was taken from a queue and not used went back.
 
 use super::buffers::{move_up, set_buffer_count, skip, take_buffers};
+use super::line::{SharedLine, Ticket};
 use super::offloads::Offloads;
 use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
 use super::shaper::Shaper;
@@ -55,6 +56,9 @@ pub struct NetWorker {
     control: Arc<NetControl>,
     /// Wakes this worker when frames may go that had to wait.
     timer: OwnedFd,
+    /// Limits of all interfaces together.
+    line: SharedLine,
+    ticket: Ticket,
 }
 
 /// What can be changed while the worker runs.
@@ -88,8 +92,14 @@ enum End {
 }
 
 impl NetWorker {
-    /// The two halves of an interface, whose frames go through `ring`.
-    pub fn new(tap: Tap, ring: &SharedRing, net: &Net) -> Result<(NetDevice, Self)> {
+    /// The two halves of an interface, whose frames go through `ring`, and wait with those of
+    /// others in `line`.
+    pub fn new(
+        tap: Tap,
+        ring: &SharedRing,
+        line: &SharedLine,
+        net: &Net,
+    ) -> Result<(NetDevice, Self)> {
         let shared = Shared::default();
         let mac = parse_mac(&net.mac).unwrap_or_default();
         let device = NetDevice::new(mac, net.mtu, net.offloads, Arc::clone(&shared));
@@ -110,6 +120,8 @@ impl NetWorker {
                 again: new_event()?,
             }),
             timer,
+            line: line.clone(),
+            ticket: line.lock().ticket(),
         };
         Ok((device, worker))
     }
@@ -265,12 +277,16 @@ impl NetWorker {
         static HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
         let shaper = &self.control.shaper;
         let mut shaper = shaper.lock().unwrap_or_else(PoisonError::into_inner);
-        if shaper.is_limited() {
-            shaper.refill(monotonic_ns());
+        let mut line = self.line.lock();
+        if shaper.is_limited() || line.is_limited() {
+            let now_ns = monotonic_ns();
+            shaper.refill(now_ns);
+            line.refill(now_ns);
         }
         let max_frame_bytes = offloads.packet_bytes(self.mtu) + ETHERNET_BYTES + VLAN_BYTES;
         for (taken, chain) in chains.iter_mut().enumerate() {
             let Some(head) = tx.pop(&mut chain.buffers)? else {
+                line.leave(self.ticket);
                 return Ok((taken, None));
             };
             chain.head = head;
@@ -280,10 +296,20 @@ impl NetWorker {
                 chain.bytes = 0;
                 continue;
             }
-            if let Some(wait_ns) = shaper.admit(frame_bytes as u64) {
+            let cost = frame_bytes as u64;
+            let wait_ns = match shaper.wait_ns(cost) {
+                0 => line.wait_ns(self.ticket, cost),
+                wait_ns => {
+                    line.leave(self.ticket);
+                    wait_ns
+                }
+            };
+            if wait_ns > 0 {
                 tx.undo_pop();
                 return Ok((taken, Some(wait_ns)));
             }
+            shaper.spend(cost);
+            line.spend(self.ticket, cost);
             chain.bytes = frame_bytes;
             if offloads.sends() {
                 continue;
@@ -344,6 +370,7 @@ impl Handler for NetWorker {
         let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = guard.paused;
         let Some(active) = guard.active.as_mut().filter(|_| !paused) else {
+            self.line.lock().leave(self.ticket);
             return true;
         };
         if std::mem::take(&mut active.is_new)
@@ -372,10 +399,17 @@ impl Handler for NetWorker {
             Err(error) => {
                 let fault = active.fault.clone();
                 guard.active = None;
+                self.line.lock().leave(self.ticket);
                 fault.raise(&error.to_string());
             }
         }
         true
+    }
+}
+
+impl Drop for NetWorker {
+    fn drop(&mut self) {
+        self.line.lock().leave(self.ticket);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::events::Handler;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::virtio::net::tap::Tap;
-use crate::virtio::net::{self, NetMetrics, NetWorker, TapRing};
+use crate::virtio::net::{self, NetMetrics, NetWorker, SharedLine, TapRing};
 use kvm_ioctls::Kvm;
 use ocs_vmm_spec::Net;
 use proptest::prelude::*;
@@ -60,7 +60,7 @@ fn interface_with(mac: [u8; 6]) -> Interface {
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         ..net::tests::interface(false)
     };
-    let (device, worker) = NetWorker::new(tap, &ring, &net).unwrap();
+    let (device, worker) = NetWorker::new(tap, &ring, &SharedLine::default(), &net).unwrap();
     let metrics = worker.metrics();
     let base = 0xc000_0000;
     let function =
