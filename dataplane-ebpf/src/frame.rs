@@ -6,9 +6,10 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
-use ocs_dataplane_shared::Packet;
 use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
-use ocs_dataplane_shared::layout::Direction;
+use ocs_dataplane_shared::layout::{Direction, Front};
+use ocs_dataplane_shared::packet::{HEAD_BYTES, Head, Packet};
+use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE};
 
 use crate::kernel_maps::CAPTURES;
 
@@ -106,6 +107,14 @@ impl Frame {
     }
 }
 
+/// Reads within bytes that [`Frame::at`] has checked.
+#[inline(always)]
+fn within<T: Copy, const BYTES: usize>(start: *mut [u8; BYTES], at: usize) -> T {
+    debug_assert!(at + size_of::<T>() <= BYTES);
+    // SAFETY: as in `Frame::load`.
+    unsafe { *start.cast::<u8>().add(at).cast::<T>() }
+}
+
 /// The same value, of which the compiler knows nothing.
 #[inline(always)]
 fn opaque(mut value: usize) -> usize {
@@ -150,6 +159,49 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn load_u64(&self, at: usize) -> Option<u64> {
+        self.load(at)
+    }
+
+    #[inline(always)]
+    fn load_head(&self) -> Option<Head> {
+        let start = self.at::<[u8; HEAD_BYTES]>(0)?;
+        Some(Head {
+            source_front: within(start, ETH_SOURCE),
+            source_rest: within(start, ETH_SOURCE + 4),
+            ether_type: within(start, ETH_TYPE),
+            version: within(start, ETH_LEN),
+            length: within(start, ETH_LEN + 2),
+            id: within(start, ETH_LEN + 4),
+            fragment: within(start, ETH_LEN + 6),
+            ttl: within(start, ETH_LEN + 8),
+            protocol: within(start, ETH_LEN + 9),
+            source: within(start, ETH_LEN + 12),
+            destination: within(start, ETH_LEN + 16),
+        })
+    }
+
+    #[inline(always)]
+    fn load_mac(&self, at: usize) -> Option<[u8; 6]> {
+        let start = self.at::<[u8; 6]>(at)?;
+        let [a, b, c, d] = within::<u32, 6>(start, 0).to_ne_bytes();
+        let [e, f] = within::<u16, 6>(start, 4).to_ne_bytes();
+        Some([a, b, c, d, e, f])
+    }
+
+    #[inline(always)]
+    fn store_mac(&mut self, at: usize, mac: [u8; 6]) -> Option<()> {
+        let start = self.at::<[u8; 6]>(at)?;
+        let [a, b, c, d, e, f] = mac;
+        // SAFETY: as in `store`.
+        unsafe {
+            *start.cast::<u32>() = u32::from_ne_bytes([a, b, c, d]);
+            *start.cast::<u32>().add(1).cast::<u16>() = u16::from_ne_bytes([e, f]);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
     fn store_u8(&mut self, at: usize, value: u8) -> Option<()> {
         self.store(at, value)
     }
@@ -172,6 +224,21 @@ impl Packet for Frame {
     #[inline(always)]
     fn pull(&mut self, bytes: usize) -> Option<()> {
         self.move_start(bytes as i32)
+    }
+
+    #[inline(always)]
+    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
+        self.push(size_of::<Front>() + 2)?;
+        // Compared once for all.
+        let start = self.at::<[u8; size_of::<Front>() + 2]>(0)?;
+        let words = start.cast::<u32>();
+        for (index, word) in front.iter().enumerate() {
+            // SAFETY: as in `store`; the words and the half lie within what `at` has checked.
+            unsafe { *words.add(index) = *word };
+        }
+        // SAFETY: as above.
+        unsafe { *words.add(front.len()).cast::<u16>() = rest };
+        Some(())
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::macros::btf_map;
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::capture::Captured;
 use ocs_dataplane_shared::directory::{
-    self, ENDPOINT_ENTRIES, KnownEndpoint, KnownTap, TAP_ENTRIES,
+    self, ENDPOINT_ENTRIES, HOST_ENTRIES, KnownEndpoint, KnownHost, KnownTap, TAP_ENTRIES,
 };
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
@@ -24,7 +24,7 @@ use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 
-/// The loader's own, as `ENDPOINTS` is; programs go by the directories that follow.
+/// The loader's own, as `ENDPOINTS` and `HOSTS` are; programs go by the directories that follow.
 #[btf_map]
 static TAPS: HashMap<u32, Tap, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -49,6 +49,12 @@ static FORWARDERS: HashMap<ForwarderKey, u32, MAX_SLOTS, ON_DEMAND> = HashMap::n
 static PUBLICS: HashMap<u32, EndpointKey, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static HOSTS: HashMap<u32, Host, MAX_HOSTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static HOST_CELLS: Array<u32, { directory::HOST_CELLS }> = Array::new();
+#[btf_map]
+static HOST_KNOWN: Array<KnownHost, HOST_ENTRIES> = Array::new();
+#[btf_map]
+static HOST_FAR: HashMap<u32, u32, MAX_HOSTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 4, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -161,8 +167,16 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn host(&self, address: Address) -> Option<&Host> {
+        let at = at(HOST_CELLS.get(directory::host_cell(address)));
+        if let Some(known) = HOST_KNOWN.get(at)
+            && at != 0
+            && known.key == address
+        {
+            return Some(&known.value);
+        }
         // SAFETY: as in `tap`.
-        unsafe { HOSTS.get(&address) }
+        let at = unsafe { HOST_FAR.get(&address) }.copied()?;
+        HOST_KNOWN.get(at).map(|known| &known.value)
     }
 
     #[inline(always)]
@@ -182,11 +196,13 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
-        let limits = LIMITS.get(slot)?;
-        let meters = METERS.get(slot)?;
-        let index = direction as usize;
-        Some((limits.directions.get(index)?, meters.directions.get(index)?))
+    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
+        LIMITS.get(slot)?.directions.get(direction as usize)
+    }
+
+    #[inline(always)]
+    fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter> {
+        METERS.get(slot)?.directions.get(direction as usize)
     }
 
     #[inline(always)]

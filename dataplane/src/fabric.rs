@@ -396,6 +396,11 @@ impl Fabric {
         self.state().programs.port_program()
     }
 
+    /// Jiffies since boot, as programs know them.
+    pub fn jiffies(&self) -> Result<u64, FabricError> {
+        self.state().programs.jiffies()
+    }
+
     /// The namespace that the taps are in.
     #[must_use]
     pub fn taps_namespace(&self) -> BorrowedFd<'_> {

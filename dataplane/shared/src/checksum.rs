@@ -75,6 +75,20 @@ impl Sum {
         self.word(low).word(high)
     }
 
+    /// The sum so far, for [`Self::from_value`] to go on from.
+    #[inline(always)]
+    #[must_use]
+    pub fn value(self) -> u32 {
+        self.0
+    }
+
+    /// A sum that was [`Self::value`].
+    #[inline(always)]
+    #[must_use]
+    pub fn from_value(value: u32) -> Self {
+        Self(value)
+    }
+
     /// The checksum of what was added.
     #[inline(always)]
     #[must_use]

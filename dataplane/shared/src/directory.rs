@@ -10,7 +10,9 @@
 //! each whole. The loader writes an entry again only when no program that may have seen it
 //! runs any more. Of two keys that share a cell one is in `far`.
 
-use crate::layout::{Endpoint, EndpointKey, MAX_ENDPOINTS, MAX_SLOTS, Tap};
+use crate::layout::{
+    Address, Endpoint, EndpointKey, Host, MAX_ENDPOINTS, MAX_HOSTS, MAX_SLOTS, Tap,
+};
 
 /// An entry.
 #[repr(C)]
@@ -26,6 +28,8 @@ pub struct Known<Key, Value> {
 pub type KnownTap = Known<u32, Tap>;
 /// `ENDPOINT_ENTRIES`: a cache line.
 pub type KnownEndpoint = Known<EndpointKey, Endpoint>;
+/// `HOST_ENTRIES`: a cache line.
+pub type KnownHost = Known<Address, Host>;
 
 /// Cells of the directory of taps; a power of two.
 pub const TAP_CELLS: usize = 16_384;
@@ -36,6 +40,11 @@ pub const ENDPOINT_CELLS: usize = 1 << ENDPOINT_CELL_BITS;
 const ENDPOINT_CELL_BITS: u32 = 18;
 /// Its entries, with half as many that wait.
 pub const ENDPOINT_ENTRIES: usize = MAX_ENDPOINTS + MAX_ENDPOINTS / 2;
+/// Cells of the directory of hosts; a power of two.
+pub const HOST_CELLS: usize = 1 << HOST_CELL_BITS;
+const HOST_CELL_BITS: u32 = 15;
+/// Its entries, with half as many that wait.
+pub const HOST_ENTRIES: usize = MAX_HOSTS + MAX_HOSTS / 2;
 
 /// The cell of an interface. The kernel numbers them one after the other.
 #[inline(always)]
@@ -53,8 +62,17 @@ pub fn endpoint_cell(key: &EndpointKey) -> u32 {
     (hash >> (64 - ENDPOINT_CELL_BITS)) as u32
 }
 
+/// The cell of a host.
+#[inline(always)]
+#[must_use]
+pub fn host_cell(address: Address) -> u32 {
+    let hash = u64::from(address).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> (64 - HOST_CELL_BITS)) as u32
+}
+
 const _: () = {
     assert!(TAP_CELLS.is_power_of_two());
     assert!(size_of::<KnownTap>() == 76);
     assert!(size_of::<KnownEndpoint>() == 64);
+    assert!(size_of::<KnownHost>() == 64);
 };

@@ -3,7 +3,7 @@
 use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, Reason, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4};
+use crate::parse::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4};
 use crate::{arp, forward, limit, service, too_long};
 
 /// Decides on a frame that came in on `ifindex`, and rewrites it to fit.
@@ -30,14 +30,13 @@ fn decide(
     tap: &Tap,
 ) -> Result<Action, Reason> {
     limit::police(packet, maps, tap.slot, Direction::Egress)?;
-    let source = packet.load_mac(ETH_SOURCE).ok_or(Reason::Malformed)?;
-    let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
-    if source != tap.mac {
+    let head = packet.load_head().ok_or(Reason::Malformed)?;
+    if !head.is_from(tap.mac) {
         return Err(Reason::Spoofed);
     }
-    match ether_type {
+    match head.ether_type {
         ETHERTYPE_IPV4 => {
-            let ip = parse::ipv4(packet, ETH_LEN).ok_or(Reason::Malformed)?;
+            let ip = parse::ipv4_of(&head, packet.len()).ok_or(Reason::Malformed)?;
             if ip.destination == METADATA_ADDRESS || service::is_dhcp(packet, &ip) {
                 if too_long::is(packet, tap) {
                     return Err(Reason::TooLong);
@@ -57,7 +56,7 @@ pub fn translate(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex:
     let Some(tap) = maps.tap(ifindex) else {
         return Action::Drop;
     };
-    let translated = parse::ipv4(packet, ETH_LEN)
+    let translated = parse::ipv4(packet)
         .ok_or(Reason::Malformed)
         .and_then(|ip| forward::by_gateway(packet, maps, tap, &ip));
     match translated {

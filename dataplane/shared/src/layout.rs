@@ -3,7 +3,6 @@
 //! ```text
 //! TAPS         interface             → Tap        who sends on it
 //! ENDPOINTS    (vni, address)        → Endpoint   who receives, here or on another host
-//!              (programs find both through directories: `directory.rs`)
 //! FORWARDERS   (vni, Ethernet addr.) → address    who may send and hear for others
 //! SERVICES     service address       → Service    whose the responder's answer is
 //! RULES        RuleKey, prefixes     → allowance  what groups allow
@@ -13,6 +12,7 @@
 //! ACL_RULES    AclRuleKey, prefixes  → verdict    what an ACL says
 //! PUBLICS      public address        → (vni, address)
 //! HOSTS        underlay address      → Host       how to reach another host
+//!              (programs find these three through directories: `directory.rs`)
 //! UPLINKS      slot                  → Uplink     what an interface to the outside is
 //! FLOWS        slot → [Bucket]                    what is tracked, a table per port
 //! NATS         slot → [Bucket]                    what is translated, a table per gateway
@@ -29,7 +29,7 @@
 //! a slot start empty each time. The first three are the host's own.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Slots, the host's own included.
 pub const MAX_SLOTS: usize = 4096;
@@ -292,17 +292,21 @@ pub const ACL_BITS_PROTOCOL: u32 = 80;
 /// All bits of an [`AclRuleKey`].
 pub const ACL_BITS: u32 = 96;
 
-/// `HOSTS`: how to reach another host; at address 0, the way to the outside.
+/// `HOSTS`: how to reach another host; at address 0, the way to the outside. What goes in
+/// front of a frame is ready made (`vxlan.rs`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// This host's address there.
-    pub own: Address,
-    /// This host's Ethernet address there.
-    pub own_mac: [u8; 6],
-    /// The next hop's Ethernet address.
-    pub mac: [u8; 6],
+    /// The outer header's words but for what is the frame's: its length, flow and network.
+    pub front: Front,
+    /// The sum of what is in its IPv4 header.
+    pub sum: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
 }
+
+/// Twelve words of an outer header; two bytes follow.
+pub type Front = [u32; 12];
 
 /// The key of `HOSTS` that leads to the outside.
 pub const OUTSIDE_HOST: Address = 0;
@@ -472,6 +476,6 @@ const _: () = {
     assert!(size_of::<AclRuleKey>() * 8 == ACL_BITS as usize);
     assert!(size_of::<Tap>() == 72);
     assert!(size_of::<Endpoint>() == 56);
-    assert!(size_of::<Host>() == 16);
+    assert!(size_of::<Host>() == 60);
     assert!(size_of::<Service>() == 16);
 };

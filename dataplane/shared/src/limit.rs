@@ -15,7 +15,7 @@
 //! locks. A packet passes while the time is not in the future, whatever its size: what it
 //! overdraws is paid before the next.
 
-use crate::layout::{Direction, Reason};
+use crate::layout::{Direction, FIRST_PORT_SLOT, Reason};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::word::Word;
@@ -103,6 +103,15 @@ pub struct Limit {
     pub packets: Allowance,
 }
 
+impl Limit {
+    /// Whether nothing is limited, so that nothing is to be metered.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.peak.cost | self.baseline.cost | self.packets.cost == 0
+    }
+}
+
 /// `LIMITS`: by [`Direction`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -187,21 +196,27 @@ pub(crate) fn police(
     slot: u32,
     direction: Direction,
 ) -> Result<(), Reason> {
-    match maps.allowance(slot, direction) {
-        Some((limit, meter)) => {
+    match maps.limit(slot, direction) {
+        Some(limit)
+            if !limit.is_none()
+                && let Some(meter) = maps.meter(slot, direction) =>
+        {
             meter.admit(limit, maps.now(), packet.len() as u64, packet.segments())
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 
 /// The receiver's limits, asked last: only what would reach it is charged to it, and shown
-/// to one who watches it.
+/// to one who watches it. What is the host's own has none.
 #[inline(always)]
 pub(crate) fn deliver(packet: &(impl Packet + ?Sized), maps: &impl Maps, action: Action) -> Action {
     let Action::Redirect { slot, .. } = action else {
         return action;
     };
+    if slot < FIRST_PORT_SLOT {
+        return action;
+    }
     match police(packet, maps, slot, Direction::Ingress) {
         Ok(()) => {
             packet.capture(slot, Direction::Ingress);

@@ -58,8 +58,10 @@ pub trait Maps {
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
     /// A bucket of a NAT gateway's table.
     fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
-    /// How fast a port may go one way, and what it has spent of that.
-    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)>;
+    /// How fast a port may go one way.
+    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit>;
+    /// What it has spent of that.
+    fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter>;
     /// Whether a port's flows are logged.
     fn is_logged(&self, slot: u32) -> bool;
     /// Adds a packet to a port's log.

@@ -12,8 +12,7 @@ use crate::maps::{Action, Maps};
 use crate::nat::{self, Returned};
 use crate::packet::Packet;
 use crate::parse::{
-    self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, ICMP, Ipv4, Part, Role,
-    transport,
+    self, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, ICMP, Ipv4, Part, Role, transport,
 };
 use crate::rewrite::{Quote, readdress, requote};
 use crate::{arp, forward};
@@ -58,10 +57,12 @@ pub(crate) fn leave(
     from: u32,
 ) -> Result<Action, Reason> {
     let host = maps.host(OUTSIDE_HOST).ok_or(Reason::Unreachable)?;
-    packet.store_mac(0, host.mac).ok_or(Reason::Malformed)?;
-    packet
-        .store_mac(ETH_SOURCE, host.own_mac)
-        .ok_or(Reason::Malformed)?;
+    // Both Ethernet addresses.
+    for (index, word) in host.front.iter().take(3).enumerate() {
+        packet
+            .store_u32(4 * index, *word)
+            .ok_or(Reason::Malformed)?;
+    }
     Ok(Action::Redirect {
         slot: OUTSIDE_SLOT,
         from,
@@ -80,7 +81,7 @@ pub(crate) fn receive(
         Some(ETHERTYPE_ARP) => return arp::answer_outside(packet, maps, slot),
         _ => return Ok(Action::Pass),
     }
-    let Some(ip) = parse::ipv4(packet, ETH_LEN) else {
+    let Some(ip) = parse::ipv4(packet) else {
         return Ok(Action::Pass);
     };
     let Some(key) = maps.public(ip.destination) else {

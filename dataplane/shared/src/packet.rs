@@ -3,7 +3,50 @@
 #[cfg(not(target_arch = "bpf"))]
 use alloc::vec::Vec;
 
-use crate::layout::Direction;
+use crate::layout::{Direction, Front};
+use crate::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE};
+
+/// What lies where an Ethernet header and the fixed part of an IPv4 header would; as it lies
+/// in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// The Ethernet source's first four bytes.
+    pub source_front: u32,
+    /// Its other two.
+    pub source_rest: u16,
+    /// The EtherType.
+    pub ether_type: u16,
+    /// IP's version and header length.
+    pub version: u8,
+    /// Total length.
+    pub length: u16,
+    /// Identification.
+    pub id: u16,
+    /// Flags and fragment offset.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol.
+    pub protocol: u8,
+    /// Source address.
+    pub source: u32,
+    /// Destination address.
+    pub destination: u32,
+}
+
+/// Bytes of a [`Head`].
+pub const HEAD_BYTES: usize = ETH_LEN + 20;
+
+impl Head {
+    /// Whether its Ethernet source is this.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_from(&self, mac: [u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = mac;
+        self.source_front == u32::from_ne_bytes([a, b, c, d])
+            && self.source_rest == u16::from_ne_bytes([e, f])
+    }
+}
 
 /// Bytes of a frame. Every access is checked against its end; beyond it reads give
 /// `None` and writes do nothing but say so.
@@ -32,6 +75,26 @@ pub trait Packet {
     fn load_u16(&self, at: usize) -> Option<u16>;
     /// Four bytes at `at`, as they lie in memory.
     fn load_u32(&self, at: usize) -> Option<u32>;
+    /// Eight bytes at `at`, as they lie in memory.
+    fn load_u64(&self, at: usize) -> Option<u64>;
+
+    /// The frame's head, compared with the frame's end but once.
+    #[inline(always)]
+    fn load_head(&self) -> Option<Head> {
+        Some(Head {
+            source_front: self.load_u32(ETH_SOURCE)?,
+            source_rest: self.load_u16(ETH_SOURCE + 4)?,
+            ether_type: self.load_u16(ETH_TYPE)?,
+            version: self.load_u8(ETH_LEN)?,
+            length: self.load_u16(ETH_LEN + 2)?,
+            id: self.load_u16(ETH_LEN + 4)?,
+            fragment: self.load_u16(ETH_LEN + 6)?,
+            ttl: self.load_u8(ETH_LEN + 8)?,
+            protocol: self.load_u8(ETH_LEN + 9)?,
+            source: self.load_u32(ETH_LEN + 12)?,
+            destination: self.load_u32(ETH_LEN + 16)?,
+        })
+    }
 
     /// Writes a byte.
     fn store_u8(&mut self, at: usize, value: u8) -> Option<()>;
@@ -47,6 +110,17 @@ pub trait Packet {
     fn pull(&mut self, bytes: usize) -> Option<()>;
     /// Cuts the frame to `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
+
+    /// Puts an outer header in front of the frame: these words and the two bytes behind them.
+    /// On `None` the frame may not be sent on.
+    #[inline(always)]
+    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
+        self.push(size_of::<Front>() + 2)?;
+        for (index, word) in front.iter().enumerate() {
+            self.store_u32(4 * index, *word)?;
+        }
+        self.store_u16(size_of::<Front>(), rest)
+    }
 
     /// Reads an Ethernet address.
     #[inline(always)]
@@ -83,6 +157,11 @@ impl Packet for Vec<u8> {
     fn load_u32(&self, at: usize) -> Option<u32> {
         let bytes = self.get(at..at.checked_add(4)?)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    }
+
+    fn load_u64(&self, at: usize) -> Option<u64> {
+        let bytes = self.get(at..at.checked_add(8)?)?;
+        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
     }
 
     fn store_u8(&mut self, at: usize, value: u8) -> Option<()> {

@@ -5,7 +5,7 @@
 //! │ dst MAC  │ src MAC  │ type │ IPv4 header     │ TCP, UDP, ICMP …
 //! ```
 
-use crate::packet::Packet;
+use crate::packet::{Head, Packet};
 
 /// Ethernet header's length.
 pub const ETH_LEN: usize = 14;
@@ -18,6 +18,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 /// ARP's EtherType as it lies in a packet.
 pub const ETHERTYPE_ARP: u16 = 0x0806u16.to_be();
 
+/// Offset of the IPv4 total length.
+pub const IP_LENGTH: usize = ETH_LEN + 2;
 /// Offset of the IPv4 TTL.
 pub const IP_TTL: usize = ETH_LEN + 8;
 /// Offset of the IPv4 header checksum.
@@ -69,23 +71,32 @@ pub enum Part {
     Later,
 }
 
-/// Reads the IPv4 header at `at`. `None`: it is cut short or contradicts itself or the
-/// frame.
+/// Reads the IPv4 header behind the Ethernet header. `None`: it is cut short or contradicts
+/// itself or the frame.
 #[inline(always)]
-pub fn ipv4(packet: &(impl Packet + ?Sized), at: usize) -> Option<Ipv4> {
-    let version = packet.load_u8(at)?;
+pub fn ipv4(packet: &(impl Packet + ?Sized)) -> Option<Ipv4> {
+    ipv4_of(&packet.load_head()?, packet.len())
+}
+
+/// Reads the IPv4 header in the head of a frame of `frame_len` bytes. `None`: as of [`ipv4`].
+#[inline(always)]
+pub fn ipv4_of(head: &Head, frame_len: usize) -> Option<Ipv4> {
+    let Head {
+        version,
+        ttl,
+        protocol,
+        id,
+        source,
+        destination,
+        ..
+    } = *head;
     let header_len = usize::from(version & 0x0f) * 4;
-    let total_len = usize::from(u16::from_be(packet.load_u16(at + 2)?));
-    let id = packet.load_u16(at + 4)?;
-    let fragment = u16::from_be(packet.load_u16(at + 6)?);
-    let ttl = packet.load_u8(at + 8)?;
-    let protocol = packet.load_u8(at + 9)?;
-    let source = packet.load_u32(at + 12)?;
-    let destination = packet.load_u32(at + 16)?;
+    let total_len = usize::from(u16::from_be(head.length));
+    let fragment = u16::from_be(head.fragment);
     if version >> 4 != 4 || header_len < 20 || total_len < header_len {
         return None;
     }
-    if at + total_len > packet.len() {
+    if ETH_LEN + total_len > frame_len {
         return None;
     }
     // A later fragment that would overwrite the TCP header of its first (RFC 3128).
@@ -106,7 +117,7 @@ pub fn ipv4(packet: &(impl Packet + ?Sized), at: usize) -> Option<Ipv4> {
         ttl,
         id,
         part,
-        payload: at + header_len,
+        payload: ETH_LEN + header_len,
         payload_len: total_len - header_len,
     })
 }
@@ -193,33 +204,23 @@ pub fn transport(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> Option<Transport
             if ip.payload_len < 20 {
                 return None;
             }
-            let data_offset = packet.load_u8(at + 12)? >> 4;
+            let [data_offset, flags] = packet.load_u16(at + 12)?.to_ne_bytes();
+            let data_offset = data_offset >> 4;
             if data_offset < 5 || usize::from(data_offset) * 4 > ip.payload_len {
                 return None;
             }
-            let destination = packet.load_u16(at + 2)?;
-            Some(Transport {
-                source: packet.load_u16(at)?,
-                destination,
-                rule_port: destination,
-                role: Role::Tcp(TcpFlags(packet.load_u8(at + 13)?)),
-            })
+            Some(ports(packet.load_u32(at)?, Role::Tcp(TcpFlags(flags))))
         }
         UDP => {
             if ip.payload_len < 8 {
                 return None;
             }
-            let length = usize::from(u16::from_be(packet.load_u16(at + 4)?));
+            let [a, b, c, d, e, f, ..] = packet.load_u64(at)?.to_ne_bytes();
+            let length = usize::from(u16::from_be_bytes([e, f]));
             if length < 8 || (ip.part == Part::Whole && length > ip.payload_len) {
                 return None;
             }
-            let destination = packet.load_u16(at + 2)?;
-            Some(Transport {
-                source: packet.load_u16(at)?,
-                destination,
-                rule_port: destination,
-                role: Role::Datagram,
-            })
+            Some(ports(u32::from_ne_bytes([a, b, c, d]), Role::Datagram))
         }
         ICMP => icmp(packet, ip),
         _ => Some(Transport {
@@ -228,6 +229,19 @@ pub fn transport(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> Option<Transport
             rule_port: 0,
             role: Role::Datagram,
         }),
+    }
+}
+
+/// What is above the IPv4 header, by its ports.
+#[inline(always)]
+fn ports(both: u32, role: Role) -> Transport {
+    let [a, b, c, d] = both.to_ne_bytes();
+    let destination = u16::from_ne_bytes([c, d]);
+    Transport {
+        source: u16::from_ne_bytes([a, b]),
+        destination,
+        rule_port: destination,
+        role,
     }
 }
 

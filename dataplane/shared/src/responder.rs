@@ -4,9 +4,7 @@ use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, ROUTER_MAC, Rea
 use crate::limit;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{
-    self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, Ipv4, Part, TCP, UDP, transport,
-};
+use crate::parse::{self, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, Ipv4, Part, TCP, UDP, transport};
 use crate::rewrite::readdress;
 use crate::service::{DHCP_CLIENT, DHCP_SERVER, HTTP};
 
@@ -32,7 +30,7 @@ fn decide(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Result<Actio
     if ether_type != ETHERTYPE_IPV4 {
         return Err(Reason::EtherType);
     }
-    let ip = parse::ipv4(packet, ETH_LEN).ok_or(Reason::Malformed)?;
+    let ip = parse::ipv4(packet).ok_or(Reason::Malformed)?;
     if ip.source != METADATA_ADDRESS {
         return Err(Reason::Spoofed);
     }

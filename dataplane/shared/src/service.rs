@@ -14,6 +14,8 @@ use crate::rewrite::readdress;
 pub(crate) const DHCP_CLIENT: u16 = 68u16.to_be();
 /// DHCP server's port as it lies in a packet.
 pub(crate) const DHCP_SERVER: u16 = 67u16.to_be();
+/// Both, as they lie in a packet to the server.
+const CLIENT_TO_SERVER: u32 = u32::from_be_bytes([0, 68, 0, 67]).to_be();
 /// HTTP's port as it lies in a packet.
 pub(crate) const HTTP: u16 = 80u16.to_be();
 
@@ -23,12 +25,7 @@ pub(crate) fn is_dhcp(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> bool {
     if ip.protocol != UDP || ip.part == Part::Later {
         return false;
     }
-    let (Some(source), Some(destination)) =
-        (packet.load_u16(ip.payload), packet.load_u16(ip.payload + 2))
-    else {
-        return false;
-    };
-    source == DHCP_CLIENT && destination == DHCP_SERVER
+    matches!(packet.load_u32(ip.payload), Some(CLIENT_TO_SERVER))
 }
 
 /// Rewrites a packet for the responder.

@@ -13,7 +13,7 @@ use crate::judge::Asked;
 use crate::layout::{OUTSIDE_SLOT, Reason, TRANSLATES, UPLINK_SLOT};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_LEN, ETH_TYPE, ETHERTYPE_IPV4};
+use crate::parse::{self, ETH_TYPE, ETHERTYPE_IPV4};
 use crate::{limit, nat, outside, vxlan};
 
 /// Decides on a frame of the interface that leads to other hosts, and perhaps outside.
@@ -48,7 +48,7 @@ pub fn receive_outside(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) ->
 fn decide(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Result<Action, Reason> {
     if let Some(uplink) = maps.uplink(UPLINK_SLOT)
         && matches!(packet.load_u16(ETH_TYPE), Some(ETHERTYPE_IPV4))
-        && let Some(outer) = parse::ipv4(packet, ETH_LEN)
+        && let Some(outer) = parse::ipv4(packet)
         && vxlan::is_ours(packet, &outer, uplink)
     {
         return from_host(packet, maps, &outer);

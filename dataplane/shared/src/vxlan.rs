@@ -13,13 +13,14 @@ use crate::checksum::Sum;
 use crate::flow::FlowKey;
 use crate::judge::Peer;
 use crate::layout::{
-    Address, Direction, Endpoint, EndpointKey, FORWARDS, ForwarderKey, Identity, PrefixKey, Reason,
-    UPLINK_SLOT, Uplink,
+    Address, Direction, Endpoint, EndpointKey, FORWARDS, ForwarderKey, Front, Host, Identity,
+    PrefixKey, Reason, UPLINK_SLOT, Uplink,
 };
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{
-    self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, IP_CHECKSUM, Ipv4, Part, UDP,
+    self, ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, IP_CHECKSUM, IP_DESTINATION, IP_LENGTH,
+    IP_SOURCE, IP_TTL, Ipv4, Part, UDP,
 };
 
 /// The destination port as it lies in a packet (RFC 7348 §5).
@@ -46,46 +47,83 @@ pub(crate) fn send(
 ) -> Result<Action, Reason> {
     let host = maps.host(receiver.host).ok_or(Reason::Unreachable)?;
     packet.store_mac(0, receiver.mac).ok_or(Reason::Malformed)?;
-    packet.push(OVERHEAD).ok_or(Reason::Malformed)?;
-    let length = packet.len() - ETH_LEN;
-    packet.store_mac(0, host.mac).ok_or(Reason::Malformed)?;
-    packet
-        .store_mac(ETH_SOURCE, host.own_mac)
-        .ok_or(Reason::Malformed)?;
-    packet
-        .store_u16(ETH_TYPE, ETHERTYPE_IPV4)
-        .ok_or(Reason::Malformed)?;
-    let header = Header {
-        length: length as u16,
-        fragment: DONT_FRAGMENT,
-        protocol: UDP,
-        source: host.own,
-        destination: receiver.host,
-    };
-    header.store(packet).ok_or(Reason::Malformed)?;
-    store_tunnel(packet, vni, flow, length - 20).ok_or(Reason::Malformed)?;
+    let length = packet.len() + OVERHEAD - ETH_LEN;
+    let (front, rest) = host.front_of(length as u16, vni, flow);
+    packet.wrap(&front, rest).ok_or(Reason::Malformed)?;
     Ok(Action::Redirect {
         slot: UPLINK_SLOT,
         from,
     })
 }
 
+/// Two halves of a word, as they lie in memory.
 #[inline(always)]
-fn store_tunnel(
-    packet: &mut (impl Packet + ?Sized),
-    vni: u32,
-    flow: &FlowKey,
-    length: usize,
-) -> Option<()> {
-    // Of the range for ephemeral ports (RFC 7348 §5).
-    let source = 0xc000 | (flow.hash() >> 18) as u16;
-    packet.store_u16(UDP_AT, source.to_be())?;
-    packet.store_u16(UDP_AT + 2, PORT)?;
-    packet.store_u16(UDP_AT + 4, (length as u16).to_be())?;
-    // No checksum (RFC 7348 §5): the inner frame has its own.
-    packet.store_u16(UDP_AT + 6, 0)?;
-    packet.store_u32(VXLAN_AT, u32::from_ne_bytes([HAS_VNI, 0, 0, 0]))?;
-    packet.store_u32(VXLAN_AT + 4, (vni << 8).to_be())
+const fn word(first: u16, second: u16) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Where in [`Host::front`] a word of the outer header is, by its offset.
+const fn at(offset: usize) -> usize {
+    offset / 4
+}
+
+impl Host {
+    /// How to reach the host at `address`, or with [`OUTSIDE_HOST`] the outside, from `own`:
+    /// by the next hop with the Ethernet address `mac`.
+    ///
+    /// [`OUTSIDE_HOST`]: crate::layout::OUTSIDE_HOST
+    #[must_use]
+    pub fn new(address: Address, mac: [u8; 6], own: Address, own_mac: [u8; 6]) -> Self {
+        let mut bytes = [0; 4 * size_of::<Front>() / size_of::<u32>()];
+        let mut put = |at: usize, value: &[u8]| {
+            for (to, from) in bytes.iter_mut().skip(at).zip(value) {
+                *to = *from;
+            }
+        };
+        put(0, &mac);
+        put(ETH_SOURCE, &own_mac);
+        put(ETH_TYPE, &ETHERTYPE_IPV4.to_ne_bytes());
+        put(ETH_LEN, &[0x45]);
+        put(ETH_LEN + 6, &DONT_FRAGMENT.to_ne_bytes());
+        put(IP_TTL, &[TTL, UDP]);
+        put(IP_SOURCE, &own.to_ne_bytes());
+        put(IP_DESTINATION, &address.to_ne_bytes());
+        put(UDP_AT + 2, &PORT.to_ne_bytes());
+        put(VXLAN_AT, &[HAS_VNI]);
+        let mut sum = Sum::default();
+        for half in bytes[ETH_LEN..UDP_AT].chunks_exact(2) {
+            sum = sum.word(u16::from_ne_bytes([half[0], half[1]]));
+        }
+        let mut front = Front::default();
+        for (to, from) in front.iter_mut().zip(bytes.chunks_exact(4)) {
+            *to = u32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
+        }
+        Self {
+            front,
+            sum: sum.value(),
+            reserved: [0; 2],
+        }
+    }
+
+    /// The outer header of a frame that makes it an IPv4 packet of `length` bytes: its first
+    /// words, and the two bytes behind them.
+    #[inline(always)]
+    fn front_of(&self, length: u16, vni: u32, flow: &FlowKey) -> (Front, u16) {
+        let ip_length = length.to_be();
+        let checksum = Sum::from_value(self.sum).word(ip_length).checksum();
+        // Of the range for ephemeral ports (RFC 7348 §5).
+        let source = 0xc000 | (flow.hash() >> 18) as u16;
+        let (high, low) = ((vni >> 8) as u16, (vni << 8) as u16);
+        let mut front = self.front;
+        front[at(IP_LENGTH)] |= word(ip_length, 0);
+        front[at(IP_CHECKSUM)] |= word(checksum, 0);
+        front[at(UDP_AT)] |= word(0, source.to_be());
+        // No checksum (RFC 7348 §5): the inner frame has its own.
+        front[at(UDP_AT + 4)] |= word(0, (length - 20).to_be());
+        front[at(VXLAN_AT + 4)] |= word(0, high.to_be());
+        (front, low.to_be())
+    }
 }
 
 /// An IPv4 header without options, behind an Ethernet header.
@@ -169,7 +207,7 @@ pub(crate) fn unwrap<'a>(
     if ether_type != ETHERTYPE_IPV4 {
         return Err(Reason::EtherType);
     }
-    let ip = parse::ipv4(packet, ETH_LEN).ok_or(Reason::Malformed)?;
+    let ip = parse::ipv4(packet).ok_or(Reason::Malformed)?;
     let sender = sender(maps, vni, by, &ip, outer.source).ok_or(Reason::OuterSource)?;
     let receiver = receiver(maps, vni, to, ip.destination).ok_or(Reason::NoEndpoint)?;
     Ok(Unwrapped {

@@ -9,7 +9,7 @@ use aya::maps::{
 };
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
-use ocs_dataplane_shared::directory::{endpoint_cell, tap_cell};
+use ocs_dataplane_shared::directory::{endpoint_cell, host_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::layout::{
     self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
@@ -32,7 +32,7 @@ use super::error::{FabricError, map};
 use crate::compiler::{Entries, Prefixed};
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 30] = [
     TAPS,
     TAP_NAMES.cells,
     TAP_NAMES.entries,
@@ -50,6 +50,9 @@ pub(super) const NAMES: [&str; 27] = [
     ACL_RULES,
     PUBLICS,
     HOSTS,
+    HOST_NAMES.cells,
+    HOST_NAMES.entries,
+    HOST_NAMES.far,
     UPLINKS,
     FLOWS,
     NATS,
@@ -72,6 +75,11 @@ const ENDPOINT_NAMES: Names = Names {
     cells: "ENDPOINT_CELLS",
     entries: "ENDPOINT_KNOWN",
     far: "ENDPOINT_FAR",
+};
+const HOST_NAMES: Names = Names {
+    cells: "HOST_CELLS",
+    entries: "HOST_KNOWN",
+    far: "HOST_FAR",
 };
 const FORWARDERS: &str = "FORWARDERS";
 const SERVICES: &str = "SERVICES";
@@ -151,7 +159,8 @@ pub(super) struct KernelMaps {
     acl_classes: Trie<AclClassKey, u32>,
     acl_rules: Trie<AclRuleKey, u32>,
     publics: HashMap<MapData, u32, Raw<EndpointKey>>,
-    hosts: HashMap<MapData, u32, Raw<Host>>,
+    hosts: Hash<u32, Host>,
+    host_directory: Directory<u32, Host>,
     uplinks: HashMap<MapData, u32, Raw<Uplink>>,
     flows: TableMap,
     nats: TableMap,
@@ -224,7 +233,8 @@ impl KernelMaps {
     /// Makes the directories say what the maps hold. Before programs that go by them run.
     pub(super) fn adopt(&mut self, entries: &Entries) -> Result<(), FabricError> {
         self.tap_directory.adopt(&entries.taps)?;
-        self.endpoint_directory.adopt(&entries.endpoints)
+        self.endpoint_directory.adopt(&entries.endpoints)?;
+        self.host_directory.adopt(&self.hosts()?)
     }
 
     /// Takes the maps out of an object.
@@ -244,6 +254,7 @@ impl KernelMaps {
             acl_rules: take(object, ACL_RULES)?,
             publics: take(object, PUBLICS)?,
             hosts: take(object, HOSTS)?,
+            host_directory: directory(object, HOST_NAMES, |address| host_cell(*address))?,
             uplinks: take(object, UPLINKS)?,
             flows: take(object, FLOWS)?,
             nats: take(object, NATS)?,
@@ -301,11 +312,8 @@ impl KernelMaps {
 
     /// Says how to reach another host, or no longer.
     pub(super) fn set_host(&mut self, address: u32, host: Option<Host>) -> Result<(), FabricError> {
-        match host {
-            Some(host) => self.hosts.insert(address, Raw(host), 0),
-            None => absent_is_fine(self.hosts.remove(&address)),
-        }
-        .map_err(map(HOSTS))
+        let directory = &mut self.host_directory;
+        put_both(&mut self.hosts, directory, address, host, HOSTS)
     }
 }
 

@@ -326,11 +326,11 @@ mod tests {
         let mut programs = Programs::new(object).expect("the kernel takes the programs");
         let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
-            (PORT, 275_000, 41_500),
+            (PORT, 275_000, 40_700),
             (SVC, 1_500, 3_500),
-            (UPLINK, 220_000, 56_000),
-            (OUTSIDE, 55_000, 37_000),
-            (TRANSLATE, 100_000, 8_000),
+            (UPLINK, 220_000, 54_600),
+            (OUTSIDE, 54_000, 35_000),
+            (TRANSLATE, 122_000, 8_700),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {

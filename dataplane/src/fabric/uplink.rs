@@ -115,11 +115,7 @@ impl Fabric {
             reserved: [0; 2],
         };
         state.maps.set_uplink(OUTSIDE_SLOT, Some(uplink))?;
-        let host = Host {
-            own: 0,
-            own_mac: OUT0_MAC,
-            mac: outer.mac,
-        };
+        let host = Host::new(OUTSIDE_HOST, outer.mac, 0, OUT0_MAC);
         state.maps.set_host(OUTSIDE_HOST, Some(host))
     }
 
@@ -154,11 +150,7 @@ impl Fabric {
                 }
                 continue;
             };
-            let host = Host {
-                own: raw(uplink.config.address),
-                own_mac: uplink.mac,
-                mac: *mac,
-            };
+            let host = Host::new(address, *mac, raw(uplink.config.address), uplink.mac);
             if held.get(&address) != Some(&host) {
                 state.maps.set_host(address, Some(host))?;
             }

@@ -109,9 +109,14 @@ impl Maps for Counted<'_> {
         self.memory.nat_bucket(slot, index)
     }
 
-    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
-        self.asked("allowance");
-        self.memory.allowance(slot, direction)
+    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
+        self.asked("limit");
+        self.memory.limit(slot, direction)
+    }
+
+    fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter> {
+        self.asked("meter");
+        self.memory.meter(slot, direction)
     }
 
     fn is_logged(&self, slot: u32) -> bool {

@@ -278,13 +278,13 @@ impl Maps for Memory {
             .get(usize::try_from(index).expect("an index"))
     }
 
-    fn allowance(&self, slot: u32, direction: Direction) -> Option<(&Limit, &Meter)> {
+    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
         let limits = self.entries.limits.get(&slot)?;
-        let index = direction as usize;
-        Some((
-            &limits.directions[index],
-            &self.meters[&slot].directions[index],
-        ))
+        Some(&limits.directions[direction as usize])
+    }
+
+    fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter> {
+        Some(&self.meters.get(&slot)?.directions[direction as usize])
     }
 
     fn is_logged(&self, slot: u32) -> bool {

@@ -175,7 +175,11 @@ impl Maps for View<'_> {
     }
 
     // What is asked about is not sent, so it costs nothing.
-    fn allowance(&self, _slot: u32, _direction: Direction) -> Option<(&Limit, &Meter)> {
+    fn limit(&self, _slot: u32, _direction: Direction) -> Option<&Limit> {
+        None
+    }
+
+    fn meter(&self, _slot: u32, _direction: Direction) -> Option<&Meter> {
         None
     }
 

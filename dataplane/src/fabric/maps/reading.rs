@@ -146,10 +146,9 @@ impl KernelMaps {
         Ok(found.map(|Raw(key)| key))
     }
 
-    /// How to reach another host.
+    /// How to reach another host, as the programs find it.
     pub(in crate::fabric) fn host(&self, address: u32) -> Result<Option<Host>, FabricError> {
-        let found = present(self.hosts.get(&address, 0)).map_err(map(HOSTS))?;
-        Ok(found.map(|Raw(host)| host))
+        self.host_directory.get(&address)
     }
 
     /// A copy of a bucket of a NAT gateway's table.
@@ -182,7 +181,7 @@ impl KernelMaps {
     pub(in crate::fabric) fn hosts(&self) -> Result<BTreeMap<u32, Host>, FabricError> {
         let mut found = BTreeMap::new();
         for entry in self.hosts.iter() {
-            let (address, Raw(host)) = entry.map_err(map(HOSTS))?;
+            let (Raw(address), Raw(host)) = entry.map_err(map(HOSTS))?;
             found.insert(address, host);
         }
         Ok(found)
