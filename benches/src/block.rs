@@ -11,6 +11,7 @@ mod counter;
 mod daemon;
 mod raw;
 
+use crate::Common;
 use crate::alternate::{Side, alternate};
 use crate::process;
 use crate::report::{Better, Row, median};
@@ -31,9 +32,9 @@ struct Case {
 }
 
 /// Measures the area.
-pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>> {
-    let storaged = process::program(bin_dir, "ocs-storaged")?;
-    let (runs, time) = if quick {
+pub fn measure(common: &Common, disk_dir: &Path) -> Result<Vec<Row>> {
+    let storaged = process::program(&common.bin_dir()?, "ocs-storaged")?;
+    let (runs, time) = if common.quick {
         (3, Duration::from_millis(700))
     } else {
         (7, Duration::from_secs(3))
@@ -56,18 +57,30 @@ pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>>
             runs,
             time,
         };
-        rows.extend(case.measure(&storaged)?);
+        if common.takes(name) {
+            rows.extend(case.measure(&storaged)?);
+        }
     }
+    if common.takes("aes") {
+        rows.push(cipher(runs, time)?);
+    }
+    if common.takes("syscalls") {
+        rows.extend(cost::syscalls(&storaged, disk_dir, time)?);
+    }
+    if common.takes("memory") {
+        rows.extend(cost::memory(&storaged)?);
+    }
+    Ok(rows)
+}
+
+fn cipher(runs: usize, time: Duration) -> Result<Row> {
     let mut ours = || aes::ours(time.min(Duration::from_secs(1)));
     let mut peer = || aes::openssl(time);
     let figures = alternate(runs.min(3), &mut [&mut ours, &mut peer])?;
-    rows.push(
+    Ok(
         Row::new("aes_xts_mib_s", "MiB/s", Better::Higher, &figures[0][0])
             .against("openssl speed", &figures[1][0]),
-    );
-    rows.extend(cost::syscalls(&storaged, disk_dir, time)?);
-    rows.extend(cost::memory(&storaged)?);
-    Ok(rows)
+    )
 }
 
 impl Case {

@@ -34,6 +34,10 @@ struct Common {
     /// End within about a minute: fewer and shorter runs.
     #[arg(long)]
     quick: bool,
+    /// Only the cases whose names contain one of these; their figures go among those that
+    /// the report has. Areas: block, qos.
+    #[arg(long)]
+    only: Vec<String>,
     /// Where the built programs lie; beside this one where not given.
     #[arg(long)]
     bin_dir: Option<PathBuf>,
@@ -108,23 +112,32 @@ impl Common {
             None => process::own_dir(),
         }
     }
+
+    /// Is the case of that name wanted?
+    fn takes(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    fn publish(&self, area: &str, rows: Vec<report::Row>) -> Result<()> {
+        report::publish(area, rows, &self.out, !self.only.is_empty())
+    }
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().area {
         Area::Boot { common, probe } => {
             let rows = boot::measure(&common.bin_dir()?, &probe, common.quick)?;
-            report::publish("boot", &rows, &common.out)
+            common.publish("boot", rows)
         }
         Area::Block { common, disk_dir } => {
-            let rows = block::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
-            report::publish("block", &rows, &common.out)
+            let rows = block::measure(&common, &disk_dir)?;
+            common.publish("block", rows)
         }
         Area::Qos { common, disk_dir } => {
-            let rows = qos::measure(&common.bin_dir()?, &disk_dir, common.quick)?;
-            report::publish("qos", &rows, &common.out)
+            let rows = qos::measure(&common, &disk_dir)?;
+            common.publish("qos", rows)
         }
-        Area::Net { common } => report::publish("net", &net::measure(common.quick)?, &common.out),
+        Area::Net { common } => common.publish("net", net::measure(common.quick)?),
         Area::Api {
             common,
             moto,
@@ -138,7 +151,7 @@ fn main() -> Result<()> {
                 disk_dir: &disk_dir,
             };
             let rows = api::measure(&places, common.quick)?;
-            report::publish("api", &rows, &common.out)
+            common.publish("api", rows)
         }
         Area::Floor { probe } => floor::run(&probe),
         Area::RestoreFloor { memory } => restore::floor(&memory),

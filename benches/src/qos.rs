@@ -12,8 +12,8 @@ pub mod host;
 mod neighbours;
 mod rates;
 
-use crate::process;
 use crate::report::Row;
+use crate::{Common, process};
 use anyhow::Result;
 use guest::Load;
 use std::path::Path;
@@ -30,10 +30,18 @@ fn random_reads(depth: usize, bytes: u64) -> Load {
 }
 
 /// Measures the area.
-pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>> {
-    let storaged = process::program(bin_dir, "ocs-storaged")?;
-    let mut rows = rates::misses(&storaged, quick)?;
-    rows.push(rates::changes(&storaged, quick)?);
+pub fn measure(common: &Common, disk_dir: &Path) -> Result<Vec<Row>> {
+    let quick = common.quick;
+    let storaged = process::program(&common.bin_dir()?, "ocs-storaged")?;
+    let mut rows = Vec::new();
+    for (name, batches) in rates::pieces(quick) {
+        if common.takes(&name) {
+            rows.extend(rates::misses(&storaged, batches, quick)?);
+        }
+    }
+    if common.takes("live_change") {
+        rows.push(rates::changes(&storaged, quick)?);
+    }
     let ram = Path::new("/dev/shm");
     // In memory one thread is what they share, on a disk the disk.
     for (name, place, shards, thorough) in [
@@ -42,10 +50,12 @@ pub fn measure(bin_dir: &Path, disk_dir: &Path, quick: bool) -> Result<Vec<Row>>
         ("disk_1_shard", disk_dir, 1, true),
         ("disk_2_shards", disk_dir, 2, false),
     ] {
-        if !(quick && thorough) {
+        if common.takes(name) && !(quick && thorough) {
             rows.extend(neighbours::victim(&storaged, name, (place, shards), quick)?);
         }
     }
-    rows.push(neighbours::crowd(&storaged, quick)?);
+    if common.takes("crowd") {
+        rows.push(neighbours::crowd(&storaged, quick)?);
+    }
     Ok(rows)
 }

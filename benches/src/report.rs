@@ -1,16 +1,17 @@
 //! The bench contract: one [`Row`] a metric, as a table and as JSON.
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// One metric. `ratio` is ours ÷ peer; `limit` is what physics or arithmetic allows.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
     /// Its name, unit last.
     pub metric: String,
     /// Its unit.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// Our median.
     pub ours: f64,
     /// The peer's median.
@@ -30,7 +31,7 @@ pub struct Row {
 }
 
 /// Which way is better.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
     /// More is better.
@@ -51,7 +52,7 @@ impl Row {
         let most = ours.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Self {
             metric: metric.into(),
-            unit,
+            unit: unit.into(),
             ours: median(ours),
             peer: None,
             peer_name: None,
@@ -90,14 +91,15 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Prints the table and writes `OUT/AREA.json`.
-pub fn publish(area: &str, rows: &[Row], out: &Path) -> Result<()> {
+/// Prints the table and writes `OUT/AREA.json`; `among` the metrics that are there, or
+/// in their place.
+pub fn publish(area: &str, mut rows: Vec<Row>, out: &Path, among: bool) -> Result<()> {
     let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
     println!(
         "{:<34} {:>8} {:>12} {:>12} {:>7} {:>12} {:>25}  peer",
         "metric", "unit", "ours", "peer", "ratio", "limit", "spread"
     );
-    for row in rows {
+    for row in &rows {
         println!(
             "{:<34} {:>8} {:>12.2} {:>12} {:>7} {:>12} {:>12.2}…{:<12.2}  {}",
             row.metric,
@@ -113,15 +115,35 @@ pub fn publish(area: &str, rows: &[Row], out: &Path) -> Result<()> {
     }
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let path = out.join(format!("{area}.json"));
-    std::fs::write(&path, serde_json::to_vec_pretty(rows)?)
+    if among && let Ok(text) = std::fs::read(&path) {
+        let before: Vec<Row> = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is no report", path.display()))?;
+        rows = merged(before, rows);
+    }
+    std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     println!("written: {}", path.display());
     Ok(())
 }
 
+/// Rows with newer ones in the place of those of their names.
+fn merged(before: Vec<Row>, newer: Vec<Row>) -> Vec<Row> {
+    let old = |row: &Row| !newer.iter().any(|new| new.metric == row.metric);
+    let kept: Vec<Row> = before.into_iter().filter(old).collect();
+    kept.into_iter().chain(newer).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn newer_rows_take_the_place_of_those_of_their_names() {
+        let row = |name: &str, value| Row::new(name, "us", Better::Lower, &[value]);
+        let rows = merged(vec![row("a", 1.0), row("b", 2.0)], vec![row("a", 3.0)]);
+        let rows: Vec<_> = rows.iter().map(|r| (r.metric.as_str(), r.ours)).collect();
+        assert_eq!(rows, [("b", 2.0), ("a", 3.0)]);
+    }
 
     #[test]
     fn a_median_is_the_middle() {

@@ -141,3 +141,25 @@ fn a_pace_is_held_and_none_is_none() {
     let host = Host::with(0, &["--scrub-bytes-s", "0"]);
     assert_eq!(scrub(&host), Scrub::default());
 }
+
+#[test]
+fn it_makes_way_for_guests_on_the_disk() {
+    const BYTES_S: u64 = 8 << 20;
+    let pace = BYTES_S.to_string();
+    let host = Host::with(0, &["--scrub-bytes-s", &pace, "--scrub-pause-s", "0"]);
+    std::fs::write(host.dir.path().join("images/os"), pattern(9, 4 << 20)).unwrap();
+    host.put("vol-1", 16 * MIB, VolumeKind::Persistent, Some("os"))
+        .unwrap();
+    let (mut guest, _listener) = host.guest("vol-1");
+    wait("a start", || (scrub(&host).checked_bytes > 0).then_some(()));
+    let (began, before) = (std::time::Instant::now(), scrub(&host).checked_bytes);
+    let mut n = 0;
+    while began.elapsed() < std::time::Duration::from_secs(1) {
+        assert_eq!(guest.write_at(8 * MIB + n % 1024 * 4096, &[1; 4096]), 0);
+        n += 1;
+    }
+    let read = scrub(&host).checked_bytes - before;
+    // Some of the guest's pauses may be long enough to count as none.
+    let most = BYTES_S as f64 / 4.0 * began.elapsed().as_secs_f64();
+    assert!(read > 0 && (read as f64) < most, "{read} of {most}");
+}

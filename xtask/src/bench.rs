@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// Builds, then measures one area; the table goes to the terminal, the figures to
 /// `target/bench/AREA.json`.
-pub fn run(area: &str, quick: bool) -> Result<()> {
+pub fn run(area: &str, quick: bool, only: &[String]) -> Result<()> {
     setup::ensure(match area {
         "api" => &[Need::BenchPeer],
         "net" => &[Need::NetworkTools],
@@ -24,6 +24,9 @@ pub fn run(area: &str, quick: bool) -> Result<()> {
     bench.arg(area).current_dir(places::root());
     if quick {
         bench.arg("--quick");
+    }
+    for part in only {
+        bench.arg("--only").arg(part);
     }
     sh::run(&mut bench)
 }

@@ -65,6 +65,9 @@ enum Command {
         /// End within a minute
         #[arg(long)]
         quick: bool,
+        /// Only the cases whose names contain this; repeatable.
+        #[arg(long)]
+        only: Vec<String>,
     },
     /// Formatting, lints, documentation, licences
     Ci,
@@ -94,7 +97,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Demo(options) => demo::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Lab { action } => return lab::run(action),
-        Command::Bench { area, quick } => bench::run(&area, quick),
+        Command::Bench { area, quick, only } => bench::run(&area, quick, &only),
         Command::Ci => gates::all(),
         Command::Setup => setup::everything(),
         Command::GenEc2 => build::generate_ec2(),

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A limit and the requests that meet it.
-struct Case {
+pub struct Case {
     limits: Limits,
     load: Load,
 }
@@ -53,43 +53,74 @@ impl Case {
     }
 }
 
-/// Limits met at the same time by guests of one storaged: what is slow together, what
-/// is fast alone.
-fn batches(quick: bool) -> Vec<Vec<Case>> {
+/// Limits that guests of one storaged meet at the same time.
+pub type Batch = Vec<Case>;
+
+/// Sizes of requests.
+const BLOCKS: [u64; 5] = [512, 4096, 65_536, 256 << 10, 1 << 20];
+const IOPS: [u64; 5] = [10, 100, 1000, 10_000, 100_000];
+const MIB_PER_S: [u64; 4] = [1, 16, 128, 1024];
+/// What a guest and a file in memory do on two busy CPUs: limits above are not met for
+/// want of work, and say nothing.
+const MOST_REQUESTS_PER_S: f64 = 300_000.0;
+const MOST_BYTES_PER_S: f64 = 2.5 * (1u64 << 30) as f64;
+/// Guests that want less than this are served at the same time.
+const TOGETHER_BYTES_PER_S: f64 = (17 << 20) as f64;
+const TOGETHER_REQUESTS_PER_S: f64 = 5_000.0;
+
+/// Batches by name: some of the limits, or all of them at every size of requests.
+pub fn pieces(quick: bool) -> Vec<(String, Vec<Batch>)> {
+    if quick {
+        return vec![("rates".to_owned(), some())];
+    }
+    let named = |block: u64| (format!("rates_{}k", block as f64 / 1024.0), all(block));
+    BLOCKS.into_iter().map(named).collect()
+}
+
+fn some() -> Vec<Batch> {
     const MIB: u64 = 1 << 20;
-    let slow = vec![
-        Case::iops(10, 4096),
-        Case::iops(100, 512),
-        Case::iops(100, MIB),
-        Case::iops(1000, 16_384),
-        Case::bytes(1, 4096),
-        Case::bytes(16, 256 << 10),
-    ];
-    let mut batches = vec![
-        slow,
+    vec![
+        vec![
+            Case::iops(10, 4096),
+            Case::iops(100, 512),
+            Case::iops(100, MIB),
+            Case::iops(1000, 16_384),
+            Case::bytes(1, 4096),
+            Case::bytes(16, 256 << 10),
+        ],
         vec![Case::iops(10_000, 4096), Case::bytes(128, 65_536)],
         vec![Case::iops(100_000, 4096)],
         vec![Case::bytes(1024, 65_536)],
-    ];
-    if !quick {
-        batches[0].extend([
-            Case::iops(10, 65_536),
-            Case::bytes(1, 65_536),
-            Case::bytes(1, MIB),
-        ]);
-        batches.push(vec![Case::iops(100_000, 512)]);
-        batches.push(vec![Case::bytes(1024, 4096)]);
-        batches.push(vec![Case::bytes(1024, MIB)]);
+    ]
+}
+
+/// Every limit that can be met by requests of `block` bytes: what is slow together, what
+/// is fast alone.
+fn all(block: u64) -> Vec<Batch> {
+    let iops = IOPS.into_iter().map(|rate| Case::iops(rate, block));
+    let bytes = MIB_PER_S.into_iter().map(|rate| Case::bytes(rate, block));
+    let mut batches = vec![Vec::new()];
+    for case in iops.chain(bytes) {
+        let requests = case.requests_per_s();
+        let bytes = requests * block as f64;
+        if requests > MOST_REQUESTS_PER_S || bytes > MOST_BYTES_PER_S {
+            continue;
+        }
+        if requests < TOGETHER_REQUESTS_PER_S && bytes < TOGETHER_BYTES_PER_S {
+            batches[0].push(case);
+        } else {
+            batches.push(vec![case]);
+        }
     }
     batches
 }
 
 /// By how much each limit is missed, in percent, from the first request on; the limit
 /// is the larger of one percent and one request.
-pub fn misses(storaged: &Path, quick: bool) -> Result<Vec<Row>> {
+pub fn misses(storaged: &Path, batches: Vec<Batch>, quick: bool) -> Result<Vec<Row>> {
     let time = Duration::from_secs(if quick { 5 } else { 10 });
     let mut rows = Vec::new();
-    for batch in batches(quick) {
+    for batch in batches {
         let host = Host::start(storaged, Path::new("/dev/shm"), 2)?;
         let mut guests = Vec::new();
         for case in &batch {

@@ -304,6 +304,13 @@ impl Device {
         })
     }
 
+    /// Has it work that it has not begun?
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let offers = |running: &Running| running.accepts() && running.has_more();
+        self.cut.is_some() || self.queues.iter().flatten().any(offers)
+    }
+
     /// Takes what `piece` needs to begin: `None` if it must wait.
     pub fn admit(&mut self, piece: &Slot) -> Option<Option<u16>> {
         let exclusive = piece.needs_exclusive(&self.disk);

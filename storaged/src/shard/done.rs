@@ -122,6 +122,7 @@ impl Worker {
             let mut entry = signal(call).user_data(Token::Call(place).pack());
             if running.call_busy {
                 running.calls = 0;
+                self.confirms += 1;
             } else {
                 // Its completion would end the very sleep that it is submitted with.
                 entry = entry.flags(squeue::Flags::SKIP_SUCCESS);

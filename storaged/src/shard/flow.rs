@@ -128,6 +128,9 @@ impl Worker {
         }
         if dev.lane == Lane::Disk && !self.share.admits(dev.held, dev.disk.qos.weight()) {
             dev.full = true;
+            if dev.has_more() {
+                self.share.held_up(device);
+            }
             return Turn::Waits;
         }
         if let Some(request) = dev.cut {

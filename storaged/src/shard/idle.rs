@@ -114,6 +114,16 @@ impl Worker {
     /// Submits what is queued and takes what has completed; may wait for that many
     /// completions, and that for a time at most.
     pub(super) fn enter(&mut self, wait: Option<(usize, Option<Duration>)>) -> std::io::Result<()> {
+        // Confirmations complete at once and are not what is awaited: each would end the
+        // sleep that it is submitted with. One that does not, for its eventfd is full, may
+        // not keep others waiting.
+        let wait = match (std::mem::take(&mut self.confirms), wait) {
+            (confirms @ 1.., Some((want, most))) => {
+                let most = most.map_or(GATHER, |most| most.min(GATHER));
+                Some((want + confirms, Some(most)))
+            }
+            (_, wait) => wait,
+        };
         if let Some((want, Some(most))) = wait {
             let most = Timespec::from(most);
             let args = SubmitArgs::new().timespec(&most);

@@ -33,7 +33,7 @@ use crate::inflight::QueueInflight;
 use crate::memory::Memory;
 use crate::queue::{Addresses, QueueError};
 use rustix::event::{EventfdFlags, eventfd};
-use share::Share;
+use share::{Share, Watch};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -124,6 +124,7 @@ pub enum ShardError {
 pub struct Shard {
     commands: Sender<Command>,
     wake: Arc<OwnedFd>,
+    watch: Watch,
 }
 
 impl Shard {
@@ -147,6 +148,7 @@ impl Shard {
             .map_err(std::io::Error::from)?;
         let wake = Arc::new(wake);
         let (ready, outcome) = channel();
+        let watch = share.watch();
         let woken = Arc::clone(&wake);
         std::thread::Builder::new().name(name.to_owned()).spawn(
             move || match worker::Worker::new(receiver, woken, share) {
@@ -160,7 +162,11 @@ impl Shard {
             },
         )?;
         outcome.recv().map_err(|_| ShardError::Gone)??;
-        Ok(Self { commands, wake })
+        Ok(Self {
+            commands,
+            wake,
+            watch,
+        })
     }
 
     /// Adds a device without running queues.
@@ -205,6 +211,12 @@ impl Shard {
     /// Limits of some device have changed: who waits for them asks anew.
     pub fn limits_changed(&self) -> Result<(), ShardError> {
         self.tell(Command::LimitsChanged)
+    }
+
+    /// Sees whether guests use the disk.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
     }
 
     fn tell(&self, command: Command) -> Result<(), ShardError> {

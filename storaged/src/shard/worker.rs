@@ -56,6 +56,8 @@ pub struct Worker {
     /// Rounds since their drivers were last told.
     pub(super) looks: u32,
     pub(super) scratch: Scratch,
+    /// Confirmations of interrupts that are submitted next.
+    pub(super) confirms: usize,
     /// Pieces that wait for the ring.
     pub(super) on_ring: usize,
     /// What they cost, see [`crate::qos::cost`].
@@ -105,6 +107,7 @@ impl Worker {
             parked: Vec::new(),
             looks: 0,
             scratch: Scratch::default(),
+            confirms: 0,
             on_ring: 0,
             on_ring_cost: 0,
             share,

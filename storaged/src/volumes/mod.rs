@@ -186,7 +186,8 @@ impl Volumes {
 
     /// Scrubs from now on.
     pub fn scrub(&self, pace: scrub::Pace) -> io::Result<()> {
-        scrub::start(Arc::clone(&self.store), Arc::clone(&self.findings), pace)
+        let (store, findings) = (Arc::clone(&self.store), Arc::clone(&self.findings));
+        scrub::start(store, findings, pace, self.shards[0].watch())
     }
 
     /// Hangs up everywhere and waits until nothing is in flight.
