@@ -375,7 +375,7 @@ impl Devices {
         };
         if self.transport == Transport::Mmio {
             let function = Arc::clone(&device.function);
-            let device = VirtioMmio::new(function, slot, Arc::clone(&self.vm))?;
+            let device = VirtioMmio::new(function, slot, &self.vm)?;
             self.bus.mmio.insert(device);
             return Ok(());
         }

@@ -116,7 +116,7 @@ impl Machine {
     pub fn with_parts<R>(&self, f: impl FnOnce(&[(String, &dyn Lifecycle)]) -> R) -> R {
         let chips = IrqChips(Arc::clone(&self.vm.fd));
         let clock = Clock(Arc::clone(&self.vm.fd));
-        let functions = self.bus.pci.functions();
+        let (functions, on_mmio) = (self.bus.pci.functions(), self.bus.mmio.functions());
         let mut parts: Vec<(String, &dyn Lifecycle)> = vec![("irqchip".to_owned(), &chips)];
         for (index, vcpu) in self.vm.vcpus.iter().enumerate() {
             parts.push((format!("cpu.{index}"), vcpu.as_ref()));
@@ -131,6 +131,9 @@ impl Machine {
         parts.extend(fixed.map(|(name, part)| (name.to_owned(), part)));
         for (slot, function) in &functions {
             parts.push((format!("pci.{slot}"), function.as_ref()));
+        }
+        for (number, function) in &on_mmio {
+            parts.push((format!("mmio.{number}"), function.as_ref()));
         }
         parts.push(("clock".to_owned(), &clock));
         f(&parts)
@@ -193,7 +196,7 @@ impl Machine {
         self.with_parts(|parts| parts.iter().for_each(|(_, part)| part.resume()));
     }
 
-    /// Can this machine be saved? Devices of transport mmio are no parts of it.
+    /// Can this machine be saved?
     pub fn check_savable(&self) -> std::result::Result<(), SnapshotError> {
         let begins_late = self.vm.vcpus.iter().any(|vcpu| vcpu.begins_late());
         if begins_late && self.gate.first_run_ns() == 0 {
@@ -202,13 +205,7 @@ impl Machine {
                 problem: "is not read yet".to_owned(),
             });
         }
-        match self.devices.mmio_count() {
-            0 => Ok(()),
-            _ => Err(SnapshotError::Part {
-                part: "transport".to_owned(),
-                problem: "mmio: its devices cannot be saved".to_owned(),
-            }),
-        }
+        Ok(())
     }
 
     /// While paused: other processes log what they write from now on, or no longer. Devices that
@@ -230,7 +227,8 @@ impl Machine {
 
     /// A part by the name that its owner gave it.
     fn part_name(&self, section: &str) -> String {
-        let slot = section.strip_prefix("pci.").and_then(|s| s.parse().ok());
+        let number = |bus: &str| section.strip_prefix(bus).and_then(|s| s.parse().ok());
+        let slot = number("pci.").or_else(|| number("mmio."));
         let id = slot.and_then(|slot: u8| self.devices.id_at(slot));
         id.unwrap_or_else(|| section.to_owned())
     }

@@ -3,66 +3,22 @@
 mod common;
 
 use common::payload::{elf, halt, print, wait_port};
+use common::saved::{clone_of, last_number, receiver_of, snapshot, start_inheriting};
 use common::storaged::Storaged;
-use common::{Bench, Control, Vmm, dhcp, tap, wait_for};
+use common::{Bench, Vmm, dhcp, tap, wait_for};
 use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control::{Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-
-/// Saves the machine into `NAME.state` and `NAME.memory` beside its spec.
-fn snapshot(control: &mut Control, dir: &Path, name: &str, more: &str) -> (u64, u64) {
-    let make = |kind: &str| File::create(dir.join(format!("{name}.{kind}"))).unwrap();
-    let (state, memory) = (make("state"), make("memory"));
-    let line = format!(r#"{{"cmd":"snapshot","state":{{"fd":0}},"memory":{{"fd":1}}{more}}}"#);
-    match control.pass(&line, &[state.as_fd(), memory.as_fd()]) {
-        Reply::Snapshot {
-            written_bytes,
-            paused_us,
-            ..
-        } => (written_bytes, paused_us),
-        other => panic!("{other:?}"),
-    }
-}
-
-/// A spec that goes on from snapshots beside `bench`'s, in a folder of its own.
-fn clone_of(bench: &Bench, state: &str, memory: &[&str]) -> Bench {
-    let mut clone = Bench::new(b"");
-    let at = |name: &str, kind: &str| json!({"path": bench.path(&format!("{name}.{kind}"))});
-    let memory: Vec<Value> = memory.iter().map(|name| at(name, "memory")).collect();
-    for (key, value) in bench.spec.as_object().unwrap() {
-        if !["boot", "serial", "control", "exit_record"].contains(&key.as_str()) {
-            clone.spec[key] = value.clone();
-        }
-    }
-    clone.spec.as_object_mut().unwrap().remove("boot");
-    clone.spec["restore"] = json!({"state": at(state, "state"), "memory": memory});
-    clone
-}
 
 /// Starts with a tap that the VMM inherits.
 fn start_with(bench: &Bench, tap: &File) -> Vmm {
     start_inheriting(bench, vec![tap.as_raw_fd()])
-}
-
-fn start_inheriting(bench: &Bench, fds: Vec<RawFd>) -> Vmm {
-    let mut command = bench.command();
-    // SAFETY: only clears a flag of descriptors that stay open in this process.
-    unsafe {
-        command.pre_exec(move || {
-            for fd in &fds {
-                libc::fcntl(*fd, libc::F_SETFD, 0);
-            }
-            Ok(())
-        });
-    }
-    bench.adopt(command.spawn().unwrap())
 }
 
 /// Bytes of the VMM's mappings of `file` that it has read, and that it has written.
@@ -318,16 +274,6 @@ fn another_machine_or_a_damaged_snapshot_is_refused_by_name() {
     }
 }
 
-/// The number behind the last `name=` on the console.
-fn last_number(console: &str, name: &str) -> Option<u64> {
-    let at = console.rfind(&format!("{name}="))? + name.len() + 1;
-    let digits: String = console[at..]
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
-    digits.parse().ok()
-}
-
 #[test]
 fn a_tcp_stream_outlives_its_process() {
     let (tap, host) = tap::make_with_echo();
@@ -462,9 +408,7 @@ fn a_machine_moves_with_its_stream_and_its_disk() {
     vmm.wait_console("loop rounds=");
 
     let (here, there) = UnixStream::pair().unwrap();
-    let mut to = clone_of(&bench, "", &[]);
-    to.spec.as_object_mut().unwrap().remove("restore");
-    to.spec["incoming"] = json!({"fd": there.as_raw_fd()});
+    let mut to = receiver_of(&bench, &there);
     to.spec["block"] = one_disk(&to);
     let mut moved = start_inheriting(&to, vec![tap.as_raw_fd(), there.as_raw_fd()]);
     drop(there);
@@ -512,9 +456,7 @@ fn a_move_that_fails_leaves_the_machine_where_it_was() {
         Reply::Error { .. }
     ));
     let (here, there) = UnixStream::pair().unwrap();
-    let mut to = clone_of(&bench, "", &[]);
-    to.spec.as_object_mut().unwrap().remove("restore");
-    to.spec["incoming"] = json!({"fd": there.as_raw_fd()});
+    let mut to = receiver_of(&bench, &there);
     to.spec["memory_mib"] = json!(128);
     let other = start_inheriting(&to, vec![there.as_raw_fd()]);
     drop(there);

@@ -2,11 +2,13 @@
 //! and network under load, hot-plug of both, reboot, power button.
 //!
 //! The guest is `xtask/src/lab/l2-vmm.sh`. The devices that the VMM serves by itself are in
-//! `stock/hosted.rs`.
+//! `stock/hosted.rs`; snapshots, clones and migration in `stock/moves.rs`.
 
 mod common;
 #[path = "stock/hosted.rs"]
 mod hosted;
+#[path = "stock/moves.rs"]
+mod moves;
 
 use common::storaged::Storaged;
 use common::{Bench, Control, STOCK_GUESTS, Vmm, wait_for};
@@ -61,6 +63,22 @@ fn main() {
             Ok(())
         });
         trials.push(trial);
+    }
+    // One of eight, and all of them in a long run.
+    let all = std::env::var_os("OCS_LONG").is_some();
+    for series in ["6.12", "6.1"] {
+        for (vcpus, transport) in [(2, "pci"), (1, "pci"), (2, "mmio"), (1, "mmio")] {
+            if !all && (series, vcpus, transport) != ("6.12", 2, "pci") {
+                continue;
+            }
+            let guests = guests.clone();
+            let name = format!("debian_{series}_{vcpus}_vcpus_{transport}_saved_cloned_and_moved");
+            let trial = Trial::test(name, move || {
+                moves::machine(&guests, series, vcpus, transport);
+                Ok(())
+            });
+            trials.push(trial);
+        }
     }
     trials.push(Trial::test("debian_6.12_on_a_disk", move || {
         own_kernel(&guests);
@@ -211,12 +229,12 @@ fn wait_gone(control: &mut Control, id: &str) {
     });
 }
 
+/// What a guest says when something went wrong.
+const UNWANTED: [&str; 5] = ["MISMATCH", "BUG:", "Oops", "Call Trace", "is not in"];
+
 /// The console once it holds `text`, unless something went wrong before.
 fn said(vmm: &mut Vmm, text: &str) -> String {
-    let console = vmm.wait_console_unless(
-        text,
-        &["MISMATCH", "BUG:", "Oops", "Call Trace", "is not in"],
-    );
+    let console = vmm.wait_console_unless(text, &UNWANTED);
     assert!(console.contains(text), "no {text:?}: {console}");
     console
 }

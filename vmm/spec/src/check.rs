@@ -81,11 +81,6 @@ impl Spec {
             format!("{} is not in 16..=16777216", self.memory_mib),
         )?;
         must(
-            self.transport == Transport::Pci || (self.restore.is_none() && self.incoming.is_none()),
-            "transport",
-            "mmio cannot be restored",
-        )?;
-        must(
             self.transport == Transport::Pci || self.net.len() + self.block.len() <= 8,
             "transport",
             "mmio has places for 8 devices",

@@ -166,11 +166,10 @@ pub enum Cpu {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// PCI with MSI-X: what stock systems look for, with hot-plug and snapshots.
+    /// PCI with MSI-X: what stock systems look for, with hot-plug.
     #[default]
     Pci,
-    /// MMIO, announced by ACPI as `LNRO0005`: 8 devices at most, neither hot-plug nor
-    /// snapshots.
+    /// MMIO, announced by ACPI as `LNRO0005`: 8 devices at most, no hot-plug.
     Mmio,
 }
 

@@ -14,8 +14,8 @@ use super::pci::{COMMON, DEVICE, ISR, NOTIFY, NOTIFY_STEP, VirtioPci};
 use crate::error::{Error, Result, kvm};
 use crate::layout;
 use crate::pci::root::{Function, Slot};
-use kvm_ioctls::{IoEventAddress, VmFd};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use kvm_ioctls::VmFd;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Room for one device.
 pub const WINDOW: u64 = 0x1000;
@@ -32,6 +32,8 @@ const QUEUE_NOTIFY: u64 = 0x50;
 const INTERRUPT_STATUS: u64 = 0x60;
 const INTERRUPT_ACK: u64 = 0x64;
 const CONFIG: u64 = 0x100;
+/// In `InterruptStatus` and `InterruptACK`.
+const CONFIG_CHANGED: u32 = 2;
 
 /// The same registers here and in PCI's common configuration (§4.1.4.3): here, there, width.
 const REGISTERS: &[(u64, u64, usize)] = &[
@@ -67,29 +69,21 @@ pub fn place(slot: Slot) -> Option<(u64, u32)> {
 pub struct VirtioMmio {
     at: u64,
     function: Arc<VirtioPci>,
-    vm: Arc<VmFd>,
-    /// KVM watches the notifications: a driver is ready.
-    watched: Mutex<bool>,
 }
 
 impl VirtioMmio {
     /// Puts the device of `slot`, which is not on the PCI bus, in its place.
-    pub fn new(function: Arc<VirtioPci>, slot: Slot, vm: Arc<VmFd>) -> Result<Self> {
+    pub fn new(function: Arc<VirtioPci>, slot: Slot, vm: &VmFd) -> Result<Self> {
         let (at, pin) = place(slot).ok_or_else(|| Error::Device {
             device: function.id().to_owned(),
             problem: format!("transport mmio has places for {PINS} devices"),
         })?;
-        function.leave_pci();
+        function.leave_pci(at + QUEUE_NOTIFY);
         for event in function.vector_events()? {
             vm.register_irqfd(&event, pin)
                 .map_err(kvm("attach a device's pin"))?;
         }
-        Ok(Self {
-            at,
-            function,
-            vm,
-            watched: Mutex::new(false),
-        })
+        Ok(Self { at, function })
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
@@ -122,7 +116,11 @@ impl VirtioMmio {
         };
         let value = u32::from_le_bytes(word);
         match offset {
-            INTERRUPT_ACK => {}
+            INTERRUPT_ACK => {
+                if value & CONFIG_CHANGED != 0 {
+                    self.function.acknowledge_config();
+                }
+            }
             // Those that KVM did not catch.
             QUEUE_NOTIFY => {
                 let at = NOTIFY + u64::from(value) * u64::from(NOTIFY_STEP);
@@ -141,7 +139,6 @@ impl VirtioMmio {
                 }
                 self.function
                     .bar_write(COMMON + there, word.get(..width).unwrap_or(&word));
-                self.watch();
             }
         }
     }
@@ -160,26 +157,6 @@ impl VirtioMmio {
         let vector = self.from(COMMON + QUEUE_SELECT, 2).wrapping_add(1);
         let [low, high, ..] = vector.to_le_bytes();
         self.function.bar_write(COMMON + QUEUE_VECTOR, &[low, high]);
-    }
-
-    /// Has KVM watch the notifications as long as a driver is ready.
-    fn watch(&self) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self.function.is_driven();
-        if std::mem::replace(&mut *watched, wanted) == wanted {
-            return;
-        }
-        let at = IoEventAddress::Mmio(self.at + QUEUE_NOTIFY);
-        for (queue, kick) in (0u32..).zip(self.function.kicks()) {
-            let done = match wanted {
-                true => self.vm.register_ioevent(kick, &at, queue),
-                false => self.vm.unregister_ioevent(kick, &at, queue),
-            };
-            if let Err(error) = done {
-                // Notifications then cost an exit each.
-                tracing::debug!(device = self.function.id(), %error, "KVM cannot watch the kicks");
-            }
-        }
     }
 }
 
@@ -201,6 +178,16 @@ impl MmioBus {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::new(device));
+    }
+
+    /// The devices by number, for snapshots.
+    pub fn functions(&self) -> Vec<(usize, Arc<dyn Function>)> {
+        let devices = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let functions = devices.iter().map(|device| {
+            let function: Arc<dyn Function> = Arc::<VirtioPci>::clone(&device.function);
+            function
+        });
+        (1..).zip(functions).collect()
     }
 
     /// Reads a register; false where there is no device.

@@ -4,6 +4,7 @@
 
 pub mod dhcp;
 pub mod payload;
+pub mod saved;
 pub mod storaged;
 pub mod tap;
 

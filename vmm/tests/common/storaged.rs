@@ -60,12 +60,26 @@ impl Storaged {
 
     /// Makes a volume of 64 MiB, if there is none of this name, and attaches it.
     pub fn attach(&self, volume: &str, kind: VolumeKind, socket: PathBuf) {
-        self.put_and_attach(volume, kind, socket, None);
+        self.put_and_attach(volume, kind, socket, [None, None]);
+    }
+
+    /// The same with a snapshot as its first content.
+    pub fn attach_snapshot(&self, volume: &str, socket: PathBuf, snapshot: &str) {
+        let from = [None, Some(snapshot.to_owned())];
+        self.put_and_attach(volume, VolumeKind::Persistent, socket, from);
+    }
+
+    /// Keeps what a volume holds now.
+    pub fn snapshot(&self, volume: &str, snapshot: &str) {
+        self.ask(&Request::PutSnapshot {
+            snapshot: VolumeName(snapshot.to_owned()),
+            volume: VolumeName(volume.to_owned()),
+        });
     }
 
     /// The same with a file of `storaged/images` as its first content.
     pub fn attach_image(&self, volume: &str, kind: VolumeKind, socket: PathBuf, image: &str) {
-        self.put_and_attach(volume, kind, socket, Some(image.to_owned()));
+        self.put_and_attach(volume, kind, socket, [Some(image.to_owned()), None]);
     }
 
     fn put_and_attach(
@@ -73,7 +87,7 @@ impl Storaged {
         volume: &str,
         kind: VolumeKind,
         socket: PathBuf,
-        image: Option<String>,
+        [image, snapshot]: [Option<String>; 2],
     ) {
         let volume = VolumeName(volume.to_owned());
         self.ask(&Request::PutVolume {
@@ -81,7 +95,7 @@ impl Storaged {
             size_bytes: 64 << 20,
             kind,
             image,
-            snapshot: None,
+            snapshot: snapshot.map(VolumeName),
             encrypted: false,
         });
         self.ask(&Request::Attach {

@@ -5,6 +5,9 @@ use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+/// The host's address where it has an echo server.
+const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+
 /// The host's side of a tap: an `AF_PACKET` socket. The namespace dies with the
 /// descriptors.
 pub struct HostSide(OwnedFd);
@@ -26,6 +29,14 @@ pub fn make_with_echo() -> (File, HostSide) {
             let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
             assert!(fd >= 0);
             let fd = OwnedFd::from_raw_fd(fd);
+            // The same everywhere: a machine that comes to another such host finds its neighbour.
+            let hardware = &mut request.ifr_ifru.ifru_hwaddr;
+            hardware.sa_family = libc::ARPHRD_ETHER;
+            for (slot, byte) in hardware.sa_data.iter_mut().zip(HOST_MAC) {
+                *slot = byte.cast_signed();
+            }
+            let set = libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFHWADDR, &raw mut *request);
+            assert_eq!(set, 0);
             for (command, address) in [
                 (libc::SIOCSIFADDR, [172, 31, 0, 1]),
                 (libc::SIOCSIFNETMASK, [255, 255, 240, 0]),

@@ -40,6 +40,9 @@ pub enum Action {
     },
     /// Run the VMM's tests with stock kernels (vmm/tests/stock.rs)
     Vmm {
+        /// All machines that are saved and moved, instead of one
+        #[arg(long)]
+        long: bool,
         /// Arguments of the test program, such as a part of a test's name
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -65,7 +68,9 @@ pub fn run(action: Option<Action>) -> Result<u8> {
             let mut session = Session::start(&snapshot, &work, &[])?;
             session.run(&shell_line(&command), &mut std::io::stdout())
         }
-        Some(Action::Vmm { arguments }) => vmm_tests(&arguments, &mut std::io::stdout()),
+        Some(Action::Vmm { long, arguments }) => {
+            vmm_tests(&arguments, long, &mut std::io::stdout())
+        }
         Some(Action::Guest { folder }) => {
             setup::ensure(&[Need::Lab])?;
             std::fs::create_dir_all(&folder)?;
@@ -92,14 +97,16 @@ pub fn run(action: Option<Action>) -> Result<u8> {
     }
 }
 
-/// Runs `vmm/tests/stock.rs` in the emulated host; its lines go to `out`. Yields its exit code.
-pub fn vmm_tests(arguments: &[String], out: &mut dyn std::io::Write) -> Result<u8> {
+/// Runs `vmm/tests/stock.rs` in the emulated host, all of it if `long`; its lines go to `out`.
+/// Yields its exit code.
+pub fn vmm_tests(arguments: &[String], long: bool, out: &mut dyn std::io::Write) -> Result<u8> {
     let program = test_program()?;
     let (snapshot, work) = (prepare()?, Work::new()?);
     stock::tested_guests(work.path())?;
     let mut words = vec![program, "--test-threads=1".to_owned()];
     words.extend_from_slice(arguments);
-    let line = format!("OCS_STOCK_GUESTS=/lab {}", shell_line(&words));
+    let long = if long { "OCS_LONG=1 " } else { "" };
+    let line = format!("OCS_STOCK_GUESTS=/lab {long}{}", shell_line(&words));
     Session::start(&snapshot, &work, &[])?.run(&line, out)
 }
 

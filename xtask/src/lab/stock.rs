@@ -33,14 +33,21 @@ const TESTED_MODULES: &[&str] = &[
 /// Puts what `vmm/tests/stock.rs` boots into `folder`: for each series a vmlinux and an
 /// initial RAM disk; and a disk that holds both as an installed Debian does.
 pub fn tested_guests(folder: &Path) -> Result<()> {
-    let sockets = folder.join("vsock");
-    build_socket_tool(&sockets)?;
+    let tools = [
+        ("vsock", "xtask/src/lab/l2-vsock.rs"),
+        ("moves", "xtask/src/lab/l2-moves.rs"),
+    ];
+    for (name, source) in tools {
+        build_tool(&folder.join(name), source)?;
+    }
     for series in SERIES {
         let kernel = Kernel::get(series, Flavour::Cloud)?;
         let initrd = Tree::new(&["dev", "proc", "sys", "tmp"])?;
         initrd.modules(&kernel, TESTED_MODULES)?;
         initrd.script("init", include_str!("l2-vmm.sh"))?;
-        fs::copy(&sockets, initrd.path().join("bin/vsock"))?;
+        for (name, _) in tools {
+            fs::copy(folder.join(name), initrd.path().join("bin").join(name))?;
+        }
         fs::write(folder.join(format!("initrd-{series}")), initrd.archive()?)?;
         std::os::unix::fs::symlink(kernel.vmlinux(), folder.join(format!("vmlinux-{series}")))?;
     }
@@ -79,9 +86,9 @@ fn make_ext4(tree: &Tree, image: &Path, size: &str) -> Result<()> {
     Ok(())
 }
 
-/// The guest's only program beside busybox, static as that is.
-fn build_socket_tool(to: &Path) -> Result<()> {
-    let source = crate::places::root().join("xtask/src/lab/l2-vsock.rs");
+/// A program of the guest's beside busybox, static as that is.
+fn build_tool(to: &Path, source: &str) -> Result<()> {
+    let source = crate::places::root().join(source);
     sh::run(
         Command::new("rustc")
             .args(["--edition", "2024", "-Copt-level=1", "-Cstrip=symbols"])

@@ -121,7 +121,7 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
         Layer::Fuzz => cargo::fuzz(long),
         Layer::System => system::run(long),
         Layer::Demo => demo::run(),
-        Layer::Lab => lab(),
+        Layer::Lab => lab(long),
     }
     .unwrap_or_else(|error| {
         let mut counts = Counts::default();
@@ -136,10 +136,10 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
 }
 
 /// The demo's claims about stock Linux, and the VMM's tests with stock kernels.
-fn lab() -> Result<Counts> {
+fn lab(long: bool) -> Result<Counts> {
     let mut counts = demo::lab()?;
     let mut lines = Vec::new();
-    let code = lab::vmm_tests(&[], &mut lines)?;
+    let code = lab::vmm_tests(&[], long, &mut lines)?;
     for line in String::from_utf8_lossy(&lines).lines() {
         println!("{line}");
         counts.read_line(line.trim_end());

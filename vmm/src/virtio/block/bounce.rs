@@ -8,8 +8,8 @@
 //! the guest's requests itself and hands them on in one of [`SLOTS`] slots of [`DATA_BYTES`] each,
 //! which lie with a ring of our own in one sealed, shared region of about 1 MiB: that, and not
 //! the guest, is what the backend maps. A request that is larger than a slot goes piece by piece;
-//! when all slots are taken the guest waits. The price is one copy and two switches of thread a
-//! request.
+//! when all slots are taken the guest waits, and its queues take turns. The price is one copy and
+//! two switches of thread a request.
 
 use crate::irq::borrow;
 use crate::virtio::queue::{Buffers, QueueError, VirtQueue};
@@ -58,10 +58,14 @@ pub struct Bounce {
     slots: [Option<Request>; SLOTS],
     next_avail: u16,
     next_used: u16,
+    /// The guest's queue whose turn is next, by place.
+    turn: usize,
 }
 
 /// A guest's request, whole, of which a piece is in a slot.
 struct Request {
+    /// The place of its queue.
+    queue: usize,
     head: u16,
     buffers: Buffers,
     kind: u32,
@@ -80,6 +84,15 @@ pub struct Pumped {
     pub requests: u64,
     /// Bytes copied either way.
     pub bytes: u64,
+    /// Queues, a bit each by place, in which requests ended.
+    queues: u32,
+}
+
+impl Pumped {
+    fn count(&mut self, queue: usize) {
+        self.requests += 1;
+        self.queues |= 1 << queue;
+    }
 }
 
 impl Bounce {
@@ -101,6 +114,7 @@ impl Bounce {
             slots: Default::default(),
             next_avail: 0,
             next_used: 0,
+            turn: 0,
         })
     }
 
@@ -155,30 +169,50 @@ impl Bounce {
     }
 
     /// Ends what the backend completed and, with `more`, begins what the guest offers.
-    pub fn pump(&mut self, guest: &mut VirtQueue, more: bool) -> Result<Pumped, QueueError> {
+    pub fn pump(
+        &mut self,
+        guest: &mut [(u16, VirtQueue)],
+        more: bool,
+    ) -> Result<Pumped, QueueError> {
         let mut pumped = Pumped::default();
         self.complete(guest, &mut pumped)?;
         if more {
             self.begin(guest, &mut pumped)?;
         }
-        if pumped.requests > 0 {
-            guest.notify()?;
+        for (place, (_, queue)) in guest.iter_mut().enumerate() {
+            if pumped.queues & 1 << place != 0 {
+                queue.notify()?;
+            }
         }
         Ok(pumped)
     }
 
-    fn begin(&mut self, guest: &mut VirtQueue, pumped: &mut Pumped) -> Result<(), QueueError> {
-        guest.disable_kicks()?;
+    fn begin(
+        &mut self,
+        guest: &mut [(u16, VirtQueue)],
+        pumped: &mut Pumped,
+    ) -> Result<(), QueueError> {
+        for (_, queue) in guest.iter_mut() {
+            queue.disable_kicks()?;
+        }
         let mut submitted = false;
-        while let Some(slot) = self.slots.iter().position(Option::is_none) {
+        // Queues in a row that have nothing more.
+        let mut dry = 0;
+        while dry < guest.len()
+            && let Some(slot) = self.slots.iter().position(Option::is_none)
+        {
+            let place = self.turn % guest.len();
+            let queue = &mut guest[place].1;
             let mut buffers = Buffers::default();
-            let Some(head) = guest.pop(&mut buffers)? else {
-                if guest.enable_kicks()? {
-                    continue;
+            let Some(head) = queue.pop(&mut buffers)? else {
+                if !queue.enable_kicks()? {
+                    dry += 1;
+                    self.turn = place + 1;
                 }
-                break;
+                continue;
             };
-            match Request::new(head, buffers) {
+            (dry, self.turn) = (0, place + 1);
+            match Request::new(place, head, buffers) {
                 Ok(request) => {
                     self.slots[slot] = Some(request);
                     self.submit(slot, pumped);
@@ -186,7 +220,7 @@ impl Bounce {
                 }
                 Err(bad) => {
                     bad.finish(guest, S_IOERR)?;
-                    pumped.requests += 1;
+                    pumped.count(place);
                 }
             }
         }
@@ -194,7 +228,11 @@ impl Bounce {
         Ok(())
     }
 
-    fn complete(&mut self, guest: &mut VirtQueue, pumped: &mut Pumped) -> Result<(), QueueError> {
+    fn complete(
+        &mut self,
+        guest: &mut [(u16, VirtQueue)],
+        pumped: &mut Pumped,
+    ) -> Result<(), QueueError> {
         let mut submitted = false;
         // The backend is not trusted with more than its own ring's worth.
         for _ in 0..RING {
@@ -218,8 +256,8 @@ impl Bounce {
                 self.submit(slot, pumped);
                 submitted = true;
             } else if let Some(request) = self.slots[slot].take() {
+                pumped.count(request.queue);
                 request.finish(guest, status)?;
-                pumped.requests += 1;
             }
         }
         self.notify_backend(submitted);
@@ -345,7 +383,7 @@ fn slot_at(slot: usize) -> usize {
 
 impl Request {
     /// Reads the header of a chain; a request that no backend would take comes back as an error.
-    fn new(head: u16, buffers: Buffers) -> Result<Self, Self> {
+    fn new(queue: usize, head: u16, buffers: Buffers) -> Result<Self, Self> {
         let (readable, writable) = (buffers.readable_bytes(), buffers.writable_bytes());
         let mut header = [0; HEADER_BYTES];
         if readable >= HEADER_BYTES {
@@ -364,6 +402,7 @@ impl Request {
             writable.saturating_sub(1),
         );
         let request = Self {
+            queue,
             head,
             buffers,
             kind,
@@ -391,7 +430,7 @@ impl Request {
     }
 
     /// Gives the chain back with `status` in its last byte, if it has one.
-    fn finish(self, guest: &mut VirtQueue, status: u8) -> Result<(), QueueError> {
+    fn finish(self, guest: &mut [(u16, VirtQueue)], status: u8) -> Result<(), QueueError> {
         let writable = self.buffers.writable_bytes();
         if let Some(last) = writable.checked_sub(1) {
             let mut byte = status;
@@ -402,7 +441,11 @@ impl Request {
             _ => 0,
         };
         let written = (read + usize::from(writable > 0)) as u32;
-        guest.push(self.head, written)
+        match guest.get_mut(self.queue) {
+            Some((_, queue)) => queue.push(self.head, written),
+            // The driver that it is of is gone.
+            None => Ok(()),
+        }
     }
 }
 

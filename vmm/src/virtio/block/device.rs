@@ -60,28 +60,25 @@ impl VirtioDevice for BlockDevice {
         read_bytes(&offer.config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), String> {
-        let queue = activation
-            .queues
-            .first_mut()
-            .and_then(Option::take)
-            .ok_or("queue 0 is not enabled")?;
+    fn activate(&mut self, activation: Activation) -> Result<(), String> {
         let places = activation.queues.len();
-        let more: Vec<_> = (0..)
+        let queues: Vec<_> = (0..)
             .zip(activation.queues)
             .filter_map(|(index, queue)| Some((index, queue?)))
             .collect();
+        if !matches!(queues.first(), Some((0, _))) {
+            return Err("queue 0 is not enabled".to_owned());
+        }
         // A driver without MQ uses one; nobody may use more than the configuration says.
         let most = match activation.features & F_MQ {
             0 => 1,
             _ => self.shared.offer().queues(),
         };
-        if let Some((index, _)) = more.iter().find(|(index, _)| *index >= most) {
+        if let Some((index, _)) = queues.iter().find(|(index, _)| *index >= most) {
             return Err(format!("queue {index} of {most} is enabled"));
         }
         let active = Active {
-            queue,
-            more,
+            queues,
             places,
             features: activation.features,
             ram: activation.ram,

@@ -50,10 +50,8 @@ const CONFIG_BYTES: usize = 60;
 
 /// A driver that is ready.
 struct Active {
-    /// The first queue, which every driver uses.
-    queue: VirtQueue,
-    /// Others in use, by number.
-    more: Vec<(u16, VirtQueue)>,
+    /// Those in use, by number.
+    queues: Vec<(u16, VirtQueue)>,
     /// How many there are, used or not.
     places: usize,
     features: u64,
@@ -64,8 +62,7 @@ struct Active {
 impl Active {
     /// The queues in use, by number.
     fn queues(&self) -> impl Iterator<Item = (u16, &VirtQueue)> {
-        let more = self.more.iter().map(|(index, queue)| (*index, queue));
-        std::iter::once((0, &self.queue)).chain(more)
+        self.queues.iter().map(|(index, queue)| (*index, queue))
     }
 
     /// Where they stand, as far as this process knows.

@@ -6,7 +6,7 @@ use super::look::{Look, Seen};
 use super::plan::Plan;
 use super::session::{Session, SessionError};
 use super::{Active, BlockDevice, BlockMetrics, Positions, Rest, Shared};
-use crate::error::{Error, Result, host};
+use crate::error::{Result, host};
 use crate::inherit;
 use crate::irq::{borrow, new_event};
 use crate::memory::dirty::BackendLog;
@@ -108,15 +108,6 @@ impl BlockWorker {
         kind: DiskKind,
         news: EventFd,
     ) -> Result<(BlockDevice, Self)> {
-        if kind.bounced && spec.queues > 1 {
-            return Err(Error::Device {
-                device: spec.id.clone(),
-                problem: format!(
-                    "{} queues: a disk of a restored machine has one",
-                    spec.queues
-                ),
-            });
-        }
         let shared = Arc::new(Shared {
             wishes: Mutex::default(),
             wake: new_event()?,
@@ -256,7 +247,8 @@ impl BlockWorker {
         if let (Some(bounce), Some(active), true, false) =
             (&self.bounce, &self.active, has_backend, self.resting)
         {
-            for event in [bounce.call(), active.queue.kick()] {
+            let kicks = active.queues().map(|(_, queue)| queue.kick());
+            for event in std::iter::once(bounce.call()).chain(kicks) {
                 fds.push(PollFd::from_borrowed_fd(borrow(event), PollFlags::IN));
             }
         }
@@ -265,7 +257,7 @@ impl BlockWorker {
             Err(error) => return Err(error.into()),
         }
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let kicked = ready(bounce) || ready(bounce + 1);
+        let kicked = (bounce..fds.len()).any(ready);
         Ok([
             ready(0),
             ready(1),
@@ -283,9 +275,11 @@ impl BlockWorker {
         // Reading only clears the events.
         let _ = bounce.call().read();
         if more {
-            let _ = active.queue.kick().read();
+            for (_, queue) in active.queues() {
+                let _ = queue.kick().read();
+            }
         }
-        match bounce.pump(&mut active.queue, more) {
+        match bounce.pump(&mut active.queues, more) {
             Ok(pumped) => {
                 self.metrics
                     .bounced_requests
@@ -533,8 +527,11 @@ impl BlockWorker {
         }
     }
 
-    /// The numbers of the rings in use.
+    /// The numbers of the rings that the backend serves.
     fn rings(&self) -> Vec<u16> {
+        if self.bounce.is_some() {
+            return vec![0];
+        }
         let queues = self.active.iter().flat_map(Active::queues);
         queues.map(|(index, _)| index).collect()
     }

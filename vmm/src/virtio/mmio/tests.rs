@@ -40,7 +40,7 @@ fn machine() -> Machine {
     let function = Arc::new(function);
     let slot = Slot::all().next().unwrap();
     let bus = MmioBus::default();
-    bus.insert(VirtioMmio::new(Arc::clone(&function), slot, vm).unwrap());
+    bus.insert(VirtioMmio::new(Arc::clone(&function), slot, &vm).unwrap());
     Machine {
         bus,
         function,
@@ -113,6 +113,33 @@ fn a_driver_finds_sets_up_and_resets_the_device() {
     assert!(!machine.bus.read(AT - 1, &mut mac));
     machine.write(0x70, 0);
     assert!(!machine.function.is_driven());
+}
+
+#[test]
+fn a_changed_configuration_is_told_until_the_driver_heard_it() {
+    let machine = machine();
+    machine.init();
+    let events = machine.function.vector_events().unwrap();
+    assert_eq!(machine.read(INTERRUPT_STATUS), 1);
+    machine.function.announce_config();
+    assert_eq!(machine.read(INTERRUPT_STATUS), 3);
+    // Nothing but the irqfd of the pin takes it off, and that one did.
+    assert!(events[0].read().is_err());
+    machine.write(INTERRUPT_ACK, 1);
+    assert_eq!(machine.read(INTERRUPT_STATUS), 3);
+    machine.write(INTERRUPT_ACK, 3);
+    assert_eq!(machine.read(INTERRUPT_STATUS), 1);
+}
+
+#[test]
+fn a_driven_device_round_trips() {
+    let (used, fresh) = (machine(), machine());
+    used.init();
+    crate::lifecycle::assert_round_trip(used.function.as_ref(), fresh.function.as_ref());
+    assert!(fresh.function.is_driven());
+    assert_eq!(fresh.read(0x70), 0xf);
+    fresh.write(0x30, 1);
+    assert_eq!(fresh.read(0x44), 1);
 }
 
 #[test]

@@ -39,10 +39,22 @@ struct Inner {
     device: Box<dyn VirtioDevice>,
     /// The driver said so.
     ready: bool,
-    /// The BAR's address by which KVM watches the kicks.
-    kicks_at: Option<u64>,
+    /// Where KVM watches the kicks.
+    kicks_at: Option<KicksAt>,
     resetting: bool,
-    on_pci: bool,
+    /// The register for notifications of a transport that has no BAR.
+    notify_register: Option<u64>,
+    /// That transport's driver has not heard yet of a changed configuration.
+    config_changed: bool,
+}
+
+/// How a driver's notifications are told apart by queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KicksAt {
+    /// By address, in the BAR that begins here.
+    Bar(u64),
+    /// By the value that is written here.
+    Register(u64),
 }
 
 impl VirtioPci {
@@ -84,7 +96,8 @@ impl VirtioPci {
                 ready: false,
                 kicks_at: None,
                 resetting: false,
-                on_pci: true,
+                notify_register: None,
+                config_changed: false,
             }),
         })
     }
@@ -117,16 +130,23 @@ impl VirtioPci {
             .collect()
     }
 
-    /// Another transport serves it, which no snapshot holds.
-    pub fn leave_pci(&self) {
-        self.lock().on_pci = false;
+    /// Another transport serves it, whose driver writes the numbers of queues to `register`, and
+    /// which has one interrupt for all vectors.
+    pub fn leave_pci(&self, register: u64) {
+        self.lock().notify_register = Some(register);
+    }
+
+    /// The driver has heard that the configuration changed.
+    pub fn acknowledge_config(&self) {
+        self.lock().config_changed = false;
     }
 
     /// Tells the driver that the device's own configuration changed.
     pub fn announce_config(&self) {
         let mut inner = self.lock();
         inner.common.generation = inner.common.generation.wrapping_add(1);
-        if let Some(event) = inner.msix.event(inner.common.config_vector)
+        inner.config_changed = true;
+        if let Some(event) = inner.config_event()
             && let Err(error) = event.write(1)
         {
             tracing::debug!(%error, "configuration interrupt lost");
@@ -155,24 +175,28 @@ impl VirtioPci {
     /// Before that a kick means nothing, and each address that KVM watches costs the
     /// start of the machine a grace period.
     fn watch_kicks(&self, inner: &mut Inner) {
-        let wanted = self.bar().filter(|_| inner.ready);
+        let place = match inner.notify_register {
+            Some(at) => Some(KicksAt::Register(at)),
+            None => self.bar().map(KicksAt::Bar),
+        };
+        let wanted = place.filter(|_| inner.ready);
         let old = std::mem::replace(&mut inner.kicks_at, wanted);
         if wanted == old {
             return;
         }
         let mut done = Ok(());
-        for (kick, offset) in self
-            .kicks
-            .iter()
-            .zip((NOTIFY..).step_by(NOTIFY_STEP as usize))
-        {
+        for (queue, kick) in (0u32..).zip(&self.kicks) {
             if let Some(old) = old {
-                let at = IoEventAddress::Mmio(old.wrapping_add(offset));
-                done = done.and(self.vm.unregister_ioevent(kick, &at, NoDatamatch));
+                done = done.and(match old.of(queue) {
+                    (at, Some(value)) => self.vm.unregister_ioevent(kick, &at, value),
+                    (at, None) => self.vm.unregister_ioevent(kick, &at, NoDatamatch),
+                });
             }
             if let Some(new) = wanted {
-                let at = IoEventAddress::Mmio(new.wrapping_add(offset));
-                done = done.and(self.vm.register_ioevent(kick, &at, NoDatamatch));
+                done = done.and(match new.of(queue) {
+                    (at, Some(value)) => self.vm.register_ioevent(kick, &at, value),
+                    (at, None) => self.vm.register_ioevent(kick, &at, NoDatamatch),
+                });
             }
         }
         if let Err(error) = done {
@@ -225,8 +249,7 @@ impl VirtioPci {
 
     fn fault(&self, inner: &Inner) -> Fault {
         let config_event = inner
-            .msix
-            .event(inner.common.config_vector)
+            .config_event()
             .and_then(|event| share(event).ok())
             .map(Arc::new);
         Fault::new(
@@ -274,7 +297,29 @@ impl VirtioPci {
     }
 }
 
+impl KicksAt {
+    /// The address of notifications for `queue`, and their value if only one is meant.
+    fn of(self, queue: u32) -> (IoEventAddress, Option<u32>) {
+        match self {
+            Self::Bar(at) => {
+                let offset = NOTIFY + u64::from(NOTIFY_STEP) * u64::from(queue);
+                (IoEventAddress::Mmio(at.wrapping_add(offset)), None)
+            }
+            Self::Register(at) => (IoEventAddress::Mmio(at), Some(queue)),
+        }
+    }
+}
+
 impl Inner {
+    /// What interrupts for a changed configuration.
+    fn config_event(&self) -> Option<&EventFd> {
+        let vector = match self.notify_register {
+            Some(_) => 0,
+            None => self.common.config_vector,
+        };
+        self.msix.event(vector)
+    }
+
     /// Once the device has let go, everything is as after power-on.
     fn finish_reset(&mut self) {
         if self.resetting && self.device.is_reset() {
@@ -342,13 +387,10 @@ impl Function for VirtioPci {
                 inner.common.read(within, data, features);
             }
             ISR if within == 0 => {
-                // Without INTx only a device that gave up has something to say here.
-                let status = inner.common.status.load(Ordering::SeqCst);
-                data[..1].fill(if status & STATUS_NEEDS_RESET != 0 {
-                    2
-                } else {
-                    0
-                });
+                // Without INTx only the configuration has something to say here.
+                let gave_up = inner.common.status.load(Ordering::SeqCst) & STATUS_NEEDS_RESET != 0;
+                let changed = inner.notify_register.is_some() && inner.config_changed;
+                data[..1].fill(if gave_up || changed { 2 } else { 0 });
             }
             DEVICE => inner
                 .device

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+/// From the rings of one of the guest's queues to those of the next.
+const QUEUE_STEP: u32 = 0x1_0000;
 const DISK_BYTES: usize = 1 << 20;
 const GUEST_RING: u16 = 8;
 const DESC: u64 = 0x1000;
@@ -17,7 +19,7 @@ const BUFFER: u64 = 0x10_0000;
 /// A guest with one request at a time, and a backend with a disk in memory.
 struct Rig {
     ram: GuestRam,
-    queue: VirtQueue,
+    queues: Vec<(u16, VirtQueue)>,
     bounce: Bounce,
     disk: Vec<u8>,
     asked: u16,
@@ -25,16 +27,24 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with_queues(1, GUEST_RING)
+    }
+
+    fn with_queues(count: u16, size: u16) -> Self {
         let ram = memory::create(16).unwrap();
-        let mut queue = Queue::new(GUEST_RING).unwrap();
-        queue.set_size(GUEST_RING);
-        queue.set_desc_table_address(Some(DESC as u32), None);
-        queue.set_avail_ring_address(Some(GUEST_AVAIL as u32), None);
-        queue.set_used_ring_address(Some(GUEST_USED as u32), None);
-        queue.set_ready(true);
-        let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let queue = |index: u16| {
+            let at = |address: u64| Some(address as u32 + QUEUE_STEP * u32::from(index));
+            let mut queue = Queue::new(size).unwrap();
+            queue.set_size(size);
+            queue.set_desc_table_address(at(DESC), None);
+            queue.set_avail_ring_address(at(GUEST_AVAIL), None);
+            queue.set_used_ring_address(at(GUEST_USED), None);
+            queue.set_ready(true);
+            let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+            (index, VirtQueue::new(queue, ram.clone(), kick, None))
+        };
         Self {
-            queue: VirtQueue::new(queue, ram.clone(), kick, None),
+            queues: (0..count).map(queue).collect(),
             ram,
             bounce: Bounce::new().unwrap(),
             disk: (0..DISK_BYTES).map(|i| (i / 512) as u8).collect(),
@@ -118,10 +128,10 @@ impl Rig {
         let index = GuestAddress(GUEST_AVAIL + 2);
         self.ram.write_obj(self.asked, index).unwrap();
         let mut pieces = 0;
-        self.bounce.pump(&mut self.queue, true).unwrap();
+        self.bounce.pump(&mut self.queues, true).unwrap();
         while !self.bounce.is_idle() {
             pieces += self.serve();
-            self.bounce.pump(&mut self.queue, true).unwrap();
+            self.bounce.pump(&mut self.queues, true).unwrap();
         }
         let used: u16 = self.ram.read_obj(GuestAddress(GUEST_USED + 2)).unwrap();
         assert_eq!(used, self.asked);
@@ -159,6 +169,51 @@ fn a_large_request_goes_in_pieces_and_odd_ones_whole() {
     assert_eq!(rig.ask(T_IN, 0, &[65_537], true), (S_IOERR, 1, 0));
     assert_eq!(rig.ask(11, 0, &[65_552], false), (S_IOERR, 1, 0));
     assert!(rig.bounce.is_idle());
+}
+
+/// Two queues with more than fits: neither starves the other, and each gets back its own.
+#[test]
+fn queues_take_turns_and_get_back_their_own() {
+    const EACH: u16 = 32;
+    let mut rig = Rig::with_queues(2, EACH);
+    for queue in 0..2u64 {
+        let at = |address: u64| GuestAddress(address + queue * u64::from(QUEUE_STEP));
+        for (index, (to, bytes, flags)) in [
+            (HEADER, 16u32, F_NEXT),
+            (BUFFER, 512, F_NEXT | F_WRITE),
+            (STATUS_AT, 1, F_WRITE),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut entry = at(to).0.to_le_bytes().to_vec();
+            entry.extend_from_slice(&bytes.to_le_bytes());
+            entry.extend_from_slice(&flags.to_le_bytes());
+            entry.extend_from_slice(&(index as u16 + 1).to_le_bytes());
+            let place = at(DESC + 16 * index as u64);
+            rig.ram.write_slice(&entry, place).unwrap();
+        }
+        // The queue's number as the sector.
+        rig.ram.write_obj(queue, at(HEADER + 8)).unwrap();
+        // The same chain every time: the ring's zeros name it.
+        rig.ram.write_obj(EACH, at(GUEST_AVAIL + 2)).unwrap();
+    }
+    rig.bounce.pump(&mut rig.queues, true).unwrap();
+    let of = |queue: usize| {
+        let slots = rig.bounce.slots.iter().flatten();
+        slots.filter(|request| request.queue == queue).count()
+    };
+    assert_eq!([of(0), of(1)], [SLOTS / 2; 2]);
+    while !rig.bounce.is_idle() {
+        rig.serve();
+        rig.bounce.pump(&mut rig.queues, true).unwrap();
+    }
+    for queue in 0..2u64 {
+        let at = |address: u64| GuestAddress(address + queue * u64::from(QUEUE_STEP));
+        let used: u16 = rig.ram.read_obj(at(GUEST_USED + 2)).unwrap();
+        let byte: u8 = rig.ram.read_obj(at(BUFFER)).unwrap();
+        assert_eq!((used, u64::from(byte)), (EACH, queue));
+    }
 }
 
 proptest! {

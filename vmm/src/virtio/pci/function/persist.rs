@@ -34,9 +34,6 @@ impl Lifecycle for VirtioPci {
 
     fn save(&self) -> Result<State, String> {
         let mut inner = self.lock();
-        if !inner.on_pci {
-            return Err("is on transport mmio, which no snapshot holds".to_owned());
-        }
         if inner.resetting {
             return Err("is being reset".to_owned());
         }
@@ -69,6 +66,7 @@ impl Lifecycle for VirtioPci {
         self.watch_kicks(inner);
         if loaded == Loaded::ConfigChanged {
             inner.common.generation = inner.common.generation.wrapping_add(1);
+            inner.config_changed = true;
         }
         Ok(())
     }
@@ -90,6 +88,18 @@ impl Lifecycle for VirtioPci {
     }
 }
 
+impl Inner {
+    /// Interrupts once more by `vector`.
+    fn repeat(&self, vector: u16) -> Result<(), String> {
+        match (self.notify_register, self.msix.event(vector)) {
+            // All vectors are one pin, which is never masked here.
+            (Some(_), Some(event)) => event.write(1).map_err(|e| e.to_string()),
+            (Some(_), None) => Ok(()),
+            (None, _) => self.msix.repeat(vector),
+        }
+    }
+}
+
 impl VirtioPci {
     /// Gives the device its queues where they stood. Each interrupts once more, and so does the
     /// configuration: an interrupt may have been on its way in KVM, and a spurious one is harmless.
@@ -106,13 +116,13 @@ impl VirtioPci {
             match (queue, position) {
                 (Some(queue), Some(position)) => {
                     queue.set_position(*position);
-                    inner.msix.repeat(inner.common.queues[index].vector)?;
+                    inner.repeat(inner.common.queues[index].vector)?;
                 }
                 (None, None) => {}
                 _ => return Err(format!("has queue {index} both enabled and not")),
             }
         }
-        inner.msix.repeat(inner.common.config_vector)?;
+        inner.repeat(inner.common.config_vector)?;
         let activation = Activation {
             ram: self.ram.clone(),
             features: inner.common.driver_features,
