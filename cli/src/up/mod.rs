@@ -10,6 +10,7 @@
 //! replaces the parts, and the instances never notice.
 
 mod log;
+mod memory;
 mod parts;
 pub mod pki;
 mod ready;
@@ -107,6 +108,10 @@ pub struct Arguments {
     /// them at that interface.
     #[arg(long, value_delimiter = ',')]
     pub public_cidrs: Vec<String>,
+    /// Leave this host's setting of huge pages for shared memory as it is, instead of making
+    /// `never` into `advise`.
+    #[arg(long)]
+    pub keep_huge_pages: bool,
     /// Log every network interface's flows, in AWS's format, to `DIR/log/flow/`.
     #[arg(long)]
     pub flow_logs: bool,
@@ -179,6 +184,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     images::remove_leftovers(&state.path("images"))?;
     images::install_probe(&state)?;
+    if !arguments.keep_huge_pages {
+        memory::allow_huge_pages();
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

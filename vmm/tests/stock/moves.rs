@@ -8,7 +8,7 @@
 
 use super::common::saved::{clone_of, last_number, receiver_of, snapshot, start_inheriting};
 use super::common::storaged::Storaged;
-use super::common::{Bench, Control, Vmm, tap, wait_for};
+use super::common::{Bench, Control, PATIENCE, Vmm, tap, wait_for};
 use super::{UNWANTED, said};
 use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control::{Reply, Request};
@@ -19,6 +19,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Instant;
 
 const CLONES: usize = 4;
 /// Rewrites of the disk after which all of it was verified, and records of the stream.
@@ -61,7 +62,10 @@ pub fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str) {
     place(&mut restored_bench);
     let mut restored = start_inheriting(&restored_bench, vec![tap.as_raw_fd()]);
     storaged.attach_snapshot("vol-b", restored_bench.path("disk.sock"), "snap-b");
-    said(&mut restored, "stock: fork urandom=");
+    if has_vmgenid(series) {
+        said(&mut restored, "stock: fork urandom=");
+    }
+    said(&mut restored, "stock: moves disk=");
     progress(&restored_bench, stood);
     let mut control = restored.control();
     assert!(control.counter("block.disk.bounced_requests") > ENOUGH);
@@ -75,7 +79,12 @@ pub fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str) {
         status.success() && record.reason == ExitReason::GuestShutdown,
         "{record:?} {stderr}: {console}"
     );
-    clones(&moved_bench, cloned, &storaged);
+    clones(&moved_bench, cloned, &storaged, has_vmgenid(series));
+}
+
+/// Debian's 6.1 cloud kernel is built without: its clones repeat random numbers.
+fn has_vmgenid(series: &str) -> bool {
+    series != "6.1"
 }
 
 fn net(tap: &File, number: usize) -> Value {
@@ -107,8 +116,13 @@ fn reached(bench: &Bench) -> (u64, u64) {
 
 /// Waits until both got on well beyond `from`; the console.
 fn progress(bench: &Bench, from: (u64, u64)) -> String {
+    let began = Instant::now();
     wait_for("rewrites and records", || {
         let console = bench.console();
+        assert!(
+            began.elapsed() < 2 * PATIENCE,
+            "no progress beyond {from:?}: {console}"
+        );
         for bad in UNWANTED.iter().chain(&["the stream is broken"]) {
             assert!(!console.contains(bad), "{console}");
         }
@@ -150,7 +164,7 @@ fn save(control: &mut Control, dir: &Path, storaged: &Storaged, name: &str) {
 }
 
 /// Four machines go on from one snapshot, in which they were as far as `stood`, at once.
-fn clones(saved: &Bench, stood: (u64, u64), storaged: &Storaged) {
+fn clones(saved: &Bench, stood: (u64, u64), storaged: &Storaged, forks: bool) {
     let clones: Vec<_> = (0..CLONES)
         .map(|index| {
             let (tap, host) = tap::make_with_echo();
@@ -172,8 +186,9 @@ fn clones(saved: &Bench, stood: (u64, u64), storaged: &Storaged) {
             "{console}"
         );
         let fork = console.lines().find(|line| line.contains("stock: fork"));
-        random.insert(fork.expect("a fork").trim_end().to_owned());
+        random.extend(fork.map(|line| line.trim_end().to_owned()));
     }
-    assert_eq!(random.len(), CLONES, "{random:?}");
+    let wanted = if forks { CLONES } else { 0 };
+    assert_eq!(random.len(), wanted, "{random:?}");
     random.iter().for_each(|line| println!("    {line}"));
 }

@@ -32,6 +32,7 @@ done
 "$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
     --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs &&
     cp $state/pki/ca.pem /lab/ca.pem &&
+    cp /sys/kernel/mm/transparent_hugepage/shmem_enabled /lab/shmem &&
     mv /lab/env.part /lab/env
 until [ -e /lab/stop ] || ! kill -0 $up 2>/dev/null; do sleep 0.5; done
 cp $state/log/* /lab/ 2>/dev/null
@@ -73,6 +74,14 @@ pub fn stock(binaries: &Path) -> Result<Table> {
         let host = scope.spawn(|| session.run(&script, &mut std::io::stderr()));
         let aws = serving(&work, forward.here, || host.is_finished());
         claims(&mut table, aws, &guest.package);
+        table.check(
+            "the host grants guests' shared memory pages of 2 MiB",
+            || {
+                let setting = fs::read_to_string(work.path().join("shmem"))?;
+                ensure!(setting.contains("[advise]"), "{setting}");
+                Ok(setting.trim_end().to_owned())
+            },
+        );
         if !table.all_hold() {
             table.check("what the parts logged", || bail!("{}", logs(&work)));
         }
