@@ -37,6 +37,8 @@ pub const MAX_READ_BYTES: u64 = 4 << 30;
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 /// Files in a folder that are looked at.
 const MAX_FILES: usize = 4096;
+/// The largest block that ext4 has; the reader would take larger ones, several at a time.
+const MAX_BLOCK_BYTES: u64 = 64 << 10;
 /// Of an ext4 file system; 128 MiB each with common block sizes.
 const MAX_BLOCK_GROUPS: u64 = 1 << 20;
 
@@ -158,13 +160,16 @@ fn open(source: &Rc<RefCell<Source>>, at: &Partition) -> std::result::Result<Opt
     if u16::from_le_bytes([raw[0x38], raw[0x39]]) != MAGIC {
         return Ok(None);
     }
-    // The reader makes room for as many as are claimed.
+    // The reader makes room for as many as are claimed, and for blocks as large.
     let blocks = word(0x4) | word(0x150) << 32;
     let groups = blocks.div_ceil(word(0x20).max(1));
-    let least_bytes = blocks.checked_mul(1024);
-    if groups > MAX_BLOCK_GROUPS || least_bytes.is_none_or(|least| least > at.bytes) {
+    let block_bytes = 1024u64.checked_shl(u32::try_from(word(0x18)).unwrap_or(u32::MAX));
+    let block_bytes = block_bytes.filter(|bytes| (1024..=MAX_BLOCK_BYTES).contains(bytes));
+    let bytes = block_bytes.and_then(|bytes| blocks.checked_mul(bytes));
+    if groups > MAX_BLOCK_GROUPS || bytes.is_none_or(|bytes| bytes > at.bytes) {
         return Err(format!(
-            "an ext4 file system of {blocks} blocks in {groups} groups in {} bytes",
+            "an ext4 file system of {blocks} blocks in {groups} groups, of 2^{} KiB each, in {} bytes",
+            word(0x18),
             at.bytes
         ));
     }

@@ -201,6 +201,11 @@ fn hostile_disks_are_refused_by_name() {
         ("cut", cut, "blocks in"),
         ("blocks", patched(1024 + 4, &[0xff; 4]), "blocks in"),
         (
+            "block size",
+            patched(1024 + 0x18, &[16, 0, 0, 0]),
+            "of 2^16 KiB each",
+        ),
+        (
             "groups",
             patched(1024 + 0x20, &[0, 0, 0, 0]),
             "cannot be read",
