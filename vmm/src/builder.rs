@@ -4,7 +4,7 @@
 //!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
-use crate::boot::{self, Payload, acpi, generation};
+use crate::boot::{self, Payload, acpi, generation, smbios};
 use crate::bus::{Bus, BusMetrics};
 use crate::cpu::{self, Gate, Start};
 use crate::devices::{Devices, Hosts, When};
@@ -104,6 +104,9 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         Some(boot) => {
             acpi::write_tables(&ram, spec.vcpus, devices.mmio_count())?;
             generation::renew(&ram)?;
+            if let Some(identity) = &boot.smbios {
+                smbios::write_tables(&ram, identity)?;
+            }
             boot_from(boot, (files.kernel, files.initrd), &ram, &devices, &outcome)?
         }
         None => Start::Loaded,

@@ -8,6 +8,7 @@
 //! 0x0002_0000  command line            0xe010_0000  virtio over MMIO
 //!                                      0xfffb_c000  identity map, TSS (Intel)
 //! 0x000e_0000  ACPI tables           0x1_0000_0000  RAM above 3 GiB
+//! 0x000f_0000  SMBIOS tables
 //! 0x000f_f000  generation id
 //! 0x0010_0000  kernel … initrd … end of low RAM
 //! ```
@@ -30,8 +31,10 @@ pub const PAGE_TABLES: u64 = 0x9000;
 pub const CMDLINE: u64 = 0x2_0000;
 /// End of conventional memory.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// RSDP, then the other ACPI tables.
+/// RSDP, then the other ACPI tables, below [`SMBIOS`].
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// SMBIOS anchor and tables; where BIOSes have them.
+pub const SMBIOS: u64 = 0xf_0000;
 /// The generation id (VMGenID), on the last page of that room.
 pub const GENERATION_ID: u64 = 0xf_f000;
 /// End of the room for ACPI tables, start of "high" memory.

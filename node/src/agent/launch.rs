@@ -33,6 +33,9 @@ use std::path::Path;
 const KVM: &str = "/dev/kvm";
 /// EC2 keeps 64 KiB of console output.
 const CONSOLE_BYTES: u32 = 64 * 1024;
+/// What a guest may draw of the host's entropy: a kernel seeds itself with 64 bytes and
+/// refreshes them rarely.
+const ENTROPY_BYTES_PER_S: u32 = 64 * 1024;
 /// Room beside guest memory in the largest file that a VMM may write.
 const FILE_SLACK_BYTES: u64 = 64 << 20;
 
@@ -149,9 +152,12 @@ impl Machine {
             ),
             exit_record: Some(inherited.add(exit)),
             kvm: Some(inherited.add(open_kvm()?)),
-            rng: None,
+            rng: Some(spec::Rng {
+                bytes_per_s: ENTROPY_BYTES_PER_S,
+            }),
             console: None,
-            balloon: None,
+            // Nothing is asked for: what the guest does not use it reports by itself.
+            balloon: Some(spec::Balloon { target_mib: 0 }),
             vsock: None,
             jail: spec::Jail::Full,
         };
@@ -320,6 +326,7 @@ impl Machine {
                 initrd: None,
                 disk: Some(root.id.clone()),
                 cmdline: image.cmdline.clone(),
+                smbios: Some(identity(desired)),
             });
         }
         let initrd = match image.initrd.as_str() {
@@ -331,6 +338,7 @@ impl Machine {
             initrd,
             disk: None,
             cmdline: image.cmdline.clone(),
+            smbios: Some(identity(desired)),
         })
     }
 
@@ -403,6 +411,42 @@ impl Machine {
     }
 }
 
+/// What the machine says that it is: what a Nitro instance's does, for guests know EC2 by it
+/// (EC2 User Guide, "Detect whether a host is an EC2 instance": UUID and serial begin with `ec2`).
+fn identity(desired: &api::Instance) -> spec::Smbios {
+    const VENDOR: &str = "Amazon EC2";
+    let digits = desired.id.bytes().filter(u8::is_ascii_hexdigit);
+    // The same at each start, and another for each instance.
+    let digits: String = b"ec2"
+        .iter()
+        .copied()
+        .chain(digits.clone().cycle().chain(std::iter::repeat(b'0')))
+        .take(32)
+        .map(char::from)
+        .collect();
+    let group = |from, to| digits.get(from..to).unwrap_or_default();
+    let uuid = [
+        group(0, 8),
+        group(8, 12),
+        group(12, 16),
+        group(16, 20),
+        group(20, 32),
+    ]
+    .join("-");
+    spec::Smbios {
+        vendor: VENDOR.to_owned(),
+        product: desired
+            .metadata
+            .as_ref()
+            .map(|data| data.instance_type.clone())
+            .unwrap_or_default(),
+        serial: uuid.clone(),
+        uuid,
+        asset_tag: VENDOR.to_owned(),
+        board_asset_tag: desired.id.clone(),
+    }
+}
+
 /// The exit record, new and locked. The lock belongs to the open file, which the
 /// VMM inherits: it lasts exactly as long as the VMM or we hold it.
 fn lock_exit_record(run: &RunDir) -> Result<File, EffectError> {
@@ -424,5 +468,31 @@ fn open_kvm() -> Result<File, EffectError> {
             Err(EffectError::Permanent(format!("{KVM}: {e}")))
         }
         other => other.doing(KVM),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_says_that_it_is_ec2s_and_which() {
+        let of = |id: &str| {
+            identity(&api::Instance {
+                id: id.to_owned(),
+                metadata: Some(api::Metadata {
+                    instance_type: "t3.nano".to_owned(),
+                    ..api::Metadata::default()
+                }),
+                ..api::Instance::default()
+            })
+        };
+        let one = of("i-0123456789abcdef0");
+        one.check("smbios").unwrap();
+        assert_eq!(one.uuid, "ec201234-5678-9abc-def0-0123456789ab");
+        assert_eq!((&one.serial, one.product.as_str()), (&one.uuid, "t3.nano"));
+        assert_eq!(one.board_asset_tag, "i-0123456789abcdef0");
+        assert_ne!(of("i-0123456789abcdef1").uuid, one.uuid);
+        of("strange").check("smbios").unwrap();
     }
 }

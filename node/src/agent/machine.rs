@@ -352,5 +352,4 @@ pub fn now_s() -> i64 {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

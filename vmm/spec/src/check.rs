@@ -36,6 +36,9 @@ impl Spec {
             "boot.cmdline",
             "is longer than 2047 bytes",
         )?;
+        if let Some(smbios) = &boot.smbios {
+            smbios.check("boot.smbios")?;
+        }
         let Some(disk) = &boot.disk else {
             return must(
                 boot.kernel.is_some(),

@@ -17,9 +17,12 @@ pub mod console;
 pub mod control;
 mod devices;
 pub mod exit;
+mod smbios;
 
 pub use check::SpecError;
 pub use devices::{Balloon, Block, Console, Net, RateLimit, Rng, TransmitLimits, Vsock, parse_mac};
+
+pub use smbios::Smbios;
 
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
@@ -191,6 +194,9 @@ pub struct Boot {
     /// At most 2,047 bytes; behind the disk's own.
     #[serde(default)]
     pub cmdline: String,
+    /// What the machine says that it is; none: it has no SMBIOS tables.
+    #[serde(default)]
+    pub smbios: Option<Smbios>,
 }
 
 /// The serial port's output: a [`console`] ring.

@@ -3,7 +3,8 @@ use super::*;
 fn good() -> serde_json::Value {
     serde_json::json!({
         "version": 1, "id": "i-1", "vcpus": 1, "memory_mib": 64,
-        "boot": {"kernel": {"path": "probe.elf"}}, "restore": null, "cpu": "host",
+        "boot": {"kernel": {"path": "probe.elf"}, "smbios": {"vendor": "V",
+                 "uuid": "01234567-89ab-cdef-0123-456789abcdef"}}, "restore": null, "cpu": "host",
         "serial": {"ring": {"fd": 7}, "capacity_bytes": 65536},
         "net": [{"id": "eni-1", "tap": {"fd": 8}, "mac": "02:00:00:00:00:01", "mtu": 1500,
                  "transmit": {}}],
@@ -39,6 +40,16 @@ fn each_bad_field_is_named() {
             "/boot",
             serde_json::json!({"disk": "vol1", "kernel": {"fd": 10}}),
             "boot.disk: cannot be with",
+        ),
+        (
+            "/boot/smbios/uuid",
+            serde_json::json!("01234567-89ab-cdef-0123-456789abcdeg"),
+            "boot.smbios.uuid",
+        ),
+        (
+            "/boot/smbios/vendor",
+            serde_json::json!("a\nb"),
+            "boot.smbios.vendor",
         ),
         (
             "/restore",

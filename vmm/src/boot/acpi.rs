@@ -139,7 +139,7 @@ mod tests {
         let dsdt = table(&ram, dsdt_at);
         assert_eq!(&dsdt[..4], b"DSDT");
         let mut end = [0u8; 8];
-        ram.read_slice(&mut end, GuestAddress(layout::HIGH_RAM - 8))
+        ram.read_slice(&mut end, GuestAddress(layout::SMBIOS - 8))
             .unwrap();
         assert_eq!(end, [0; 8], "the tables overran their room");
     }

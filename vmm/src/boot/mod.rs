@@ -5,6 +5,7 @@
 //!               └─ bzImage ──────────────▶ linux.rs  64-bit entry, %rsi = zero page
 //!  or the one that a disk holds: disk/
 //!  acpi.rs + dsdt.rs ─▶ tables at 0xe0000, named by both
+//!  smbios.rs ─▶ tables at 0xf0000, if the spec says what the machine is
 //! ```
 
 pub mod acpi;
@@ -13,6 +14,7 @@ mod dsdt;
 pub mod generation;
 mod linux;
 mod pvh;
+pub mod smbios;
 
 use crate::error::{Error, Result};
 use crate::layout;

@@ -18,7 +18,11 @@ use std::time::{Duration, Instant};
 /// Where the API listens in the emulated host.
 const PORT: u16 = 8080;
 const START_LIMIT: Duration = Duration::from_secs(90);
-const GUEST_LIMIT: Duration = Duration::from_secs(150);
+const GUEST_LIMIT: Duration = Duration::from_secs(240);
+/// Memory that the guest fills and frees.
+const FILL_MIB: u64 = 64;
+/// Linux reports free pages about two seconds after they became free.
+const REPORT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs as the first process in the emulated host: the installation, until `/lab/stop`.
 const HOST_SCRIPT: &str = r#"
@@ -29,11 +33,15 @@ until [ -s /lab/env.part ]; do
     kill -0 $up 2>/dev/null || break
     sleep 0.2
 done
-"$BIN/ocs" image import --state $state --name stock --kernel "$KERNEL" --initrd /lab/initrd \
-    --cmdline "$CMDLINE" --root-image /lab/root.ext4 --root-size 1 --root-type ebs &&
+"$BIN/ocs" image import --state $state --name stock --root-type ebs IMPORT &&
     cp $state/pki/ca.pem /lab/ca.pem &&
     cp /sys/kernel/mm/transparent_hugepage/shmem_enabled /lab/shmem &&
     mv /lab/env.part /lab/env
+while sleep 1; do
+    # What each VMM has resident of its guest's memory.
+    grep -h RssShmem $(sed -n 's|.*"pid": *\([0-9]*\).*|/proc/\1/status|p' \
+        $state/run/instances/*/owner.json)
+done >/lab/resident 2>/dev/null &
 until [ -e /lab/stop ] || ! kill -0 $up 2>/dev/null; do sleep 0.5; done
 cp $state/log/* /lab/ 2>/dev/null
 kill -INT $up
@@ -49,31 +57,66 @@ dd if=/dev/urandom of=/data bs=64k count=64 2>/dev/null
 wrote=$(sha256sum </data | cut -d' ' -f1)
 sync
 echo 3 >/proc/sys/vm/drop_caches
+dmi() { cat "/sys/class/dmi/id/$1"; }
+echo "stock: dmi $(dmi sys_vendor), $(dmi product_name), $(dmi chassis_asset_tag), $(dmi board_asset_tag)"
+echo "stock: uuid $(dmi product_uuid) $(dmi product_serial)"
+echo "stock: rng $(cat /sys/class/misc/hw_random/rng_current)"
+dd if=/dev/zero of=/tmp/fill bs=1M count=FILL_MIB 2>/dev/null
+echo "stock: memory filled=$(wc -c </tmp/fill)"
+rm /tmp/fill
 echo "stock: disk bytes=$(wc -c </data) wrote=$wrote read=$(sha256sum </data | cut -d' ' -f1)"
 "#;
 
 /// Boots the stock guest and checks what it did, by its console.
 pub fn stock(binaries: &Path) -> Result<Table> {
-    let snapshot = lab::prepare()?;
     let work = Work::new()?;
     let guest = StockGuest::build(work.path())?;
     sh::say(&format!("demo: {} in the emulated host", guest.package));
+    let vmlinux = guest.vmlinux.display().to_string();
+    let import = [
+        ["--kernel", &vmlinux],
+        ["--initrd", "/lab/initrd"],
+        ["--cmdline", lab::CMDLINE],
+        ["--root-image", "/lab/root.ext4"],
+        ["--root-size", "1"],
+    ];
+    let import = import.concat().into_iter().map(str::to_owned);
+    installation(
+        binaries,
+        &work,
+        &import.collect::<Vec<_>>(),
+        |table, aws| {
+            claims(table, aws, &guest.package);
+            table.check("memory that it used and freed is the host's again", || {
+                memory_goes_back(&work.path().join("resident"))
+            });
+        },
+    )
+}
+
+/// Has `claims` checked while an installation with the image `stock` runs in the emulated host.
+fn installation(
+    binaries: &Path,
+    work: &Work,
+    import: &[String],
+    claims: impl FnOnce(&mut Table, Result<Aws>),
+) -> Result<Table> {
+    let snapshot = lab::prepare()?;
     let script = format!(
-        "BIN='{}'\nKERNEL='{}'\nCMDLINE='{}'\nPORT={PORT}\n{HOST_SCRIPT}",
+        "BIN='{}'\nPORT={PORT}\n{}",
         binaries.display(),
-        guest.vmlinux.display(),
-        lab::CMDLINE,
+        HOST_SCRIPT.replace("IMPORT", &lab::shell_line(import)),
     );
     let forward = Forward {
         here: free_port()?,
         there: PORT,
     };
-    let mut session = Session::start(&snapshot, &work, &[forward])?;
+    let mut session = Session::start(&snapshot, work, &[forward])?;
     let mut table = Table::default();
     std::thread::scope(|scope| {
         let host = scope.spawn(|| session.run(&script, &mut std::io::stderr()));
-        let aws = serving(&work, forward.here, || host.is_finished());
-        claims(&mut table, aws, &guest.package);
+        let aws = serving(work, forward.here, || host.is_finished());
+        claims(&mut table, aws);
         table.check(
             "the host grants guests' shared memory pages of 2 MiB",
             || {
@@ -83,7 +126,7 @@ pub fn stock(binaries: &Path) -> Result<Table> {
             },
         );
         if !table.all_hold() {
-            table.check("what the parts logged", || bail!("{}", logs(&work)));
+            table.check("what the parts logged", || bail!("{}", logs(work)));
         }
         fs::write(work.path().join("stop"), "").context("cannot stop the installation")?;
         table.check("the installation ends cleanly", || {
@@ -104,7 +147,7 @@ fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
         || {
             let aws = aws?;
             id = run(&aws)?;
-            console = wait_end(&aws, &id)?;
+            console = wait_end(&aws, &id, GUEST_LIMIT)?;
             let line = line(&console, "stock: kernel ")?;
             let release = package.trim_start_matches("linux-image-");
             ensure!(line.ends_with(release), "{line}, not {release}");
@@ -133,10 +176,51 @@ fn claims(table: &mut Table, aws: Result<Aws>, package: &str) {
             equal(line, "sha256", "told")
         },
     );
+    table.check(
+        "its firmware says that it is an EC2 instance, and which",
+        || {
+            let dmi = line(&console, "stock: dmi ")?;
+            let words = format!("stock: dmi Amazon EC2, t3.nano, Amazon EC2, {id}");
+            let uuid = line(&console, "stock: uuid ")?;
+            let mut both = uuid.split(' ').skip(2);
+            let (one, other) = (both.next(), both.next());
+            ensure!(
+                dmi == words && one == other && one.is_some_and(|uuid| uuid.starts_with("ec2")),
+                "{dmi}\n{uuid}"
+            );
+            Ok(format!("{dmi}\n{uuid}"))
+        },
+    );
+    table.check("its kernel is given the host's entropy", || {
+        let line = line(&console, "stock: rng ")?;
+        ensure!(line.contains("virtio_rng"), "{line}");
+        Ok(line.to_owned())
+    });
     table.check("it writes its disk and reads the same back", || {
         let line = line(&console, "stock: disk ")?;
         equal(line, "wrote", "read")
     });
+}
+
+/// The guest filled and freed memory; the largest VMM's resident part shows both.
+fn memory_goes_back(resident: &Path) -> Result<String> {
+    let until = Instant::now() + REPORT_LIMIT;
+    loop {
+        let text = fs::read_to_string(resident).context("nobody looked at the VMMs' memory")?;
+        let kib: Vec<u64> = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse().ok())
+            .collect();
+        // A look lists all VMMs, of which the stock guest's has most.
+        let most = kib.iter().copied().max().unwrap_or(0);
+        let now = kib.iter().rev().take(2).copied().max().unwrap_or(0);
+        let seen = format!("resident {most} KiB at most, {now} KiB in the end");
+        if now + (FILL_MIB << 10) * 3 / 4 < most {
+            return Ok(seen);
+        }
+        ensure!(Instant::now() < until, "{seen}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Runs a probe that serves, then the stock guest. Yields the latter's id.
@@ -163,7 +247,9 @@ fn run(aws: &Aws) -> Result<String> {
         "--metadata-options",
         "HttpTokens=required",
         "--user-data",
-        &GUEST_SCRIPT.replace("SERVER", address),
+        &GUEST_SCRIPT
+            .replace("SERVER", address)
+            .replace("FILL_MIB", &FILL_MIB.to_string()),
     ])?;
     let id = text(&stock, "/Instances/0/InstanceId")?.to_owned();
     wait_state(aws, &[&id], "running", Duration::from_secs(60))?;
@@ -188,8 +274,8 @@ fn stock_image(aws: &Aws) -> Result<String> {
 }
 
 /// The guest's console once it is done.
-fn wait_end(aws: &Aws, id: &str) -> Result<String> {
-    let until = Instant::now() + GUEST_LIMIT;
+fn wait_end(aws: &Aws, id: &str, limit: Duration) -> Result<String> {
+    let until = Instant::now() + limit;
     loop {
         let answer = aws.call(&["ec2", "get-console-output", "--instance-id", id, "--latest"])?;
         let console = answer["Output"]
@@ -202,7 +288,7 @@ fn wait_end(aws: &Aws, id: &str) -> Result<String> {
         if Instant::now() > until {
             let lines: Vec<&str> = console.lines().collect();
             let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-            bail!("the guest is not done after {GUEST_LIMIT:?}:\n{tail}");
+            bail!("the guest is not done after {limit:?}:\n{tail}");
         }
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The drivers that the cloud kernel has as modules; PCI, ext4 and the rest are built in.
-const MODULES: &[&str] = &["virtio_blk", "virtio_net"];
+const MODULES: &[&str] = &["virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon"];
 
 /// The series that most of the lab runs.
 pub const NEWEST: &str = "6.12";

@@ -2,20 +2,21 @@
 
 use super::VsockMetrics;
 use super::connection::{Connection, Over};
-use super::host::{Program, Waiting, Wish};
+use super::host::Waiting;
 use super::packet::{HEADER_BYTES, HOST_CID, Header, MAX_PAYLOAD_BYTES, Operation, STREAM};
 use crate::error::{Result, host};
 use crate::events::{Epoll, HandlerId};
-use crate::inherit;
 use crate::virtio::hosted::{Chain, Driver, End, Model, OWN_SOURCE};
 use crate::virtio::queue::{Buffers, QueueError};
 use crate::virtio::{Loaded, read_bytes};
 use rustix::event::epoll::EventFlags;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+mod programs;
+mod to_guest;
 
 pub(super) const RX: usize = 0;
 pub(super) const TX: usize = 1;
@@ -28,8 +29,6 @@ pub(super) const MAX_CONNECTIONS: usize = 128;
 pub(super) const MAX_WAITING: usize = 64;
 /// Resets that the guest has not taken; then its packets wait.
 const MAX_RESETS: usize = 64;
-/// Programs accepted before others get their turn.
-const ACCEPTS: usize = 16;
 /// Host ports for connections that programs make: above those that services have.
 const FIRST_PORT: u32 = 1 << 30;
 
@@ -94,112 +93,6 @@ impl VsockModel {
             .map_err(host("watch the vsock socket"))?;
         self.watcher = Some((epoll, handler));
         Ok(())
-    }
-
-    fn accept(&mut self, driver: Option<&Driver>) -> End {
-        let active = driver.is_some();
-        for _ in 0..ACCEPTS {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return End::Dry,
-                Err(error) => {
-                    tracing::debug!(%error, "a vsock program was lost");
-                    return End::Dry;
-                }
-            };
-            match self.admit(stream) {
-                Ok(source) => self.hear(source, EventFlags::IN, active),
-                Err(error) => {
-                    VsockMetrics::add(&self.metrics.refused_programs, 1);
-                    tracing::debug!(%error, "a vsock program was turned away");
-                }
-            }
-        }
-        End::Spent
-    }
-
-    fn admit(&mut self, stream: UnixStream) -> std::io::Result<u32> {
-        let refuse = |why: &str| Err(std::io::Error::other(why.to_owned()));
-        if inherit::peer_uid(&stream)? != self.uid {
-            return refuse("it is another user's");
-        }
-        if self.waiting.len() >= MAX_WAITING && !self.waiting.drop_silent() {
-            return refuse("too many wait");
-        }
-        stream.set_nonblocking(true)?;
-        let source = self.new_source();
-        if let Some((epoll, handler)) = &self.watcher {
-            let all = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-            epoll.add(*handler, source, &stream, all)?;
-        }
-        self.waiting.insert(source, Program::new(stream));
-        Ok(source)
-    }
-
-    fn new_source(&mut self) -> u32 {
-        loop {
-            // Below the loop's own numbers, which begin at the top.
-            self.next_source = (self.next_source + 1) & 0x3fff_ffff;
-            let source = self.next_source.max(OWN_SOURCE + 1);
-            self.next_source = source;
-            if self.waiting.get_mut(source).is_none() && !self.by_source.contains_key(&source) {
-                return source;
-            }
-        }
-    }
-
-    /// A waiting program said something, or left.
-    fn hear(&mut self, source: u32, flags: EventFlags, active: bool) {
-        let Some(program) = self.waiting.get_mut(source) else {
-            return;
-        };
-        if program.wish.is_some() {
-            // It waits for the guest; what it says meanwhile is the connection's.
-            if flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
-                self.waiting.remove(source);
-            }
-            return;
-        }
-        match program.read_line() {
-            Ok(false) => {}
-            Ok(true) => self.grant(source, active),
-            Err(error) => {
-                VsockMetrics::add(&self.metrics.refused_programs, 1);
-                tracing::debug!(%error, "a vsock program said nothing that means anything");
-                self.waiting.remove(source);
-            }
-        }
-    }
-
-    fn grant(&mut self, source: u32, active: bool) {
-        let wish = self.waiting.get_mut(source).and_then(|p| p.wish);
-        let Some(Wish::Connect(port)) = wish else {
-            return;
-        };
-        let Some(program) = self.waiting.remove(source) else {
-            return;
-        };
-        if !active || self.connections.len() >= MAX_CONNECTIONS {
-            VsockMetrics::add(&self.metrics.refused, 1);
-            return;
-        }
-        let own = self.free_port(port);
-        let connection = Connection::new(program.stream, source, None);
-        self.insert((port, own), connection);
-    }
-
-    fn free_port(&mut self, guest_port: u32) -> u32 {
-        loop {
-            let port = self.next_port;
-            self.next_port = match port.checked_add(1) {
-                // The last number means "any" in Linux.
-                None | Some(u32::MAX) => FIRST_PORT,
-                Some(next) => next,
-            };
-            if !self.connections.contains_key(&(guest_port, port)) {
-                return port;
-            }
-        }
     }
 
     fn insert(&mut self, ports: Ports, connection: Connection) {
@@ -318,97 +211,6 @@ impl VsockModel {
         }
         VsockMetrics::add(&self.metrics.refused, 1);
         self.resets.push_back(ports);
-    }
-
-    /// Packets to the guest, as long as it gives buffers.
-    fn send(&mut self, driver: &mut Driver) -> std::result::Result<End, QueueError> {
-        driver.drain(RX, |_, buffers| {
-            if buffers.writable_bytes() < HEADER_BYTES {
-                return Err(QueueError::Protocol("gives no room for a header"));
-            }
-            let Some((header, payload)) = self.next_packet(buffers.writable_bytes()) else {
-                return Ok(Chain::Wait);
-            };
-            buffers.write_at(0, &header.to_bytes());
-            buffers.write_at(HEADER_BYTES, &self.bounce[..payload]);
-            VsockMetrics::add(&self.metrics.rx_packets, 1);
-            VsockMetrics::add(&self.metrics.rx_bytes, payload);
-            Ok(Chain::Done(
-                u32::try_from(HEADER_BYTES + payload).unwrap_or(u32::MAX),
-            ))
-        })
-    }
-
-    /// The next packet for a buffer of `room` bytes; its payload is in `bounce`.
-    fn next_packet(&mut self, room: usize) -> Option<(Header, usize)> {
-        if let Some(ports) = self.resets.pop_front() {
-            return Some((self.header(ports, Operation::Reset), 0));
-        }
-        loop {
-            let ports = self.next_with_news()?;
-            self.last_turn = ports;
-            let connection = self.connections.get_mut(&ports)?;
-            let mut payload = 0;
-            let operation = match connection.operation() {
-                Some(operation) => operation,
-                None => {
-                    let credit = usize::try_from(connection.peer_credit()).unwrap_or(usize::MAX);
-                    let most = credit.min(room - HEADER_BYTES).min(self.bounce.len());
-                    if most == 0 {
-                        return None;
-                    }
-                    match connection.read(&mut self.bounce[..most]) {
-                        Ok(Some(count)) => payload = count,
-                        Ok(None) => continue,
-                        Err(Over) => {
-                            self.remove(ports);
-                            return Some((self.header(ports, Operation::Reset), 0));
-                        }
-                    }
-                    Operation::Data
-                }
-            };
-            let mut flags = 0;
-            let connection = self.connections.get_mut(&ports)?;
-            if operation == Operation::Shutdown {
-                flags = connection.shutdown_flags();
-            }
-            let (buffer_bytes, forwarded) = connection.tell_credit();
-            let header = Header {
-                len: u32::try_from(payload).unwrap_or(u32::MAX),
-                flags,
-                buffer_bytes,
-                forwarded,
-                ..self.header(ports, operation)
-            };
-            return Some((header, payload));
-        }
-    }
-
-    /// The next connection, in turn, that has something for the guest.
-    fn next_with_news(&self) -> Option<Ports> {
-        let later = (Bound::Excluded(self.last_turn), Bound::Unbounded);
-        let after = self.connections.range(later);
-        let before = self.connections.range(..=self.last_turn);
-        after
-            .chain(before)
-            .find(|(_, connection)| connection.has_news())
-            .map(|(ports, _)| *ports)
-    }
-
-    fn header(&self, (guest_port, own_port): Ports, operation: Operation) -> Header {
-        Header {
-            source_cid: HOST_CID,
-            destination_cid: self.guest_cid,
-            source_port: own_port,
-            destination_port: guest_port,
-            len: 0,
-            kind: STREAM,
-            operation: Some(operation),
-            flags: 0,
-            buffer_bytes: 0,
-            forwarded: 0,
-        }
     }
 
     /// A connection's stream is ready.
