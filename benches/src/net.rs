@@ -45,7 +45,7 @@ pub fn measure(quick: bool) -> Result<Vec<Row>> {
     let (runs, frames) = if quick { (5, 400_000) } else { (15, 2_000_000) };
     let mut rows = established(runs, frames)?;
     rows.extend(new_flows(runs, frames / 4)?);
-    rows.push(stream::measure(quick)?);
+    rows.extend(stream::measure(quick)?);
     rows.push(group_changes(runs)?);
     Ok(rows)
 }

@@ -86,6 +86,11 @@ pub static STAGES: ProgramArray<MAX_STAGES> = ProgramArray::new();
 static COUNTERS: PerCpuArray<Counters, MAX_SLOTS> = PerCpuArray::new();
 #[btf_map]
 pub static DEVICES: DevMap<MAX_SLOTS> = DevMap::new();
+/// The same for programs of sockets' buffers, to which a device map is closed.
+#[btf_map]
+pub static INTERFACES: Array<u32, MAX_SLOTS> = Array::new();
+#[btf_map]
+pub static BUFFER_STAGES: ProgramArray<MAX_STAGES> = ProgramArray::new();
 
 /// The maps above.
 pub struct KernelMaps;
@@ -211,8 +216,8 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
-        add_to_log(slot, key, bytes);
+    fn log(&self, slot: u32, key: &LogKey, packets: u64, bytes: u64) {
+        add_to_log(slot, key, packets, bytes);
     }
 
     #[inline(always)]
@@ -246,7 +251,7 @@ fn at(cell: Option<&u32>) -> u32 {
 
 /// Not inlined: a function of its own has a stack of its own.
 #[inline(never)]
-fn add_to_log(slot: u32, key: &LogKey, bytes: u64) {
+fn add_to_log(slot: u32, key: &LogKey, packets: u64, bytes: u64) {
     let Some(table) = FLOW_LOGS.get(slot) else {
         return;
     };
@@ -264,6 +269,6 @@ fn add_to_log(slot: u32, key: &LogKey, bytes: u64) {
         }
     };
     if let Some(record) = found {
-        record.add(bytes, now);
+        record.add(packets, bytes, now);
     }
 }

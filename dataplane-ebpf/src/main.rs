@@ -20,17 +20,22 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod buffer;
+mod bytes;
 mod frame;
 mod kernel_maps;
 
+use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE};
 use ocs_dataplane_shared::{Action, Maps, guest, responder, uplink as from_uplink};
 
+use buffer::Buffer;
 use frame::Frame;
-use kernel_maps::{DEVICES, KernelMaps, STAGES};
+use kernel_maps::{BUFFER_STAGES, DEVICES, INTERFACES, KernelMaps, STAGES};
 
 /// On each tap: frames from the guest.
 #[xdp]
@@ -42,6 +47,27 @@ pub fn port(context: XdpContext) -> u32 {
         let _absent = unsafe { STAGES.tail_call(&context, TRANSLATE) };
     }
     carry_out(action)
+}
+
+/// On a tap whose guest may leave checksums and segmentation to us: `port`'s twin, which
+/// keeps what is known of a frame.
+#[classifier]
+pub fn port_buffer(context: TcContext) -> i32 {
+    let ifindex = interface(&context);
+    let action = guest::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
+    if action == Action::Translate {
+        // SAFETY: the index is in bounds, and the map holds programs of this kind.
+        let _absent = unsafe { BUFFER_STAGES.tail_call(&context, TRANSLATE) };
+    }
+    carry_out_buffer(&context, action)
+}
+
+/// `translate`'s twin.
+#[classifier]
+pub fn translate_buffer(context: TcContext) -> i32 {
+    let ifindex = interface(&context);
+    let action = guest::translate(&mut Buffer::new(&context), &KernelMaps, ifindex);
+    carry_out_buffer(&context, action)
 }
 
 /// Where `port` goes on to with what a NAT gateway of this host sends: a program of its
@@ -107,6 +133,32 @@ fn carry_out(action: Action) -> u32 {
             KernelMaps.count(from, Direction::Egress, Reason::Forwarded);
             KernelMaps.count(slot, Direction::Ingress, Reason::Forwarded);
             XDP_REDIRECT
+        }
+    }
+}
+
+#[inline(always)]
+fn interface(context: &TcContext) -> u32 {
+    // SAFETY: the context is the one that the kernel gave to this run.
+    unsafe { (*context.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn carry_out_buffer(context: &TcContext, action: Action) -> i32 {
+    match action {
+        Action::Drop | Action::Translate | Action::Pass => TC_ACT_SHOT as i32,
+        // SAFETY: the helper takes numbers alone.
+        Action::Bounce => unsafe { bpf_redirect(interface(context), 0) as i32 },
+        Action::Redirect { slot, from } => {
+            let ifindex = INTERFACES.get(slot).copied().unwrap_or(0);
+            if ifindex == 0 {
+                KernelMaps.count(from, Direction::Egress, Reason::NoDevice);
+                return TC_ACT_SHOT as i32;
+            }
+            KernelMaps.count(from, Direction::Egress, Reason::Forwarded);
+            KernelMaps.count(slot, Direction::Ingress, Reason::Forwarded);
+            // SAFETY: the helper takes numbers alone.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
     }
 }

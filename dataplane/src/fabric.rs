@@ -176,9 +176,10 @@ impl Fabric {
             maps.remove_capture(*slot)?;
         }
         if !contents.entries.nats.is_empty() {
-            maps.set_stage(TRANSLATE, programs.translate()?)?;
+            set_translate(&mut programs, &mut maps, &pins)?;
         }
         programs.adopt(&pins)?;
+        programs.adopt_buffers(&pins)?;
         let svc0 = netns::within(taps_netns.as_fd(), || {
             let svc0 = rtnl::index_of(links::SVC0)?;
             programs.attach_svc(&pins, svc0)?;
@@ -222,6 +223,28 @@ impl Fabric {
         })
     }
 
+    /// [`Self::create_tap`] for a guest that may leave checksums and segmentation to others,
+    /// and have them left to itself: its frames go by the programs' twin, which keeps what
+    /// is to be done. They cost more each, and may be forty times as long.
+    ///
+    /// Whoever writes frames to the tap says of each where its checksum is to be: at the place
+    /// of TCP's or UDP's behind an IPv4 header without options, and nowhere else.
+    pub fn create_offload_tap(&self, name: &str) -> Result<Tap, FabricError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if !state.contents.entries.nats.is_empty() {
+            let translate = state.programs.translate_buffer()?;
+            state.maps.set_buffer_stage(TRANSLATE, translate)?;
+        }
+        let programs = &mut state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            let tap = tap::create(name)?;
+            programs.attach_buffer(&self.pins, name, tap.ifindex)?;
+            rtnl::set_up(tap.ifindex)?;
+            Ok(tap)
+        })
+    }
+
     /// Puts the program on a tap again after [`Fabric::detach`].
     pub fn attach(&self, ifindex: u32) -> Result<(), FabricError> {
         let mut state = self.state();
@@ -234,7 +257,9 @@ impl Fabric {
     /// Takes the program off a tap, which then passes nothing.
     pub fn detach(&self, ifindex: u32) -> Result<(), FabricError> {
         let _state = self.state();
-        programs::detach(&self.pins, ifindex)
+        let pins = [self.pins.port_link(ifindex), self.pins.buffer_link(ifindex)];
+        let [port, buffer] = &pins;
+        programs::detach(if buffer.exists() { buffer } else { port })
     }
 
     /// Makes the maps say what `policy` says. At no moment does a packet pass that
@@ -246,8 +271,7 @@ impl Fabric {
         let mut slots = state.slots.clone();
         let entries = compiler::compile(policy, &mut numbers, &mut slots, self.hz)?;
         if !entries.nats.is_empty() && state.contents.entries.nats.is_empty() {
-            let translate = state.programs.translate()?;
-            state.maps.set_stage(TRANSLATE, translate)?;
+            set_translate(&mut state.programs, &mut state.maps, &self.pins)?;
         }
         let map_writes = netns::within(self.taps_netns.as_fd(), || {
             switch::switch(&mut state.contents, &mut state.maps, &entries)
@@ -349,10 +373,9 @@ impl Fabric {
         Ok(Inventory {
             taps: netns::within(self.taps_netns.as_fd(), rtnl::taps)?,
             links: self
-                .pins
-                .port_links()?
+                .links()?
                 .into_iter()
-                .map(|ifindex| Ok((ifindex, programs::generation(&self.pins, ifindex)?)))
+                .map(|(ifindex, pin)| Ok((ifindex, programs::generation(&pin)?)))
                 .collect::<Result<_, FabricError>>()?,
             map_entries: state.contents.entries.sizes(),
             ports: state.slots.ports().cloned().collect(),
@@ -364,13 +387,24 @@ impl Fabric {
         let _state = self.state();
         let taps = netns::within(self.taps_netns.as_fd(), rtnl::taps)?;
         let mut removed = 0;
-        for ifindex in self.pins.port_links()? {
+        for (ifindex, pin) in self.links()? {
             if !taps.contains_key(&ifindex) {
-                programs::detach(&self.pins, ifindex)?;
+                programs::detach(&pin)?;
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    /// The pinned links of taps by interface.
+    fn links(&self) -> Result<Vec<(u32, PathBuf)>, FabricError> {
+        let pins = &self.pins;
+        let ports = pins.port_links()?.into_iter();
+        let buffers = pins.buffer_links()?.into_iter();
+        Ok(ports
+            .map(|ifindex| (ifindex, pins.port_link(ifindex)))
+            .chain(buffers.map(|ifindex| (ifindex, pins.buffer_link(ifindex))))
+            .collect())
     }
 
     /// Runs the `port` program on a frame as if it had come in on `ifindex`, `repeat`
@@ -454,4 +488,17 @@ impl Fabric {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets programs go on to those that translate for NAT gateways.
+fn set_translate(
+    programs: &mut Programs,
+    maps: &mut KernelMaps,
+    pins: &Pins,
+) -> Result<(), FabricError> {
+    maps.set_stage(TRANSLATE, programs.translate()?)?;
+    if programs.has_buffers(pins)? {
+        maps.set_buffer_stage(TRANSLATE, programs.translate_buffer()?)?;
+    }
+    Ok(())
 }

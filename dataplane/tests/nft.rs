@@ -54,7 +54,7 @@ impl Nft {
                 .expect("a namespace");
             std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("a sysctl");
             let mut taps: BTreeMap<&str, File> = ["in5", "in6", "out"]
-                .map(|name| (name, open_tap(name)))
+                .map(|name| (name, open_tap(name, false)))
                 .into();
             for name in taps.keys() {
                 ip(&format!("link set {name} up"));

@@ -4,7 +4,7 @@ use super::bpf::Program;
 use super::{cpu_s, kernel, udp_frame};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap, UplinkConfig};
+use ocs_dataplane::fabric::{Fabric, FabricConfig, FabricError, Tap, UplinkConfig};
 use ocs_dataplane::model::{
     Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Remote, Rule, Tracking,
     Traffic, Vni,
@@ -44,12 +44,24 @@ pub struct Path {
 impl Path {
     /// Sets it up, with rules for so many ports, and shows that the flow is established.
     pub fn new(rule_count: u16) -> Result<Self> {
+        Self::between(rule_count, Fabric::create_tap)
+    }
+
+    /// The same between guests that leave checksums and segmentation to each other.
+    pub fn with_offloads(rule_count: u16) -> Result<Self> {
+        Self::between(rule_count, Fabric::create_offload_tap)
+    }
+
+    fn between(
+        rule_count: u16,
+        create_tap: impl Fn(&Fabric, &str) -> Result<Tap, FabricError>,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir_all(dir.path().join("netns"))?;
         std::fs::create_dir_all(dir.path().join("bpf"))?;
         let fabric = Fabric::open(FabricConfig::under(dir.path()))?;
-        let tap_a = fabric.create_tap("tap-a")?;
-        let tap_b = fabric.create_tap("tap-b")?;
+        let tap_a = create_tap(&fabric, "tap-a")?;
+        let tap_b = create_tap(&fabric, "tap-b")?;
         let tcp_in = Rule {
             direction: Direction::Ingress,
             traffic: Traffic::Protocol(6),

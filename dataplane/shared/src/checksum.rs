@@ -26,6 +26,13 @@ impl Delta {
         self.word(old_low, new_low).word(old_high, new_high)
     }
 
+    /// The sum of the recorded changes, as the kernel's helpers take it.
+    #[inline(always)]
+    #[must_use]
+    pub fn sum(self) -> u32 {
+        self.0
+    }
+
     /// The checksum after the recorded changes: `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
     #[must_use]

@@ -6,7 +6,7 @@ use crate::layout::{Direction, Endpoint, ROUTER_MAC, Reason, TRACKS_ALL};
 use crate::log;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{ETH_LEN, ETH_SOURCE, Ipv4, Part};
+use crate::parse::{ETH_SOURCE, Ipv4, Part};
 
 /// A packet at the end of its way.
 pub(crate) struct Arrival<'a> {
@@ -48,8 +48,7 @@ pub(crate) fn deliver(
         Verdict::DENIED
     };
     let passes = verdict != Verdict::DENIED;
-    let len = packet.len() - ETH_LEN;
-    log::record(maps, receiver.slot, ip, ports, len, passes);
+    log::record(packet, maps, receiver.slot, ip, ports, passes);
     if !passes {
         let reason = match ip.part {
             Part::Later => Reason::Fragment,

@@ -19,7 +19,7 @@ use crate::layout::{
 };
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{ETH_LEN, IP_CHECKSUM, IP_TTL, Ipv4, Part};
+use crate::parse::{IP_CHECKSUM, IP_TTL, Ipv4, Part};
 use crate::verifier::blur;
 use crate::{log, nat, outside, route, too_long, vxlan};
 
@@ -71,8 +71,7 @@ pub(crate) fn from_port(
         Verdict::DENIED
     };
     let sent = verdict != Verdict::DENIED;
-    let len = packet.len() - ETH_LEN;
-    log::record(maps, tap.slot, ip, &asked.ports, len, sent);
+    log::record(packet, maps, tap.slot, ip, &asked.ports, sent);
     if !sent {
         return Err(match ip.part {
             Part::Later => Reason::Fragment,

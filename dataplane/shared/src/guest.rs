@@ -3,7 +3,7 @@
 use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, Reason, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4};
+use crate::parse::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, WITHOUT_OPTIONS};
 use crate::{arp, forward, limit, service, too_long};
 
 /// Decides on a frame that came in on `ifindex`, and rewrites it to fit.
@@ -36,6 +36,9 @@ fn decide(
     }
     match head.ether_type {
         ETHERTYPE_IPV4 => {
+            if packet.may_be_unfinished() && head.version != WITHOUT_OPTIONS {
+                return Err(Reason::Malformed);
+            }
             let ip = parse::ipv4_of(&head, packet.len()).ok_or(Reason::Malformed)?;
             if ip.destination == METADATA_ADDRESS || service::is_dhcp(packet, &ip) {
                 if too_long::is(packet, tap) {

@@ -17,7 +17,9 @@
 //! FLOWS        slot → [Bucket]                    what is tracked, a table per port
 //! NATS         slot → [Bucket]                    what is translated, a table per gateway
 //! DEVICES      slot → interface                   where to redirect to
+//! INTERFACES   slot → interface                   the same for what is no XDP program
 //! STAGES       TRANSLATE → program                where a program goes on
+//! BUFFER_STAGES                                   the same for what is no XDP program
 //! LIMITS       slot → limit::Limits               how fast it may go
 //! METERS       slot → limit::Meters               what it has spent of that
 //! FLOW_LOGS    slot → {LogKey → LogRecord}        what its log is told; none: no log
@@ -29,7 +31,7 @@
 //! a slot start empty each time. The first three are the host's own.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Slots, the host's own included.
 pub const MAX_SLOTS: usize = 4096;

@@ -58,7 +58,7 @@ pub mod service;
 pub mod too_long;
 pub mod tracker;
 pub mod uplink;
-mod verifier;
+pub mod verifier;
 pub mod vxlan;
 mod word;
 

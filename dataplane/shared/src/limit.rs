@@ -201,7 +201,8 @@ pub(crate) fn police(
             if !limit.is_none()
                 && let Some(meter) = maps.meter(slot, direction) =>
         {
-            meter.admit(limit, maps.now(), packet.len() as u64, packet.segments())
+            let bytes = packet.segments_len();
+            meter.admit(limit, maps.now(), bytes, packet.segments())
         }
         _ => Ok(()),
     }

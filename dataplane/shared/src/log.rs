@@ -7,7 +7,8 @@
 
 use crate::layout::Address;
 use crate::maps::Maps;
-use crate::parse::{Ipv4, TCP, Transport, UDP};
+use crate::packet::Packet;
+use crate::parse::{ETH_LEN, Ipv4, TCP, Transport, UDP};
 use crate::word::Word;
 
 /// Flows of one port between two readings of its log.
@@ -67,23 +68,23 @@ impl LogRecord {
         }
     }
 
-    /// Adds a packet.
+    /// Adds packets.
     #[inline(always)]
-    pub fn add(&self, bytes: u64, now: u64) {
-        self.packets.add(1);
+    pub fn add(&self, packets: u64, bytes: u64, now: u64) {
+        self.packets.add(packets);
         self.bytes.add(bytes);
         self.last.store(now);
     }
 }
 
-/// Adds an IP packet of `len` bytes to a port's log, if one is kept.
+/// Adds an IP packet to a port's log, if one is kept.
 #[inline(always)]
 pub(crate) fn record(
+    packet: &(impl Packet + ?Sized),
     maps: &impl Maps,
     slot: u32,
     ip: &Ipv4,
     ports: &Transport,
-    len: usize,
     accepted: bool,
 ) {
     if !maps.is_logged(slot) {
@@ -94,14 +95,16 @@ pub(crate) fn record(
     } else {
         0
     };
-    let what = (len as u32) << 16 | u32::from(accepted) << 8 | u32::from(ip.protocol);
+    let packets = packet.segments();
+    let bytes = packet.segments_len() - packets * ETH_LEN as u64;
+    let what = packets << 48 | bytes << 16 | u64::from(accepted) << 8 | u64::from(ip.protocol);
     let peers = u64::from(ip.source) << 32 | u64::from(ip.destination);
     write(maps, slot, peers, named, what);
 }
 
 /// Not inlined: a function of its own has a stack of its own, of which a program has little.
 #[inline(never)]
-fn write(maps: &impl Maps, slot: u32, peers: u64, named: u32, what: u32) {
+fn write(maps: &impl Maps, slot: u32, peers: u64, named: u32, what: u64) {
     let key = LogKey {
         source: (peers >> 32) as u32,
         destination: peers as u32,
@@ -111,5 +114,5 @@ fn write(maps: &impl Maps, slot: u32, peers: u64, named: u32, what: u32) {
         accepted: (what >> 8) as u8,
         reserved: 0,
     };
-    maps.log(slot, &key, u64::from(what >> 16));
+    maps.log(slot, &key, what >> 48, what >> 16 & 0xffff_ffff);
 }

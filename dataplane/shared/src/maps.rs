@@ -64,8 +64,8 @@ pub trait Maps {
     fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter>;
     /// Whether a port's flows are logged.
     fn is_logged(&self, slot: u32) -> bool;
-    /// Adds a packet to a port's log.
-    fn log(&self, slot: u32, key: &LogKey, bytes: u64);
+    /// Adds packets to a port's log.
+    fn log(&self, slot: u32, key: &LogKey, packets: u64, bytes: u64);
     /// Jiffies since boot; not 0.
     fn now(&self) -> u64;
     /// Counts a packet.

@@ -3,6 +3,7 @@
 #[cfg(not(target_arch = "bpf"))]
 use alloc::vec::Vec;
 
+use crate::checksum::Delta;
 use crate::layout::{Direction, Front};
 use crate::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE};
 
@@ -63,6 +64,44 @@ pub trait Packet {
     #[inline(always)]
     fn segments(&self) -> u64 {
         1
+    }
+
+    /// Length of the longest of them in bytes.
+    #[inline(always)]
+    fn segment_len(&self) -> usize {
+        self.len()
+    }
+
+    /// Length of all of them in bytes.
+    #[inline(always)]
+    fn segments_len(&self) -> u64 {
+        self.len() as u64
+    }
+
+    /// Whether its checksum may be left to others, who take it to lie where it does behind an
+    /// IP header without options.
+    #[inline(always)]
+    fn may_be_unfinished(&self) -> bool {
+        false
+    }
+
+    /// Changes the checksum at `at`, above the IP header, for what a change of addresses does
+    /// to it, or with `addresses` false of what it covers itself.
+    #[inline(always)]
+    fn change_checksum(&mut self, at: usize, delta: Delta, _addresses: bool) -> Option<()> {
+        delta.store(self, at)
+    }
+
+    /// [`Self::change_checksum`] of UDP, where 0 says that there is none (RFC 768).
+    #[inline(always)]
+    fn change_udp_checksum(&mut self, at: usize, delta: Delta, _addresses: bool) -> Option<()> {
+        match self.load_u16(at)? {
+            0 => Some(()),
+            old => {
+                let new = delta.apply(old);
+                self.store_u16(at, if new == 0 { 0xffff } else { new })
+            }
+        }
     }
 
     /// Shows the frame to one who watches the port, if anyone does.

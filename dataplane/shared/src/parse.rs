@@ -18,6 +18,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 /// ARP's EtherType as it lies in a packet.
 pub const ETHERTYPE_ARP: u16 = 0x0806u16.to_be();
 
+/// Version and header length of an IPv4 header without options.
+pub const WITHOUT_OPTIONS: u8 = 0x45;
 /// Offset of the IPv4 total length.
 pub const IP_LENGTH: usize = ETH_LEN + 2;
 /// Offset of the IPv4 TTL.

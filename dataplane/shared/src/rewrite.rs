@@ -22,7 +22,7 @@ pub(crate) fn readdress(
     if ip.part == Part::Later || ip.protocol == ICMP {
         return Some(());
     }
-    above(packet, ip, delta)
+    above(packet, ip, delta, true)
 }
 
 /// Changes a port, or an ICMP query's identifier, that lies at `at`.
@@ -35,26 +35,21 @@ pub(crate) fn repoint(
     new: u16,
 ) -> Option<()> {
     packet.store_u16(at, new)?;
-    above(packet, ip, Delta::default().word(old, new))
+    above(packet, ip, Delta::default().word(old, new), false)
 }
 
 /// Changes the checksum above the IPv4 header.
 #[inline(always)]
-fn above(packet: &mut (impl Packet + ?Sized), ip: &Ipv4, delta: Delta) -> Option<()> {
+fn above(
+    packet: &mut (impl Packet + ?Sized),
+    ip: &Ipv4,
+    delta: Delta,
+    addresses: bool,
+) -> Option<()> {
     match ip.protocol {
-        TCP => delta.store(packet, ip.payload + 16),
-        ICMP => delta.store(packet, ip.payload + 2),
-        UDP => {
-            let at = ip.payload + 6;
-            match packet.load_u16(at)? {
-                // No checksum (RFC 768).
-                0 => Some(()),
-                old => {
-                    let new = delta.apply(old);
-                    packet.store_u16(at, if new == 0 { 0xffff } else { new })
-                }
-            }
-        }
+        TCP => packet.change_checksum(ip.payload + 16, delta, addresses),
+        ICMP => packet.change_checksum(ip.payload + 2, delta, addresses),
+        UDP => packet.change_udp_checksum(ip.payload + 6, delta, addresses),
         _ => Some(()),
     }
 }

@@ -21,6 +21,14 @@ pub(crate) fn blur(value: u8, any: u64) -> u8 {
     value.wrapping_add(zero(any) as u8)
 }
 
+/// The same number, of which the verifier knows nothing. `any` is a value that the verifier
+/// does not know.
+#[inline(always)]
+#[must_use]
+pub fn forget_number(value: u64, any: u64) -> u64 {
+    value.wrapping_add(zero(any) as u64)
+}
+
 /// 0, computed in a way that the verifier does not see through.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]

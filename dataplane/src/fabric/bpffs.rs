@@ -14,6 +14,9 @@ use super::error::{FabricError, file};
 /// Magic number of the BPF file system (`BPF_FS_MAGIC` of linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
+/// What the names of such links begin with.
+const BUFFER_LINK: &str = "buffer-";
+
 fn is_mounted(path: &Path) -> Result<bool, FabricError> {
     match statfs(path) {
         Ok(status) => Ok(status.f_type == BPF_FS_MAGIC),
@@ -90,12 +93,27 @@ impl Pins {
         self.links.join(ifindex.to_string())
     }
 
+    /// The pin of the link of a tap whose guest leaves work to us.
+    pub(super) fn buffer_link(&self, ifindex: u32) -> PathBuf {
+        self.links.join(format!("{BUFFER_LINK}{ifindex}"))
+    }
+
     /// Interfaces of taps whose links are pinned.
     pub(super) fn port_links(&self) -> Result<BTreeSet<u32>, FabricError> {
+        self.links_after("")
+    }
+
+    /// Interfaces of taps whose guests leave work to us.
+    pub(super) fn buffer_links(&self) -> Result<BTreeSet<u32>, FabricError> {
+        self.links_after(BUFFER_LINK)
+    }
+
+    fn links_after(&self, prefix: &str) -> Result<BTreeSet<u32>, FabricError> {
         let mut found = BTreeSet::new();
         for entry in fs::read_dir(&self.links).map_err(file("list", &self.links))? {
             let name = entry.map_err(file("list", &self.links))?.file_name();
-            found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+            let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+            found.extend(number.and_then(|number| number.parse::<u32>().ok()));
         }
         Ok(found)
     }

@@ -13,7 +13,7 @@ use ocs_dataplane_shared::directory::{endpoint_cell, host_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::layout::{
     self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
-    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, Uplink,
+    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, UPLINK_SLOT, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limits, METER_WORDS};
 use ocs_dataplane_shared::log::{LogKey, LogRecord};
@@ -32,7 +32,7 @@ use super::error::{FabricError, map};
 use crate::compiler::{Entries, Prefixed};
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 30] = [
+pub(super) const NAMES: [&str; 32] = [
     TAPS,
     TAP_NAMES.cells,
     TAP_NAMES.entries,
@@ -61,8 +61,10 @@ pub(super) const NAMES: [&str; 30] = [
     FLOW_LOGS,
     CAPTURES,
     STAGES,
+    BUFFER_STAGES,
     COUNTERS,
     DEVICES,
+    INTERFACES,
 ];
 const TAPS: &str = "TAPS";
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -98,6 +100,8 @@ const METERS: &str = "METERS";
 pub(super) const FLOW_LOGS: &str = "FLOW_LOGS";
 pub(super) const CAPTURES: &str = "CAPTURES";
 const STAGES: &str = "STAGES";
+const BUFFER_STAGES: &str = "BUFFER_STAGES";
+const INTERFACES: &str = "INTERFACES";
 const COUNTERS: &str = "COUNTERS";
 const DEVICES: &str = "DEVICES";
 
@@ -169,6 +173,9 @@ pub(super) struct KernelMaps {
     pub(super) flow_logs: ArrayOfMaps<MapData, LogTable>,
     pub(super) captures: ArrayOfMaps<MapData, MapData>,
     stages: ProgramArray<MapData>,
+    buffer_stages: ProgramArray<MapData>,
+    /// What `devices` says, for programs to which that is closed.
+    interfaces: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Raw<layout::Counters>>,
     devices: DevMap<MapData>,
     /// Some of them once more, to delete from.
@@ -263,6 +270,8 @@ impl KernelMaps {
             flow_logs: take(object, FLOW_LOGS)?,
             captures: take(object, CAPTURES)?,
             stages: take(object, STAGES)?,
+            buffer_stages: take(object, BUFFER_STAGES)?,
+            interfaces: take(object, INTERFACES)?,
             counters: take(object, COUNTERS)?,
             devices: take(object, DEVICES)?,
             flows_data: data(FLOWS)?,
@@ -286,6 +295,16 @@ impl KernelMaps {
     /// Sets the program that others go on to at a stage.
     pub(super) fn set_stage(&mut self, stage: u32, program: &ProgramFd) -> Result<(), FabricError> {
         self.stages.set(stage, program, 0).map_err(map(STAGES))
+    }
+
+    /// [`Self::set_stage`] of programs of socket buffers.
+    pub(super) fn set_buffer_stage(
+        &mut self,
+        stage: u32,
+        program: &ProgramFd,
+    ) -> Result<(), FabricError> {
+        let set = self.buffer_stages.set(stage, program, 0);
+        set.map_err(map(BUFFER_STAGES))
     }
 
     /// Sets or clears the interface of one of the host's own slots; in its namespace.
@@ -381,6 +400,10 @@ impl KernelMaps {
     // One that is gone is no error: its VMM ended, and whoever made the policy will hear
     // of it. Packets to it are dropped and counted.
     fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
+        // An index means an interface of the taps' namespace, where the uplink is not.
+        let within = ifindex.filter(|_| slot != UPLINK_SLOT).unwrap_or(0);
+        let set = self.interfaces.set(slot, within, 0);
+        set.map_err(map(INTERFACES))?;
         let Some(ifindex) = ifindex else {
             return bpf::delete_element(&self.devices_data, slot, DEVICES);
         };

@@ -9,8 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{
+    LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunAttrs,
+    TestRunOptions, Xdp, XdpMode,
+};
 use aya::{Ebpf, EbpfLoader};
 
 use super::Run;
@@ -42,6 +46,8 @@ const SVC: &str = "svc";
 const UPLINK: &str = "uplink";
 const OUTSIDE: &str = "outside";
 const TRANSLATE: &str = "translate";
+const PORT_BUFFER: &str = "port_buffer";
+const TRANSLATE_BUFFER: &str = "translate_buffer";
 const PASS: &str = "pass";
 const CLOCK: &str = "clock";
 
@@ -94,6 +100,60 @@ impl Programs {
     pub(super) fn attach_port(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
         let pin = pins.port_link(ifindex);
         attach(self.get_mut(PORT)?, PORT, &pin, ifindex, XdpMode::Driver)
+    }
+
+    /// Swaps the twin's programs of taps that a predecessor attached.
+    pub(super) fn adopt_buffers(&mut self, pins: &Pins) -> Result<(), FabricError> {
+        for ifindex in pins.buffer_links()? {
+            let program = self.load_classifier(PORT_BUFFER)?;
+            update_buffer(program, PORT_BUFFER, &pins.buffer_link(ifindex))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the twin to a tap of the thread's namespace, by its name.
+    pub(super) fn attach_buffer(
+        &mut self,
+        pins: &Pins,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<(), FabricError> {
+        let pin = pins.buffer_link(ifindex);
+        let program = self.load_classifier(PORT_BUFFER)?;
+        let id = program
+            .attach_with_options(
+                name,
+                TcAttachType::Ingress,
+                TcAttachOptions::TcxOrder(LinkOrder::default()),
+            )
+            .map_err(failed(PORT_BUFFER))?;
+        let link = program.take_link(id).map_err(failed(PORT_BUFFER))?;
+        pin_link(FdLink::try_from(link), &pin)
+    }
+
+    /// Loads a program of socket buffers that is not loaded: few hosts need none, and none
+    /// needs it at once.
+    fn load_classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, FabricError> {
+        let program = self.object.program_mut(name).ok_or(FabricError::Object {
+            kind: "program",
+            name,
+        })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(failed(name))?;
+        if program.fd().is_err() {
+            program.load().map_err(failed(name))?;
+        }
+        Ok(program)
+    }
+
+    /// Whether any tap may need the twin.
+    pub(super) fn has_buffers(&self, pins: &Pins) -> Result<bool, FabricError> {
+        Ok(!pins.buffer_links()?.is_empty())
+    }
+
+    /// [`Self::translate`] for what is no XDP program.
+    pub(super) fn translate_buffer(&mut self) -> Result<&ProgramFd, FabricError> {
+        let program = self.load_classifier(TRANSLATE_BUFFER)?;
+        program.fd().map_err(failed(TRANSLATE_BUFFER))
     }
 
     /// Attaches to `svc0`.
@@ -202,25 +262,34 @@ fn attach(
         .attach_to_if_index(ifindex, mode)
         .map_err(failed(name))?;
     let link = program.take_link(id).map_err(failed(name))?;
-    FdLink::try_from(link)
-        .map_err(link_failed(pin))?
-        .pin(pin)
-        .map_err(|error| FabricError::Link {
-            name: pin.display().to_string(),
-            reason: error.to_string(),
-        })?;
+    pin_link(FdLink::try_from(link), pin)
+}
+
+fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), FabricError> {
+    let pinned = link.map_err(link_failed(pin))?.pin(pin);
+    pinned.map_err(|error| FabricError::Link {
+        name: pin.display().to_string(),
+        reason: error.to_string(),
+    })?;
     Ok(())
 }
 
-/// Swaps the program of a pinned link. `false`: its interface is gone.
-fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, FabricError> {
+/// [`update`] of a program of socket buffers.
+fn update_buffer(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    pin: &Path,
+) -> Result<bool, FabricError> {
     let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
-    match program.attach_to_link(link) {
-        Ok(id) => {
-            drop(program.take_link(id).map_err(failed(name))?);
-            Ok(true)
-        }
+    let link = SchedClassifierLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
+    let updated = program.attach_to_link(link);
+    swapped(updated.and_then(|id| program.take_link(id).map(drop)), name)
+}
+
+/// Whether a link was swapped; its interface may be gone.
+fn swapped(updated: Result<(), ProgramError>, name: &'static str) -> Result<bool, FabricError> {
+    match updated {
+        Ok(()) => Ok(true),
         Err(ProgramError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
         {
@@ -230,19 +299,25 @@ fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, Fab
     }
 }
 
-/// The number of the program on a tap: another with each load.
-pub(super) fn generation(pins: &Pins, ifindex: u32) -> Result<u32, FabricError> {
-    let pin = pins.port_link(ifindex);
-    let link = PinnedLink::from_pin(&pin).map_err(link_failed(&pin))?;
-    let info = FdLink::from(link).info().map_err(link_failed(&pin))?;
+/// Swaps the program of a pinned link. `false`: its interface is gone.
+fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, FabricError> {
+    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
+    let updated = program.attach_to_link(link);
+    swapped(updated.and_then(|id| program.take_link(id).map(drop)), name)
+}
+
+/// The number of the program of a link: another with each load.
+pub(super) fn generation(pin: &Path) -> Result<u32, FabricError> {
+    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
+    let info = FdLink::from(link).info().map_err(link_failed(pin))?;
     Ok(info.program_id())
 }
 
 /// Takes the program off a tap.
-pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-    let pin = pins.port_link(ifindex);
-    bpf::detach_link(&pin)?;
-    fs::remove_file(&pin).map_err(file("remove", &pin))
+pub(super) fn detach(pin: &Path) -> Result<(), FabricError> {
+    bpf::detach_link(pin)?;
+    fs::remove_file(pin).map_err(file("remove", pin))
 }
 
 /// `struct xdp_md` of linux/bpf.h.
@@ -331,14 +406,22 @@ mod tests {
             (UPLINK, 220_000, 54_600),
             (OUTSIDE, 54_000, 35_000),
             (TRANSLATE, 122_000, 8_700),
+            (PORT_BUFFER, 615_000, 41_300),
+            (TRANSLATE_BUFFER, 127_000, 8_800),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {
-            let info = programs
-                .load(name)
-                .expect("the kernel takes the program")
-                .info()
-                .expect("its description");
+            let info = match name {
+                PORT_BUFFER | TRANSLATE_BUFFER => programs
+                    .load_classifier(name)
+                    .expect("the kernel takes the program")
+                    .info(),
+                _ => programs
+                    .load(name)
+                    .expect("the kernel takes the program")
+                    .info(),
+            };
+            let info = info.expect("its description");
             let verified = info.verified_instruction_count().expect("Linux 5.16");
             let bytes = info.size_jitted();
             println!("{name}: {verified} instructions verified, {bytes} bytes");

@@ -124,9 +124,9 @@ impl Maps for Counted<'_> {
         self.memory.is_logged(slot)
     }
 
-    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
+    fn log(&self, slot: u32, key: &LogKey, packets: u64, bytes: u64) {
         self.asked("log");
-        self.memory.log(slot, key, bytes);
+        self.memory.log(slot, key, packets, bytes);
     }
 
     fn now(&self) -> u64 {

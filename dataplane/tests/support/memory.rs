@@ -291,10 +291,10 @@ impl Maps for Memory {
         self.logs.borrow().contains_key(&slot)
     }
 
-    fn log(&self, slot: u32, key: &LogKey, bytes: u64) {
+    fn log(&self, slot: u32, key: &LogKey, added: u64, bytes: u64) {
         if let Some(log) = self.logs.borrow_mut().get_mut(&slot) {
             let (packets, sum) = log.entry(*key).or_default();
-            *packets += 1;
+            *packets += added;
             *sum += bytes;
         }
     }

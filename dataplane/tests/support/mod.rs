@@ -104,6 +104,16 @@ impl Guest {
         }
     }
 
+    /// One that may leave work to others, and has it left to itself as `flags` say (`TUN_F_*`).
+    pub fn with_offloads(fabric: &Fabric, name: &str, flags: u32) -> Self {
+        let Tap { fd, ifindex } = fabric
+            .create_offload_tap(name)
+            .unwrap_or_else(|error| panic!("cannot make a tap: {}", chain(&error)));
+        let file = fd.into();
+        stack::set_offloads(&file, flags);
+        Self { file, ifindex }
+    }
+
     /// The guest's end itself.
     pub fn into_file(self) -> File {
         self.file
@@ -115,7 +125,12 @@ impl Guest {
     }
 
     pub fn try_send(&mut self, frame: &[u8]) -> std::io::Result<usize> {
-        let mut bytes = vec![0; HEADER];
+        self.try_send_as([0; HEADER], frame)
+    }
+
+    /// Sends a frame of which a header says what is to be done.
+    pub fn try_send_as(&mut self, header: [u8; HEADER], frame: &[u8]) -> std::io::Result<usize> {
+        let mut bytes = header.to_vec();
         bytes.extend_from_slice(frame);
         self.file.write(&bytes)
     }
@@ -135,9 +150,17 @@ impl Guest {
     /// A frame, if one is there. XDP on a tap runs within the sender's write, so what was
     /// redirected to another tap is there when the write returns.
     pub fn poll(&mut self) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; 65_536];
+        self.poll_whole().map(|(_, frame)| frame)
+    }
+
+    /// The same with its header.
+    pub fn poll_whole(&mut self) -> Option<([u8; HEADER], Vec<u8>)> {
+        let mut bytes = vec![0; HEADER + 65_550];
         match self.file.read(&mut bytes) {
-            Ok(length) => Some(bytes[HEADER..length].to_vec()),
+            Ok(length) => {
+                let (header, frame) = bytes[..length].split_first_chunk().expect("a header");
+                Some((*header, frame.to_vec()))
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Err(error) => panic!("reading from a tap: {error}"),
         }

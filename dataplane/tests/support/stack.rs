@@ -27,33 +27,50 @@ pub struct Stack {
     received: Count,
 }
 
+/// `TUN_F_CSUM`, `TUN_F_TSO4` and `TUN_F_TSO_ECN` of linux/if_tun.h.
+const OFFLOADS: libc::c_uint = 1 | 2 | 8;
+/// Length of `virtio_net_hdr_v1`.
+const VNET_HEADER: usize = 12;
+
 impl Stack {
     /// Behind a guest's tap, whose frames follow a header of so many bytes: with the guest's
-    /// Ethernet address and its address.
+    /// Ethernet address and its address. Each frame is whole.
     pub fn new(guest: File, header: usize, mac: [u8; 6], address: Ipv4Addr) -> Self {
-        let (tap, namespace) = std::thread::spawn(move || {
-            // SAFETY: this thread alone leaves its namespace.
-            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a namespace");
-            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("a sysctl");
-            let tap = open_tap("eth0");
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            for command in [
-                format!("link set eth0 address {mac} up"),
-                format!("addr add {address}/24 dev eth0"),
-                "link set lo up".to_owned(),
-            ] {
-                ip(&command);
-            }
-            let namespace = File::open("/proc/thread-self/ns/net").expect("its own namespace");
-            (tap, namespace)
-        })
-        .join()
-        .expect("a stack");
+        let (tap, namespace) = eth0(false, mac, address);
+        Self::behind(tap, namespace, (guest, header), (0, header))
+    }
+
+    /// The same where checksums and segmentation are left to the other end, both ways: frames
+    /// follow a `virtio_net_hdr_v1` that says so.
+    pub fn with_offloads(guest: File, mac: [u8; 6], address: Ipv4Addr) -> Self {
+        let (tap, namespace) = eth0(true, mac, address);
+        set_offloads(&guest, OFFLOADS);
+        Self::behind(tap, namespace, (guest, VNET_HEADER), (VNET_HEADER, 0))
+    }
+
+    /// `header` bytes come before each of the guest's frames, `own` before each of the stack's,
+    /// of which `added` are not carried over but written.
+    fn behind(
+        tap: File,
+        namespace: File,
+        (guest, header): (File, usize),
+        (own, added): (usize, usize),
+    ) -> Self {
         let (ends, sent, received) = (Arc::default(), Count::default(), Count::default());
         let copy = |file: &File| file.try_clone().expect("a descriptor");
+        let there = Carrier {
+            header: own,
+            skip: 0,
+            add: added,
+        };
+        let back = Carrier {
+            header,
+            skip: added,
+            add: 0,
+        };
         let carriers = vec![
-            carry(copy(&tap), 0, copy(&guest), header, &sent, &ends),
-            carry(guest, header, tap, 0, &received, &ends),
+            there.carry(copy(&tap), copy(&guest), &sent, &ends),
+            back.carry(guest, tap, &received, &ends),
         ];
         Self {
             namespace,
@@ -96,6 +113,28 @@ impl Stack {
     }
 }
 
+/// A namespace with a tap of its own, and the other end of that.
+fn eth0(offloads: bool, mac: [u8; 6], address: Ipv4Addr) -> (File, File) {
+    std::thread::spawn(move || {
+        // SAFETY: this thread alone leaves its namespace.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a namespace");
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("a sysctl");
+        let tap = open_tap("eth0", offloads);
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        for command in [
+            format!("link set eth0 address {mac} up"),
+            format!("addr add {address}/24 dev eth0"),
+            "link set lo up".to_owned(),
+        ] {
+            ip(&command);
+        }
+        let namespace = File::open("/proc/thread-self/ns/net").expect("its own namespace");
+        (tap, namespace)
+    })
+    .join()
+    .expect("a stack")
+}
+
 impl Drop for Stack {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::SeqCst);
@@ -113,8 +152,8 @@ pub fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// A tap without `vnet_hdr` in the thread's namespace.
-pub fn open_tap(name: &str) -> File {
+/// A tap in the thread's namespace, with `vnet_hdr` if there are to be offloads.
+pub fn open_tap(name: &str, offloads: bool) -> File {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -126,46 +165,73 @@ pub fn open_tap(name: &str) -> File {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
+    let header = if offloads { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags =
-        libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI).expect("flags");
+        libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | header).expect("flags");
     // SAFETY: TUNSETIFF reads and writes one `ifreq`.
     let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    if offloads {
+        let length = libc::c_int::try_from(VNET_HEADER).expect("a length");
+        let at = file.as_raw_fd();
+        // SAFETY: TUNSETVNETHDRSZ takes a pointer to an int.
+        let set = unsafe { libc::ioctl(at, libc::TUNSETVNETHDRSZ, &raw const length) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        set_offloads(&file, OFFLOADS);
+    }
     file
 }
 
-/// Carries frames until `ends`, leaving out `skip` bytes before each and writing `add`
-/// zeros in their place.
-fn carry(
-    mut from: File,
+/// Says what may be left to whoever reads a tap (`TUN_F_*`).
+pub fn set_offloads(tap: &File, flags: libc::c_uint) {
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    let set = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// How frames are carried from tap to tap.
+struct Carrier {
+    /// Bytes before each frame that is read.
+    header: usize,
+    /// How many of them are left out,
     skip: usize,
-    mut to: File,
+    /// and how many zeros are written.
     add: usize,
-    count: &Count,
-    ends: &Arc<AtomicBool>,
-) -> JoinHandle<()> {
-    let (count, ends) = (Arc::clone(count), Arc::clone(ends));
-    std::thread::spawn(move || {
-        let mut bytes = vec![0; skip + FRAME_LONGEST];
-        let mut out = Vec::new();
-        while !ends.load(Ordering::SeqCst) {
-            match from.read(&mut bytes) {
-                Ok(length) => {
-                    let frame = &bytes[skip..length];
-                    let is_tcp = frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&6);
-                    count.fetch_add(u64::from(is_tcp), Ordering::SeqCst);
-                    out.clear();
-                    out.resize(add, 0);
-                    out.extend_from_slice(frame);
-                    to.write_all(&out).expect("a tap takes a frame");
+}
+
+impl Carrier {
+    /// Carries frames until `ends`.
+    fn carry(
+        self,
+        mut from: File,
+        mut to: File,
+        count: &Count,
+        ends: &Arc<AtomicBool>,
+    ) -> JoinHandle<()> {
+        let (count, ends) = (Arc::clone(count), Arc::clone(ends));
+        let Self { header, skip, add } = self;
+        std::thread::spawn(move || {
+            // What is added goes in front.
+            let mut bytes = vec![0; add + header + FRAME_LONGEST];
+            while !ends.load(Ordering::SeqCst) {
+                match from.read(&mut bytes[add..]) {
+                    Ok(length) => {
+                        let end = add + length;
+                        let frame = &bytes[add + header..end];
+                        let is_tcp =
+                            frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&6);
+                        count.fetch_add(u64::from(is_tcp), Ordering::SeqCst);
+                        to.write_all(&bytes[skip..end])
+                            .expect("a tap takes a frame");
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        wait_for(&from);
+                    }
+                    Err(error) => panic!("reading from a tap: {error}"),
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    wait_for(&from);
-                }
-                Err(error) => panic!("reading from a tap: {error}"),
             }
-        }
-    })
+        })
+    }
 }
 
 /// Waits until a tap can be read, but not for long.

@@ -187,7 +187,7 @@ impl Maps for View<'_> {
         false
     }
 
-    fn log(&self, _slot: u32, _key: &LogKey, _bytes: u64) {}
+    fn log(&self, _slot: u32, _key: &LogKey, _packets: u64, _bytes: u64) {}
 
     fn now(&self) -> u64 {
         self.now

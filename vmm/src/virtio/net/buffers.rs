@@ -68,6 +68,23 @@ pub(super) fn skip(buffers: &mut Vec<libc::iovec>, mut bytes: usize) {
     buffers.drain(..whole);
 }
 
+/// The header in front of a frame that the guest sends; zeros where it is cut short.
+pub(super) fn read_header(buffers: &[libc::iovec]) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    let mut left = header.as_mut_slice();
+    for buffer in buffers {
+        let here = buffer.iov_len.min(left.len());
+        let (now, later) = left.split_at_mut(here);
+        for (at, byte) in now.iter_mut().enumerate() {
+            // SAFETY: the byte is inside a buffer that the queue's walk found in guest memory,
+            // which stays mapped; a volatile byte load tolerates a racing guest.
+            *byte = unsafe { buffer.iov_base.cast::<u8>().add(at).read_volatile() };
+        }
+        left = later;
+    }
+    header
+}
+
 /// `num_buffers` of the header is 1 for a driver of virtio 1 (§5.1.6.4.1); the tap leaves it 0.
 pub(super) fn set_buffer_count(buffers: &[libc::iovec]) {
     const NUM_BUFFERS: usize = 10;

@@ -21,6 +21,8 @@ pub struct NetMetrics {
     pub tx_bytes: AtomicU64,
     /// Frames dropped for a length that is no Ethernet frame of this MTU.
     pub tx_bad_length: AtomicU64,
+    /// Frames dropped for a header that asks for what was not agreed, or for harm.
+    pub tx_bad_header: AtomicU64,
     /// Frames that the tap refused.
     pub tx_errors: AtomicU64,
     /// Times the guest waited because of a limit.
@@ -67,6 +69,7 @@ impl Metrics for NetMetrics {
             ("tx_frames", &self.tx_frames),
             ("tx_bytes", &self.tx_bytes),
             ("tx_bad_length", &self.tx_bad_length),
+            ("tx_bad_header", &self.tx_bad_header),
             ("tx_errors", &self.tx_errors),
             ("tx_shaped", &self.tx_shaped),
             ("batches", &self.batches),

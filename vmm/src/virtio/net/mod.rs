@@ -71,6 +71,8 @@ struct Active {
 struct Chain {
     head: u16,
     buffers: Buffers,
+    /// What the tap is told of a frame.
+    header: [u8; HEADER_BYTES],
     /// Received with the header; sent without, 0 if it is not to be sent.
     bytes: usize,
 }

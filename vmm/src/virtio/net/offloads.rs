@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  HOST_*   the guest sends frames whose checksum or segmentation is left to us:
-//!           its header goes to the tap as it is, and the kernel checks it
+//!           of its header goes to the tap what the kernel may do without harm
 //!  GUEST_*  the guest takes such frames: the tap is told (TUNSETOFFLOAD)
 //! ```
 //! A driver that accepts none gets and sends only finished frames, whatever its headers say.
+
+use super::HEADER_BYTES;
 
 /// `VIRTIO_NET_F_CSUM`: of what the guest sends.
 const CSUM: u64 = 1 << 0;
@@ -28,6 +30,26 @@ const TUN_F_TSO4: u32 = 2;
 const TUN_F_TSO6: u32 = 4;
 const TUN_F_TSO_ECN: u32 = 8;
 
+/// Of a header (§5.1.6): flags, kinds of segmentation.
+const NEEDS_CSUM: u8 = 1;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_ECN: u8 = 0x80;
+/// Where a header says how long its headers and its segments are, where the checksum begins
+/// and how far behind that it goes.
+const HEADERS: usize = 2;
+const SEGMENT: usize = 4;
+const START: usize = 6;
+const OFFSET: usize = 8;
+/// Where UDP and TCP have their checksums.
+const OF_UDP: u16 = 6;
+const OF_TCP: u16 = 16;
+/// Where they begin behind an IPv4 header without options, an IPv6 header, and at least in
+/// what is tunnelled (Ethernet, IPv4, UDP, VXLAN, Ethernet, IPv4).
+const BEHIND_IPV4: u16 = 14 + 20;
+const BEHIND_IPV6: u16 = 14 + 40;
+const TUNNELLED: u16 = BEHIND_IPV4 + 8 + 8 + BEHIND_IPV4;
+
 /// An IP packet's largest size.
 const MAX_SEGMENTED_BYTES: usize = 65_535;
 
@@ -44,6 +66,45 @@ impl Offloads {
     /// May the guest's frames be unfinished?
     pub fn sends(self) -> bool {
         self.0 & (CSUM | HOST_TSO4 | HOST_TSO6) != 0
+    }
+
+    /// What the tap is told of a frame, by the header that the guest gave it; `None`: it may not
+    /// be sent.
+    ///
+    /// The kernel writes the checksum where the header says, and after all who look at the
+    /// frame. Were that a place of the guest's choice, it could be an address that has been
+    /// checked; so it is one where nothing is that anybody checks, whatever the frame is. (It
+    /// is looked at no further: the guest may change it until the kernel has copied it.)
+    pub fn header(self, said: [u8; HEADER_BYTES]) -> Option<[u8; HEADER_BYTES]> {
+        let word = |at: usize| u16::from_le_bytes([said[at], said[at + 1]]);
+        let mut header = [0; HEADER_BYTES];
+        let unfinished = said[0] & NEEDS_CSUM != 0;
+        if unfinished {
+            let fits = match (word(START), word(OFFSET)) {
+                (BEHIND_IPV4, OF_UDP | OF_TCP) | (BEHIND_IPV6, OF_TCP) => true,
+                (start, OF_UDP | OF_TCP) => start >= TUNNELLED,
+                _ => false,
+            };
+            if self.0 & CSUM == 0 || !fits {
+                return None;
+            }
+            header[0] = NEEDS_CSUM;
+            header[START..START + 4].copy_from_slice(&said[START..START + 4]);
+        }
+        let (feature, start) = match said[1] & !GSO_ECN {
+            0 => return Some(header),
+            GSO_TCPV4 => (HOST_TSO4, BEHIND_IPV4),
+            GSO_TCPV6 => (HOST_TSO6, BEHIND_IPV6),
+            _ => return None,
+        };
+        let ecn = said[1] & GSO_ECN == 0 || self.0 & HOST_ECN != 0;
+        let of_tcp = unfinished && word(START) == start && word(OFFSET) == OF_TCP;
+        if self.0 & feature == 0 || !ecn || !of_tcp || word(SEGMENT) == 0 {
+            return None;
+        }
+        header[1] = said[1];
+        header[HEADERS..START].copy_from_slice(&said[HEADERS..START]);
+        Some(header)
     }
 
     /// The largest packet that the guest may send, on a link of `mtu`.
@@ -74,6 +135,78 @@ impl Offloads {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn said(flags: u8, gso: u8, [start, offset]: [u16; 2]) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        (header[0], header[1]) = (flags, gso);
+        for (at, word) in [
+            (HEADERS, 54),
+            (SEGMENT, 1_448),
+            (START, start),
+            (OFFSET, offset),
+        ] {
+            header[at..at + 2].copy_from_slice(&word.to_le_bytes());
+        }
+        header
+    }
+
+    #[test]
+    fn a_checksum_goes_where_nothing_else_is() {
+        let all = Offloads::new(u64::MAX);
+        for (start, offset) in [(34, 6), (34, 16), (54, 16), (84, 16), (1_000, 6)] {
+            let told = all
+                .header(said(1, 0, [start, offset]))
+                .expect("a place of TCP or UDP");
+            assert_eq!(
+                told[START..START + 4],
+                said(1, 0, [start, offset])[START..START + 4]
+            );
+        }
+        // An address, ports, what an ICMP error quotes, another protocol's.
+        for (start, offset) in [
+            (0, 26),
+            (26, 0),
+            (34, 0),
+            (34, 2),
+            (38, 16),
+            (54, 6),
+            (34, 8),
+        ] {
+            assert_eq!(
+                all.header(said(1, 0, [start, offset])),
+                None,
+                "{start} {offset}"
+            );
+        }
+        // Without the flag nothing is written, and nothing said of where.
+        let told = all.header(said(2, 0, [26, 0])).expect("a finished frame");
+        assert_eq!(told, [0; HEADER_BYTES]);
+        assert_eq!(Offloads::default().header(said(1, 0, [34, 16])), None);
+    }
+
+    #[test]
+    fn only_tcp_is_segmented_and_only_as_agreed() {
+        let all = Offloads::new(u64::MAX);
+        assert_eq!(all.header(said(1, 1, [34, 16])), Some(said(1, 1, [34, 16])));
+        assert_eq!(
+            all.header(said(1, 0x84, [54, 16])),
+            Some(said(1, 0x84, [54, 16]))
+        );
+        for refused in [
+            said(0, 1, [34, 16]),
+            said(1, 1, [34, 6]),
+            said(1, 1, [54, 16]),
+            said(1, 3, [34, 6]),
+            said(1, 5, [34, 6]),
+        ] {
+            assert_eq!(all.header(refused), None, "{refused:?}");
+        }
+        let mut endless = said(1, 1, [34, 16]);
+        endless[SEGMENT..SEGMENT + 2].fill(0);
+        assert_eq!(all.header(endless), None);
+        let checksums = Offloads::new(CSUM);
+        assert_eq!(checksums.header(said(1, 1, [34, 16])), None);
+    }
 
     #[test]
     fn a_choice_means_what_the_specification_says() {

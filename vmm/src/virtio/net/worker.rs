@@ -9,7 +9,7 @@
 //! A burst is bounded, so that one busy interface cannot starve the others. Between two
 //! bursts nothing is in flight: what was taken from a queue and not used went back.
 
-use super::buffers::{move_up, set_buffer_count, skip, take_buffers};
+use super::buffers::{move_up, read_header, set_buffer_count, skip, take_buffers};
 use super::line::{SharedLine, Ticket};
 use super::offloads::Offloads;
 use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
@@ -265,16 +265,15 @@ impl NetWorker {
         Ok(end)
     }
 
-    /// Takes as many frames as there are and may go, [`BATCH`] at most. A driver without offloads
-    /// gets a header of our own in front of each: its own could ask for some. Also in how
-    /// many ns the next may go, if it may not now.
+    /// Takes as many frames as there are and may go, [`BATCH`] at most, each behind a header
+    /// of our own: the driver's could ask for what it was not offered. Also in how many ns the
+    /// next may go, if it may not now.
     fn take_frames(
         &self,
         tx: &mut VirtQueue,
         chains: &mut [Chain],
         offloads: Offloads,
     ) -> std::result::Result<(usize, Option<u64>), QueueError> {
-        static HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
         let shaper = &self.control.shaper;
         let mut shaper = shaper.lock().unwrap_or_else(PoisonError::into_inner);
         let mut line = self.line.lock();
@@ -296,6 +295,17 @@ impl NetWorker {
                 chain.bytes = 0;
                 continue;
             }
+            let said = read_header(&chain.buffers.readable);
+            let told = match offloads.sends() {
+                true => offloads.header(said),
+                false => Some([0; HEADER_BYTES]),
+            };
+            let Some(told) = told else {
+                NetMetrics::add(&self.metrics.tx_bad_header, 1);
+                chain.bytes = 0;
+                continue;
+            };
+            chain.header = told;
             let cost = frame_bytes as u64;
             let wait_ns = match shaper.wait_ns(cost) {
                 0 => line.wait_ns(self.ticket, cost),
@@ -311,14 +321,11 @@ impl NetWorker {
             shaper.spend(cost);
             line.spend(self.ticket, cost);
             chain.bytes = frame_bytes;
-            if offloads.sends() {
-                continue;
-            }
             skip(&mut chain.buffers.readable, HEADER_BYTES);
             chain.buffers.readable.insert(
                 0,
                 libc::iovec {
-                    iov_base: HEADER.as_ptr().cast_mut().cast(),
+                    iov_base: chain.header.as_ptr().cast_mut().cast(),
                     iov_len: HEADER_BYTES,
                 },
             );
