@@ -4,18 +4,23 @@
 //! segments; the kernel does both where the receiver cannot. Only its first bytes lie
 //! between `data` and `data_end`.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_pull_data,
+    bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
 use ocs_dataplane_shared::checksum::Delta;
-use ocs_dataplane_shared::layout::Direction;
+use ocs_dataplane_shared::layout::{Direction, Front};
 use ocs_dataplane_shared::packet::{Head, Packet};
-use ocs_dataplane_shared::parse::{ETH_LEN, TCP};
+use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE, TCP};
 use ocs_dataplane_shared::verifier::forget_number as forget;
 
 use crate::bytes::{Bytes, bytes_of_packet, opaque};
@@ -192,6 +197,36 @@ impl Packet for Buffer {
         // SAFETY: the context is the one that the kernel gave to this run.
         let pushed = unsafe { bpf_skb_change_head(self.context, bytes as u32, 0) };
         self.refresh(pushed)
+    }
+
+    #[inline(always)]
+    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
+        const WRAPPED_AT: usize = size_of::<Front>() + 2;
+        let to = self.bytes.load_mac(0)?;
+        let by = self.bytes.load_mac(ETH_SOURCE)?;
+        let ether_type: u16 = self.bytes.load(ETH_TYPE)?;
+        // Room between Ethernet's header and IP's, which becomes known as what is wrapped,
+        // behind an Ethernet header of its own: so the kernel can cut it into segments, and
+        // finish the checksum of each, whose length already leaves room for all this.
+        // SAFETY: the context is the one that the kernel gave to this run.
+        let made = unsafe {
+            bpf_skb_adjust_room(
+                self.context,
+                WRAPPED_AT as i32,
+                BPF_ADJ_ROOM_MAC,
+                u64::from(
+                    BPF_F_ADJ_ROOM_FIXED_GSO
+                        | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+                        | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+                        | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+                ) | (ETH_LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT,
+            )
+        };
+        self.refresh(made)?;
+        self.bytes.store_front(front, rest)?;
+        self.bytes.store_mac(WRAPPED_AT, to)?;
+        self.bytes.store_mac(WRAPPED_AT + ETH_SOURCE, by)?;
+        self.bytes.store(WRAPPED_AT + ETH_TYPE, ether_type)
     }
 
     // Nothing that a guest sends is unwrapped.

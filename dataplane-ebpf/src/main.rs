@@ -9,6 +9,7 @@
 //!                     └─▶ back           ARP, ICMP about what is too long
 //!  svc0    ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
 //!  svc1    ──▶ pass                      makes the veth pair deliver redirected frames
+//!  tap     ──▶ port_buffer ──▶ INTERFACES[slot], or by onward to another host
 //!  uplink  ──▶ uplink ──┬▶ DEVICES[slot]
 //!                       └▶ the host's own
 //!  outside ──▶ outside ──▶ DEVICES[slot]
@@ -27,10 +28,10 @@ mod kernel_maps;
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE};
+use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE, UPLINK_SLOT};
 use ocs_dataplane_shared::{Action, Maps, guest, responder, uplink as from_uplink};
 
 use buffer::Buffer;
@@ -68,6 +69,17 @@ pub fn translate_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::translate(&mut Buffer::new(&context), &KernelMaps, ifindex);
     carry_out_buffer(&context, action)
+}
+
+/// On the uplink's end of a pair of which the other is among the taps: to the uplink, which a
+/// classifier there cannot reach.
+#[classifier]
+pub fn onward(_context: TcContext) -> i32 {
+    match KernelMaps.uplink(UPLINK_SLOT) {
+        // SAFETY: the helper takes numbers alone.
+        Some(uplink) => unsafe { bpf_redirect(uplink.ifindex, 0) as i32 },
+        None => TC_ACT_SHOT as i32,
+    }
 }
 
 /// Where `port` goes on to with what a NAT gateway of this host sends: a program of its
@@ -157,8 +169,15 @@ fn carry_out_buffer(context: &TcContext, action: Action) -> i32 {
             }
             KernelMaps.count(from, Direction::Egress, Reason::Forwarded);
             KernelMaps.count(slot, Direction::Ingress, Reason::Forwarded);
-            // SAFETY: the helper takes numbers alone.
-            unsafe { bpf_redirect(ifindex, 0) as i32 }
+            let onward = INTERFACES.get(UPLINK_SLOT).copied() == Some(ifindex);
+            // SAFETY: the helpers take numbers alone.
+            unsafe {
+                if onward {
+                    bpf_redirect_peer(ifindex, 0) as i32
+                } else {
+                    bpf_redirect(ifindex, 0) as i32
+                }
+            }
         }
     }
 }

@@ -184,6 +184,7 @@ impl Fabric {
             let svc0 = rtnl::index_of(links::SVC0)?;
             programs.attach_svc(&pins, svc0)?;
             maps.set_own_device(RESPONDER_SLOT, Some(svc0))?;
+            maps.set_interface(RESPONDER_SLOT, svc0)?;
             Ok(svc0)
         })?;
         netns::within(svc_netns.as_fd(), || {
@@ -421,6 +422,15 @@ impl Fabric {
         let programs = &state.programs;
         netns::within(self.taps_netns.as_fd(), || {
             programs.run_port(ifindex, frame, repeat, live_batch)
+        })
+    }
+
+    /// Runs the `port` program's twin on a finished frame as if it had come in on `ifindex`.
+    pub fn run_port_buffer(&self, ifindex: u32, frame: &[u8]) -> Result<Run, FabricError> {
+        let state = self.state();
+        let programs = &state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            programs.run_port_buffer(ifindex, frame)
         })
     }
 

@@ -4,13 +4,16 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::Duration;
 
-use ocs_dataplane::model::{Direction, PortId, Rule};
+use ocs_dataplane::fabric::UplinkConfig;
+use ocs_dataplane::model::{Direction, PortId, Remote, Rule};
 use ocs_dataplane::shared::layout::{Direction as Way, Reason};
 use support::frames::{self, End, checksums_hold};
 use support::policy::{all_out, end, policy, port};
 use support::stack::Stack;
+use support::underlay::Netns;
 use support::{Guest, HEADER, Lab, responder};
 
 /// `TUN_F_*` of linux/if_tun.h.
@@ -315,10 +318,83 @@ fn linux_leaves_its_work_to_linux() {
     }
 }
 
+/// Two hosts, joined by a cable; on each a Linux stack that leaves everything to others. The
+/// cable's end finishes each frame, behind the outer header, whose own lengths then fit.
+#[test]
+fn what_leaves_the_host_is_finished_at_the_uplink() {
+    let hosts = [1, 2].map(|last| (Lab::new(), Netns::new(), Ipv4Addr::new(192, 0, 2, last)));
+    hosts[0].1.cable("up0", &hosts[1].1, "up1");
+    let taps = [0, 1].map(|n: usize| hosts[n].0.create_offload_tap("tap").expect("a tap"));
+    let ports = [(&taps[0], 10), (&taps[1], 11)].map(|(tap, last)| {
+        let mut port = port(
+            tap.ifindex,
+            1,
+            [10, 0, 0, last],
+            &["sg"],
+            [169, 254, 1, last],
+        );
+        port.1.mtu = 1_450;
+        port
+    });
+    for (n, (lab, netns, address)) in hosts.iter().enumerate() {
+        let interface = format!("up{n}");
+        netns.ip(&format!("addr add {address}/24 dev {interface}"));
+        let uplink = UplinkConfig {
+            interface,
+            address: *address,
+            outside: false,
+        };
+        netns
+            .within(|| lab.set_uplink(uplink))
+            .unwrap_or_else(|error| panic!("{}", support::chain(&error)));
+        let (_, far) = &ports[1 - n];
+        let mut desired = policy([ports[n].clone()], [("sg", open())]);
+        let remote = Remote {
+            host: hosts[1 - n].2,
+            mac: far.mac,
+            groups: far.groups.clone(),
+            forwards: false,
+        };
+        desired.remotes.insert((far.vni, far.addresses[0]), remote);
+        lab.apply(&desired).expect("a policy");
+    }
+    for (lab, netns, _) in &hosts {
+        for _ in 0..100 {
+            if netns.within(|| lab.refresh_hosts()).expect("hosts") == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let ends = [0, 1].map(|n: usize| end(&ports[n].1, 0));
+    let [from, to] = taps.map(|tap| tap.fd.into());
+    let from = Stack::with_offloads(from, ends[0].mac, ends[0].ip);
+    let to = Stack::with_offloads(to, ends[1].mac, ends[1].ip);
+    for stack in [&from, &to] {
+        let mtu = stack.spawn(|| support::stack::ip("link set eth0 mtu 1450"));
+        mtu.join().expect("an MTU");
+    }
+    let at = ends[1].ip;
+    let server = to.spawn(move || TcpListener::bind((at, 80)).expect("a port"));
+    let heard = exchange(&from, (at, 80), server.join().expect("a server"));
+    assert_eq!(heard, PAYLOAD);
+    let (sent, _) = from.counts();
+    assert!(sent < PAYLOAD as u64 / 3_000, "{sent} frames");
+    for stack in [&from, &to] {
+        assert_eq!(stack.tcp("InCsumErrors"), 0);
+    }
+    let refused = hosts[1].0.uplink_counters().expect("counters").packets;
+    let reasons: Vec<_> = refused
+        .keys()
+        .filter(|(_, reason)| *reason != Reason::Forwarded)
+        .collect();
+    assert!(reasons.is_empty(), "{reasons:?}");
+}
+
 const PAYLOAD: usize = 2_000_000;
 
 /// Sends the payload to a listener, which sends it back; how much arrived.
-fn exchange(from: &Stack, to: (std::net::Ipv4Addr, u16), listener: TcpListener) -> usize {
+fn exchange(from: &Stack, to: (Ipv4Addr, u16), listener: TcpListener) -> usize {
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a connection");
         let mut bytes = vec![0; PAYLOAD];

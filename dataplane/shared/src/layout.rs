@@ -323,6 +323,8 @@ pub struct Uplink {
     pub mac: [u8; 6],
     /// Zero.
     pub reserved: [u8; 2],
+    /// The interface, in its own namespace.
+    pub ifindex: u32,
 }
 
 /// `SERVICES`: whose a service address is.

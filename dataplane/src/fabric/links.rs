@@ -7,7 +7,7 @@ use std::path::Path;
 use ocs_dataplane_shared::layout::{METADATA, SVC0_MAC, SVC1_MAC};
 
 use super::error::{FabricError, system};
-use super::uplink::OUT0;
+use super::uplink::{ONWARD0, OUT0};
 use super::{netns, rtnl};
 use crate::compiler::NEXT_HOP;
 
@@ -73,7 +73,7 @@ pub(super) fn remove(taps_netns: &Path) -> Result<(), FabricError> {
         return Ok(());
     };
     netns::within(taps.as_fd(), || {
-        for name in [SVC0, OUT0] {
+        for name in [SVC0, OUT0, ONWARD0] {
             if let Some(end) = rtnl::find(name)? {
                 rtnl::remove(end)?;
             }

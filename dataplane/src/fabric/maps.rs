@@ -13,7 +13,7 @@ use ocs_dataplane_shared::directory::{endpoint_cell, host_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::layout::{
     self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
-    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, UPLINK_SLOT, Uplink,
+    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limits, METER_WORDS};
 use ocs_dataplane_shared::log::{LogKey, LogRecord};
@@ -316,6 +316,12 @@ impl KernelMaps {
         self.put_device(slot, ifindex)
     }
 
+    /// Sets the interface of the taps' namespace that leads to that of a slot; 0: none does.
+    pub(super) fn set_interface(&mut self, slot: u32, ifindex: u32) -> Result<(), FabricError> {
+        let set = self.interfaces.set(slot, ifindex, 0);
+        set.map_err(map(INTERFACES))
+    }
+
     /// Says what an interface that is no port's is.
     pub(super) fn set_uplink(
         &mut self,
@@ -359,7 +365,10 @@ impl Tables for KernelMaps {
                 put_prefix(&mut self.acl_classes, key, value, ACL_CLASSES)
             }
             Change::AclRule(key, value) => put_prefix(&mut self.acl_rules, key, value, ACL_RULES),
-            Change::Device(slot, ifindex) => self.put_device(slot, ifindex),
+            Change::Device(slot, ifindex) => {
+                self.set_interface(slot, ifindex.unwrap_or(0))?;
+                self.put_device(slot, ifindex)
+            }
             Change::Table(slot, true) => {
                 make_table(&mut self.flows, slot, FLOW_BUCKETS, FLOWS)?;
                 self.meters
@@ -400,10 +409,6 @@ impl KernelMaps {
     // One that is gone is no error: its VMM ended, and whoever made the policy will hear
     // of it. Packets to it are dropped and counted.
     fn put_device(&mut self, slot: u32, ifindex: Option<u32>) -> Result<(), FabricError> {
-        // An index means an interface of the taps' namespace, where the uplink is not.
-        let within = ifindex.filter(|_| slot != UPLINK_SLOT).unwrap_or(0);
-        let set = self.interfaces.set(slot, within, 0);
-        set.map_err(map(INTERFACES))?;
         let Some(ifindex) = ifindex else {
             return bpf::delete_element(&self.devices_data, slot, DEVICES);
         };

@@ -13,7 +13,7 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{
     LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunAttrs,
-    TestRunOptions, Xdp, XdpMode,
+    TestRunOptions, TestRunResult, Xdp, XdpMode,
 };
 use aya::{Ebpf, EbpfLoader};
 
@@ -46,6 +46,7 @@ const SVC: &str = "svc";
 const UPLINK: &str = "uplink";
 const OUTSIDE: &str = "outside";
 const TRANSLATE: &str = "translate";
+const ONWARD: &str = "onward";
 const PORT_BUFFER: &str = "port_buffer";
 const TRANSLATE_BUFFER: &str = "translate_buffer";
 const PASS: &str = "pass";
@@ -119,16 +120,13 @@ impl Programs {
         ifindex: u32,
     ) -> Result<(), FabricError> {
         let pin = pins.buffer_link(ifindex);
-        let program = self.load_classifier(PORT_BUFFER)?;
-        let id = program
-            .attach_with_options(
-                name,
-                TcAttachType::Ingress,
-                TcAttachOptions::TcxOrder(LinkOrder::default()),
-            )
-            .map_err(failed(PORT_BUFFER))?;
-        let link = program.take_link(id).map_err(failed(PORT_BUFFER))?;
-        pin_link(FdLink::try_from(link), &pin)
+        attach_buffer(self.load_classifier(PORT_BUFFER)?, PORT_BUFFER, &pin, name)
+    }
+
+    /// Attaches to the uplink's end of the pair by which socket buffers reach it, by its name.
+    pub(super) fn attach_onward(&mut self, pins: &Pins, name: &str) -> Result<(), FabricError> {
+        let pin = pins.link(ONWARD);
+        attach_buffer(self.load_classifier(ONWARD)?, ONWARD, &pin, name)
     }
 
     /// Loads a program of socket buffers that is not loaded: few hosts need none, and none
@@ -213,7 +211,35 @@ impl Programs {
         live_batch: Option<u32>,
     ) -> Result<Run, FabricError> {
         let port = self.get(PORT)?;
-        run(port, PORT, frame, Some(ifindex), repeat, live_batch)
+        let context = XdpMd {
+            data_end: u32::try_from(frame.len()).unwrap_or(u32::MAX),
+            ingress_ifindex: ifindex,
+            ..XdpMd::default()
+        };
+        run(
+            port,
+            PORT,
+            frame,
+            Some(&context.bytes()),
+            repeat,
+            live_batch,
+        )
+    }
+
+    /// See [`super::Fabric::run_port_buffer`].
+    pub(super) fn run_port_buffer(&self, ifindex: u32, frame: &[u8]) -> Result<Run, FabricError> {
+        let program = self
+            .object
+            .program(PORT_BUFFER)
+            .ok_or(FabricError::Object {
+                kind: "program",
+                name: PORT_BUFFER,
+            })?;
+        let program: &SchedClassifier = program.try_into().map_err(failed(PORT_BUFFER))?;
+        // Nothing but the interface is said.
+        let mut context = [0; SK_BUFF_BYTES];
+        context[SK_BUFF_IFINDEX..SK_BUFF_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        run(program, PORT_BUFFER, frame, Some(&context), 1, None)
     }
 
     /// See [`super::Fabric::port_program`].
@@ -272,6 +298,27 @@ fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), FabricErr
         reason: error.to_string(),
     })?;
     Ok(())
+}
+
+/// [`attach`] of a program of socket buffers, by an interface's name.
+fn attach_buffer(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    pin: &Path,
+    interface: &str,
+) -> Result<(), FabricError> {
+    if pin.exists() {
+        if update_buffer(program, name, pin)? {
+            return Ok(());
+        }
+        fs::remove_file(pin).map_err(file("remove", pin))?;
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program
+        .attach_with_options(interface, TcAttachType::Ingress, options)
+        .map_err(failed(name))?;
+    let link = program.take_link(id).map_err(failed(name))?;
+    pin_link(FdLink::try_from(link), pin)
 }
 
 /// [`update`] of a program of socket buffers.
@@ -348,29 +395,28 @@ impl XdpMd {
     }
 }
 
+/// Size of `struct __sk_buff` of linux/bpf.h, and where it has the interface.
+const SK_BUFF_BYTES: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
+
 /// More than any frame grows by.
 const GROWTH: usize = 256;
 
-fn run(
-    program: &Xdp,
+fn run<P>(
+    program: &P,
     name: &'static str,
     frame: &[u8],
-    ifindex: Option<u32>,
+    context: Option<&[u8]>,
     repeat: u32,
     live_batch: Option<u32>,
-) -> Result<Run, FabricError> {
+) -> Result<Run, FabricError>
+where
+    for<'a> P: TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
     let mut out = vec![0; frame.len() + GROWTH];
-    let context = ifindex.map(|ingress_ifindex| {
-        XdpMd {
-            data_end: u32::try_from(frame.len()).unwrap_or(u32::MAX),
-            ingress_ifindex,
-            ..XdpMd::default()
-        }
-        .bytes()
-    });
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
-    options.ctx_in = context.as_deref();
+    options.ctx_in = context;
     options.repeat = repeat;
     match live_batch {
         Some(batch) => options.attrs = TestRunAttrs::new().xdp_live_frames(batch),
@@ -408,11 +454,12 @@ mod tests {
             (TRANSLATE, 122_000, 8_700),
             (PORT_BUFFER, 615_000, 41_300),
             (TRANSLATE_BUFFER, 127_000, 8_800),
+            (ONWARD, 100, 300),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {
             let info = match name {
-                PORT_BUFFER | TRANSLATE_BUFFER => programs
+                PORT_BUFFER | TRANSLATE_BUFFER | ONWARD => programs
                     .load_classifier(name)
                     .expect("the kernel takes the program")
                     .info(),

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::DefaultNla;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -68,7 +68,12 @@ fn list() -> Result<BTreeMap<u32, String>, FabricError> {
 /// Interfaces of the taps' namespace that are taps.
 pub(super) fn taps() -> Result<BTreeMap<u32, String>, FabricError> {
     let mut found = list()?;
-    let own = ["lo", super::links::SVC0, super::uplink::OUT0];
+    let own = [
+        "lo",
+        super::links::SVC0,
+        super::uplink::OUT0,
+        super::uplink::ONWARD0,
+    ];
     found.retain(|_, name| !own.contains(&name.as_str()));
     Ok(found)
 }
@@ -160,6 +165,8 @@ pub(super) struct Link {
     pub ifindex: u32,
     pub mac: [u8; 6],
     pub mtu: u32,
+    /// It is a cable to another interface of this machine.
+    pub is_veth: bool,
 }
 
 /// An interface by its name.
@@ -172,6 +179,7 @@ pub(super) fn link(name: &str) -> Result<Link, FabricError> {
             ifindex,
             mac: [0; 6],
             mtu: 0,
+            is_veth: false,
         };
         while let Some(message) = links.try_next().await? {
             for attribute in message.attributes {
@@ -182,6 +190,9 @@ pub(super) fn link(name: &str) -> Result<Link, FabricError> {
                         }
                     }
                     LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                    LinkAttribute::LinkInfo(infos) => {
+                        link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    }
                     _ => {}
                 }
             }

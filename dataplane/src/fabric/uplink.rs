@@ -3,6 +3,8 @@
 //! ```text
 //!  another host's frames ─ uplink (the host's namespace) ─▶ XDP uplink ─▶ taps
 //!                                                              └▶ the host's own stack
+//!  guests' unfinished frames ─ onward0 (among the taps) ═ ocs-upN ─▶ TCX onward ─▶ uplink
+//!
 //!  the host's network ─ NAME ═ veth ═ out0 (taps' namespace) ─▶ XDP outside ─▶ taps
 //! ```
 //!
@@ -14,19 +16,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::Ipv4Net;
 use ocs_dataplane_shared::layout::{Host, OUTSIDE_HOST, OUTSIDE_SLOT, UPLINK_SLOT, Uplink};
 
 use super::error::FabricError;
-use super::{Fabric, netns, rtnl};
+use super::{Fabric, links, netns, rtnl};
 use crate::compiler::raw;
 
 /// The pair's end among the taps.
 pub(super) const OUT0: &str = "out0";
 /// Ethernet address of `out0`.
 const OUT0_MAC: [u8; 6] = [0x02, 0x6f, 0x63, 0x73, 0x00, 0x04];
+
+/// The taps' end of the pair by which socket buffers reach the uplink: what redirects them
+/// does not see beyond the taps' namespace.
+pub(super) const ONWARD0: &str = "onward0";
+
+/// The other end's name.
+fn onward(uplink: u32) -> String {
+    format!("ocs-up{uplink}")
+}
 
 /// How this host reaches others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,17 +66,26 @@ impl Fabric {
         let mut state = self.state();
         let state = &mut *state;
         state.programs.attach_uplink(&self.pins, link.ifindex)?;
+        if link.is_veth {
+            // It would hand frames over as they are to a program that sees no checksum missing.
+            links::turn_off_tx_checksums(&config.interface)?;
+        }
         let uplink = Uplink {
             address: raw(config.address),
             mac: link.mac,
             reserved: [0; 2],
+            ifindex: link.ifindex,
         };
         state.maps.set_uplink(UPLINK_SLOT, Some(uplink))?;
-        state.maps.set_own_device(UPLINK_SLOT, Some(link.ifindex))?;
-        if config.outside {
-            state
-                .maps
-                .set_own_device(OUTSIDE_SLOT, Some(link.ifindex))?;
+        let outer = onward(link.ifindex);
+        let onward0 = self.ensure_pair(&outer, ONWARD0)?;
+        state.programs.attach_onward(&self.pins, &outer)?;
+        rtnl::set_up(rtnl::index_of(&outer)?)?;
+        netns::within(self.taps_netns.as_fd(), || rtnl::set_up(onward0))?;
+        let slots = [UPLINK_SLOT, OUTSIDE_SLOT];
+        for slot in slots.into_iter().take(1 + usize::from(config.outside)) {
+            state.maps.set_own_device(slot, Some(link.ifindex))?;
+            state.maps.set_interface(slot, onward0)?;
         }
         state.uplink = Some(Attached {
             config,
@@ -81,42 +101,51 @@ impl Fabric {
     pub fn set_outside_pair(&self, name: &str, publics: &[Ipv4Net]) -> Result<(), FabricError> {
         let mut state = self.state();
         let state = &mut *state;
-        let taps = std::os::fd::AsFd::as_fd(&self.taps_netns);
-        let there = netns::within(taps, || rtnl::find(OUT0))?.is_some();
-        match rtnl::find(name)? {
-            Some(_) if there => {}
-            half => {
-                if let Some(half) = half {
-                    rtnl::remove(half)?;
-                } else if there {
-                    netns::within(taps, || rtnl::remove(rtnl::index_of(OUT0)?))?;
-                }
-                rtnl::add_veth(name, OUT0)?;
-                rtnl::move_to(rtnl::index_of(OUT0)?, self.taps_netns.as_raw_fd())?;
-            }
-        }
-        super::links::turn_off_tx_checksums(name)?;
+        let out0 = self.ensure_pair(name, OUT0)?;
+        links::turn_off_tx_checksums(name)?;
         let outer = rtnl::link(name)?;
         state.programs.attach_outer(&self.pins, outer.ifindex)?;
         rtnl::set_up(outer.ifindex)?;
         for prefix in publics {
             rtnl::add_link_route(outer.ifindex, *prefix)?;
         }
-        netns::within(taps, || {
-            let out0 = rtnl::index_of(OUT0)?;
+        netns::within(self.taps_netns.as_fd(), || {
             rtnl::set_mac(out0, OUT0_MAC)?;
             state.programs.attach_outside(&self.pins, out0)?;
             rtnl::set_up(out0)?;
             state.maps.set_own_device(OUTSIDE_SLOT, Some(out0))
         })?;
+        state.maps.set_interface(OUTSIDE_SLOT, out0)?;
         let uplink = Uplink {
             address: 0,
             mac: OUT0_MAC,
             reserved: [0; 2],
+            ifindex: 0,
         };
         state.maps.set_uplink(OUTSIDE_SLOT, Some(uplink))?;
         let host = Host::new(OUTSIDE_HOST, outer.mac, 0, OUT0_MAC);
         state.maps.set_host(OUTSIDE_HOST, Some(host))
+    }
+
+    /// Makes a pair of which `outer` is in the thread's namespace, and `inner`, whose index
+    /// this gives, among the taps; a half that a predecessor left is replaced.
+    fn ensure_pair(&self, outer: &str, inner: &str) -> Result<u32, FabricError> {
+        let taps = self.taps_netns.as_fd();
+        let there = netns::within(taps, || rtnl::find(inner))?.is_some();
+        match rtnl::find(outer)? {
+            Some(_) if there => {}
+            half => {
+                if let Some(half) = half {
+                    rtnl::remove(half)?;
+                } else if there {
+                    netns::within(taps, || rtnl::remove(rtnl::index_of(inner)?))?;
+                }
+                rtnl::add_veth(outer, inner)?;
+                rtnl::move_to(rtnl::index_of(inner)?, self.taps_netns.as_raw_fd())?;
+                netns::sysctl(&format!("ipv6/conf/{outer}/disable_ipv6"), "1")?;
+            }
+        }
+        netns::within(taps, || rtnl::index_of(inner))
     }
 
     /// Learns from the kernel how the hosts are reached that the policy in force names, and

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 /// What is asked of the packet path.
 pub trait Network: Send + Sync {
-    /// A tap that dies with its descriptor and passes nothing until a policy names it.
+    /// A tap that dies with its descriptor and passes nothing until a policy names it. Its guest
+    /// may leave checksums and segmentation to others.
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError>;
     /// `policy` shall be what the packet path does.
     fn apply(&self, policy: &Policy) -> Result<(), EffectError>;
@@ -22,7 +23,7 @@ pub trait Network: Send + Sync {
 
 impl Network for Fabric {
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
-        let tap = Fabric::create_tap(self, name).doing(format_args!("tap {name}"))?;
+        let tap = Fabric::create_offload_tap(self, name).doing(format_args!("tap {name}"))?;
         Ok((tap.fd, tap.ifindex))
     }
 

@@ -141,6 +141,8 @@ pub(super) fn net(
         mtu: u16::try_from(eni.mtu)
             .map_err(|_| EffectError::Permanent(format!("{}: MTU {}", eni.id, eni.mtu)))?,
         transmit: spec::TransmitLimits::default(),
-        offloads: false,
+        // What a guest leaves to others, the packet path keeps, and the VMM sees to it that no
+        // harm is asked for.
+        offloads: true,
     })
 }
