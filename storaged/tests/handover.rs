@@ -53,10 +53,44 @@ impl Worker {
                 left -= 1;
             }
             assert!(began.elapsed() < PATIENCE, "a request is lost");
-            std::thread::sleep(Duration::from_micros(50));
+            std::thread::sleep(NAP);
         }
         self.stalls.push(began.elapsed());
     }
+}
+
+/// Between two looks of a guest at its rings.
+const NAP: Duration = Duration::from_micros(50);
+
+/// How long each of a thread's naps took, which is what the host's scheduler adds to any
+/// guest's stall.
+fn naps(stop: &AtomicBool) -> Vec<Duration> {
+    let mut naps = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        std::thread::sleep(NAP);
+        naps.push(began.elapsed());
+    }
+    naps
+}
+
+/// Prints how many took less than each bound, and the longest.
+fn histogram(of: &str, times: &[Duration]) {
+    let bounds = [1, 2, 5, 10, 15].into_iter().chain((20..=100).step_by(5));
+    let mut counts = Vec::new();
+    let mut from = Duration::ZERO;
+    for to_ms in bounds.chain([u64::MAX]) {
+        let to = Duration::from_millis(to_ms);
+        let count = times.iter().filter(|t| from <= **t && **t < to).count();
+        if count > 0 && to_ms < u64::MAX {
+            counts.push(format!("<{to_ms}: {count}"));
+        } else if count > 0 {
+            counts.push(format!("more: {count}"));
+        }
+        from = to;
+    }
+    let longest = times.iter().max().copied().unwrap_or_default();
+    eprintln!("{of} in ms, {}; longest {longest:?}", counts.join(", "));
 }
 
 #[test]
@@ -96,6 +130,7 @@ fn an_upgrade_under_load_keeps_connections_and_loses_nothing() {
                 })
             })
             .collect();
+        let noise = scope.spawn(|| naps(&stop));
         for _ in 0..upgrades {
             std::thread::sleep(Duration::from_millis(150));
             let mut old = host.upgrade();
@@ -105,6 +140,7 @@ fn an_upgrade_under_load_keeps_connections_and_loses_nothing() {
         std::thread::sleep(Duration::from_millis(100));
         stop.store(true, Ordering::Relaxed);
         threads.into_iter().for_each(|t| t.join().unwrap());
+        histogram("the host's own", &noise.join().unwrap());
     });
     for (worker, listener) in &mut workers {
         assert!(worker.rounds > upgrades as u64);
@@ -112,14 +148,7 @@ fn an_upgrade_under_load_keeps_connections_and_loses_nothing() {
         assert_eq!(worker.guest.config(8).len(), 8);
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "connected again");
-        let mut histogram = [0u32; 8];
-        for stall in &worker.stalls {
-            let bucket = (stall.as_millis() as u64)
-                .checked_ilog2()
-                .map_or(0, |n| n + 1);
-            histogram[bucket.min(7) as usize] += 1;
-        }
-        eprintln!("stalls in ms, <1 <2 <4 <8 <16 <32 <64 more: {histogram:?}");
+        histogram("a guest's stalls", &worker.stalls);
     }
     assert_eq!(host.list().iter().filter(|v| v.connected).count(), 2);
     // Who is not root nor storaged itself may not ask; what is no storaged is refused.
