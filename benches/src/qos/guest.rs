@@ -1,5 +1,9 @@
 //! A guest of a volume: random reads through one virtqueue of sealed memory, sleeping
 //! on the interrupt between them, as a stock driver does.
+//!
+//! Not by the crate `virtio-driver`, with which the block area meets both daemons: that one
+//! connects, and shares memory that anyone may truncate. Under a node storaged connects, to
+//! sealed memory.
 
 use anyhow::{Context, Result, ensure};
 use ocs_storaged::memory::{Mapping, Trust, sealed_memfd};

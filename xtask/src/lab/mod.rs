@@ -11,6 +11,7 @@
 //! is the session's work folder here.
 
 mod initramfs;
+mod judge;
 mod kernels;
 mod qmp;
 mod session;
@@ -47,6 +48,8 @@ pub enum Action {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Run fio, which verifies, in Debian's kernel under QEMU in front of storaged
+    Judge,
     /// Put the stock guest's vmlinux, initrd and root.ext4 into a folder
     Guest {
         /// Made if it is not there
@@ -70,6 +73,10 @@ pub fn run(action: Option<Action>) -> Result<u8> {
         }
         Some(Action::Vmm { long, arguments }) => {
             vmm_tests(&arguments, long, &mut std::io::stdout())
+        }
+        Some(Action::Judge) => {
+            print!("{}", judge()?);
+            Ok(0)
         }
         Some(Action::Guest { folder }) => {
             setup::ensure(&[Need::Lab])?;
@@ -108,6 +115,13 @@ pub fn vmm_tests(arguments: &[String], long: bool, out: &mut dyn std::io::Write)
     let long = if long { "OCS_LONG=1 " } else { "" };
     let line = format!("OCS_STOCK_GUESTS=/lab {long}{}", shell_line(&words));
     Session::start(&snapshot, &work, &[])?.run(&line, out)
+}
+
+/// Lets QEMU, Debian's kernel and fio judge storaged. Yields what the guest said.
+pub fn judge() -> Result<String> {
+    setup::ensure(&[Need::Lab, Need::BlockPeers])?;
+    sh::run(sh::cargo().args(["build", "--locked", "--package=ocs-storaged"]))?;
+    judge::run()
 }
 
 /// Builds the test program and says where it is.

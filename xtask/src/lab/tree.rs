@@ -1,6 +1,7 @@
 //! Small file trees: busybox, a kernel's modules, scripts.
 
 use super::kernels::Kernel;
+use crate::sh;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -38,6 +39,20 @@ impl Tree {
         let path = self.path().join(path);
         fs::write(&path, text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
+    /// Debian's program `name` with the libraries that it is linked to, where it looks for them.
+    pub fn program(&self, name: &str) -> Result<()> {
+        let program = sh::output(Command::new("sh").args(["-c", &format!("command -v {name}")]))?;
+        let program = program.trim();
+        let libraries = sh::output(Command::new("ldd").arg(program))?;
+        let libraries = libraries.split_whitespace().filter(|w| w.starts_with('/'));
+        for file in libraries.chain([program]) {
+            let to = self.path().join(file.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("no folder")?)?;
+            fs::copy(file, &to).with_context(|| file.to_owned())?;
+        }
         Ok(())
     }
 

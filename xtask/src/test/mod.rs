@@ -135,7 +135,8 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
     }
 }
 
-/// The demo's claims about stock Linux, and the VMM's tests with stock kernels.
+/// The demo's claims about stock Linux, the VMM's tests with stock kernels, and QEMU's and
+/// fio's verdict on storaged.
 fn lab(long: bool) -> Result<Counts> {
     let mut counts = demo::lab()?;
     let mut lines = Vec::new();
@@ -149,6 +150,8 @@ fn lab(long: bool) -> Result<Counts> {
             .failed
             .push(format!("vmm/tests/stock.rs: exit code {code}"));
     }
+    let judged = lab::judge().map(|said| print!("{said}"));
+    counts.record("fio_in_qemu_in_front_of_storaged", judged);
     Ok(counts)
 }
 
