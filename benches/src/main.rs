@@ -11,6 +11,7 @@ mod alternate;
 mod api;
 mod block;
 mod boot;
+mod bounce;
 mod floor;
 mod net;
 mod process;
@@ -55,6 +56,17 @@ enum Area {
         /// The probe image that both start.
         #[arg(long, default_value = "target/artifacts/ocs-probe.elf")]
         probe: PathBuf,
+    },
+    /// A restored machine's disk against the same one's before, without the bounce region.
+    Bounce {
+        #[command(flatten)]
+        common: Common,
+        /// The probe image.
+        #[arg(long, default_value = "target/artifacts/ocs-probe.elf")]
+        probe: PathBuf,
+        /// A folder on the disk that volumes lie on.
+        #[arg(long, default_value = "target")]
+        disk_dir: PathBuf,
     },
     /// storaged against qemu-storage-daemon: same file, same client.
     Block {
@@ -128,6 +140,14 @@ fn main() -> Result<()> {
         Area::Boot { common, probe } => {
             let rows = boot::measure(&common.bin_dir()?, &probe, common.quick)?;
             common.publish("boot", rows)
+        }
+        Area::Bounce {
+            common,
+            probe,
+            disk_dir,
+        } => {
+            let rows = bounce::measure(&common.bin_dir()?, &probe, &disk_dir, common.quick)?;
+            common.publish("bounce", rows)
         }
         Area::Block { common, disk_dir } => {
             let rows = block::measure(&common, &disk_dir)?;

@@ -4,7 +4,7 @@
 //!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
-use crate::boot::{self, Payload, acpi, generation, smbios};
+use crate::boot::{self, Payload, acpi, generation, reset, smbios};
 use crate::bus::{Bus, BusMetrics};
 use crate::cpu::{self, Gate, Start};
 use crate::devices::{Devices, Hosts, When};
@@ -107,6 +107,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
             if let Some(identity) = &boot.smbios {
                 smbios::write_tables(&ram, identity)?;
             }
+            reset::write_vector(&ram)?;
             boot_from(boot, (files.kernel, files.initrd), &ram, &devices, &outcome)?
         }
         None => Start::Loaded,

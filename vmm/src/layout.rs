@@ -9,7 +9,7 @@
 //!                                      0xfffb_c000  identity map, TSS (Intel)
 //! 0x000e_0000  ACPI tables           0x1_0000_0000  RAM above 3 GiB
 //! 0x000f_0000  SMBIOS tables
-//! 0x000f_f000  generation id
+//! 0x000f_f000  generation id, reset vector
 //! 0x0010_0000  kernel … initrd … end of low RAM
 //! ```
 
@@ -37,6 +37,8 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const SMBIOS: u64 = 0xf_0000;
 /// The generation id (VMGenID), on the last page of that room.
 pub const GENERATION_ID: u64 = 0xf_f000;
+/// Where a processor in real mode begins (f000:fff0), with room for 16 bytes.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the room for ACPI tables, start of "high" memory.
 pub const HIGH_RAM: u64 = 0x10_0000;
 

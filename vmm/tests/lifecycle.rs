@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::payload::{elf, halt, out_byte, power_off, print, triple_fault, wait_port};
+use common::payload::{
+    elf, halt, out_byte, power_off, print, real_mode_reset, triple_fault, wait_port,
+};
 use common::{Bench, wait_for};
 use ocs_vmm_spec::control::{PROTOCOL_VERSION, Reply, Request, RunState};
 use ocs_vmm_spec::exit::ExitReason;
@@ -65,11 +67,14 @@ fn every_way_to_reset_is_a_reset() {
         ("ACPI", out_byte(0x602, 1)),
         ("i8042", out_byte(0x64, 0xfe)),
         ("triple fault", triple_fault()),
+        ("the reset vector", real_mode_reset(0)),
     ] {
         let bench = Bench::new(&elf(&[code, halt()].concat()));
         let (status, stderr, record) = bench.start().finish();
         assert!(status.success(), "{how}: {stderr}");
         assert_eq!(record.reason, ExitReason::GuestReset, "{how}: {record:?}");
+        let asked = record.message.contains("asked for a reset");
+        assert_eq!(asked, how != "triple fault", "{how}: {record:?}");
     }
 }
 

@@ -2,9 +2,12 @@
 //! and network under load, hot-plug of both, reboot, power button.
 //!
 //! The guest is `xtask/src/lab/l2-vmm.sh`. The devices that the VMM serves by itself are in
-//! `stock/hosted.rs`; snapshots, clones and migration in `stock/moves.rs`.
+//! `stock/hosted.rs`; snapshots, clones and migration in `stock/moves.rs`; what a start costs in
+//! exits, beside QEMU's microvm, in `stock/exits.rs`.
 
 mod common;
+#[path = "stock/exits.rs"]
+mod exits;
 #[path = "stock/hosted.rs"]
 mod hosted;
 #[path = "stock/moves.rs"]
@@ -80,6 +83,13 @@ fn main() {
             trials.push(trial);
         }
     }
+    trials.push({
+        let guests = guests.clone();
+        Trial::test("debian_6.12_exits_of_a_quiet_start", move || {
+            exits::against_microvm(&guests, all);
+            Ok(())
+        })
+    });
     trials.push(Trial::test("debian_6.12_on_a_disk", move || {
         own_kernel(&guests);
         Ok(())
@@ -111,6 +121,7 @@ fn own_kernel(guests: &Path) {
     );
     let (_, stderr, record) = vmm.finish();
     assert_eq!(record.reason, ExitReason::GuestReset, "{stderr}");
+    assert!(record.message.contains("asked for a reset"), "{record:?}");
 }
 
 fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
@@ -185,6 +196,9 @@ fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
         status.success() && record.reason == expected,
         "{record:?} {stderr}: {console}"
     );
+    // Not by running into something that faults three times.
+    let asked = record.message.contains("asked for a reset");
+    assert_eq!(asked, end == End::Reboot, "{record:?}");
     for line in console.lines().filter(|line| line.contains("stock: ")) {
         println!("    {}", line.trim_end());
     }

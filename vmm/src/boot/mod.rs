@@ -4,7 +4,7 @@
 //!  kernel file ─┬─ ELF with a PVH note ──▶ pvh.rs    32-bit entry, %ebx = start info
 //!               └─ bzImage ──────────────▶ linux.rs  64-bit entry, %rsi = zero page
 //!  or the one that a disk holds: disk/
-//!  acpi.rs + dsdt.rs ─▶ tables at 0xe0000, named by both
+//!  acpi.rs + dsdt.rs ─▶ tables at 0xe0000, named by both    reset.rs ─▶ the way out in real mode
 //!  smbios.rs ─▶ tables at 0xf0000, if the spec says what the machine is
 //! ```
 
@@ -14,6 +14,7 @@ mod dsdt;
 pub mod generation;
 mod linux;
 mod pvh;
+pub mod reset;
 pub mod smbios;
 
 use crate::error::{Error, Result};

@@ -95,6 +95,7 @@ pub fn create(
     let vcpu = vm
         .create_vcpu(u64::from(index))
         .map_err(kvm("create a vCPU"))?;
+    state::shorten_machine_checks(&vcpu);
     if !matches!(start, Start::Loaded) {
         let cpuid = cpuid::build(kvm_fd, &vcpu, index, spec)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;

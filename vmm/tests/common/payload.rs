@@ -76,6 +76,26 @@ pub fn triple_fault() -> Vec<u8> {
     vec![0x0f, 0x01, 0x1d, a, b, c, d, 0x0f, 0x0b]
 }
 
+/// Back to real mode and to the reset vector, as Linux does where it knows no other way. To
+/// follow `before` bytes of other code.
+pub fn real_mode_reset(before: usize) -> Vec<u8> {
+    let table = (BASE as usize + before + 27) as u32;
+    // lgdt [table]; ljmp 8:14
+    let mut code = vec![0x0f, 0x01, 0x15];
+    code.extend_from_slice(&table.to_le_bytes());
+    code.extend_from_slice(&[0xea, 14, 0, 0, 0, 8, 0]);
+    // 16 bits: mov eax, cr0; and al, 0xfe; mov cr0, eax; ljmp f000:fff0
+    code.extend_from_slice(&[0x0f, 0x20, 0xc0, 0x24, 0xfe, 0x0f, 0x22, 0xc0]);
+    code.extend_from_slice(&[0xea, 0xf0, 0xff, 0x00, 0xf0]);
+    // The table's limit and address; then an entry for code of 16 bits that begins here.
+    code.extend_from_slice(&[15, 0]);
+    code.extend_from_slice(&(table + 6).to_le_bytes());
+    code.extend_from_slice(&[0; 8]);
+    let [low, mid, high, _] = (BASE + before as u32).to_le_bytes();
+    code.extend_from_slice(&[0xff, 0xff, low, mid, high, 0x9b, 0, 0]);
+    code
+}
+
 /// Reads `port` until it is not zero.
 pub fn wait_port(port: u16) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();

@@ -24,7 +24,7 @@ pub use session::{Forward, Session, Work};
 pub use stock::{CMDLINE, StockGuest};
 
 use crate::setup::{self, Need};
-use crate::sh;
+use crate::{places, sh};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use snapshot::Snapshot;
@@ -114,7 +114,20 @@ pub fn vmm_tests(arguments: &[String], long: bool, out: &mut dyn std::io::Write)
     words.extend_from_slice(arguments);
     let long = if long { "OCS_LONG=1 " } else { "" };
     let line = format!("OCS_STOCK_GUESTS=/lab {long}{}", shell_line(&words));
-    Session::start(&snapshot, &work, &[])?.run(&line, out)
+    let code = Session::start(&snapshot, &work, &[])?.run(&line, out)?;
+    keep_figures(&work)?;
+    Ok(code)
+}
+
+/// What the tests measured stays where benches leave theirs.
+fn keep_figures(work: &Work) -> Result<()> {
+    let figures = work.path().join("exits.json");
+    if figures.is_file() {
+        let folder = places::target().join("bench");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::copy(figures, folder.join("exits.json"))?;
+    }
+    Ok(())
 }
 
 /// Lets QEMU, Debian's kernel and fio judge storaged. Yields what the guest said.
