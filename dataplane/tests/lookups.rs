@@ -2,17 +2,19 @@
 //! takes as many instructions, among 10,000 rules, a million flows or 100,000 mappings as among
 //! few.
 
+#[path = "support/machine.rs"]
+mod machine;
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use machine::{Machine, Ran};
 use ocs_dataplane::fabric::UplinkConfig;
 use ocs_dataplane::model::{Mac, Policy, Remote, Vni};
 use ocs_dataplane::shared::Action;
 use ocs_dataplane::shared::layout::{Host, LAYOUT_VERSION};
 use support::counted::{self, Lookups};
 use support::frames::{self, End};
-use support::machine::{Machine, Ran};
 use support::memory::Memory;
 use support::policy::{all_out, end, group, policy, port};
 use support::underlay::Netns;

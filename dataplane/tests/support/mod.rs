@@ -5,7 +5,6 @@
 pub mod arbitrary;
 pub mod counted;
 pub mod frames;
-pub mod machine;
 pub mod memory;
 pub mod policy;
 pub mod responder;
