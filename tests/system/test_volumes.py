@@ -1,5 +1,6 @@
 """Volumes, snapshots and images, as the guests see them."""
 
+import re
 import tempfile
 import unittest
 
@@ -171,6 +172,35 @@ class Modify(unittest.TestCase):
         up.ec2.detach_volume(VolumeId=grown)
         volume("available", grown)
         delete(grown)
+        vm.terminate()
+
+    def test_a_running_guest_sees_the_larger_size_and_the_other_rate(self):
+        order = "bench disk 1 read 4KiB depth 16 for 3s"
+        vm = up.run(f"disk 1 await\n{order}\ndisk 1 grown 8GiB\n{order}")
+        zone = vm.describe()["Placement"]["AvailabilityZone"]
+        held = make(zone, Size=4, VolumeType="io1", Iops=100)
+        attach(held, vm)
+        slow_at, slow = vm.wait_line("bench: disk 1 read")
+        asked = up.ec2.modify_volume(VolumeId=held, Size=8, Iops=400)["VolumeModification"]
+        self.assertEqual((asked["ModificationState"], asked["Progress"]), ("modifying", 0))
+        vm.wait_line("disk: 1 grown", f"size_bytes={8 << 30}", after_s=slow_at)
+        _, fast = vm.wait_line("bench: disk 1 read", after_s=slow_at)
+        rate = lambda line: float(re.search(r" iops=(\d+)", line).group(1))
+        # A bucket holds 40 ms' worth; the clock is the guest's own.
+        self.assertLessEqual(rate(slow), 100 * 1.05)
+        self.assertGreaterEqual(rate(slow), 100 * 0.8)
+        self.assertLessEqual(rate(fast), 400 * 1.05)
+        self.assertGreaterEqual(rate(fast), 400 * 0.8)
+        told = wait_for("it is modified", lambda: next(
+            (row for row in up.ec2.describe_volumes_modifications(
+                VolumeIds=[held])["VolumesModifications"]
+             if row["ModificationState"] == "completed"), None))
+        self.assertEqual((told["Progress"], told["TargetSize"], told["TargetIops"]),
+                         (100, 8, 400))
+        self.assertIn("EndTime", told)
+        up.ec2.detach_volume(VolumeId=held)
+        volume("available", held)
+        delete(held)
         vm.terminate()
 
     def test_killed_parts_change_nothing(self):

@@ -8,9 +8,10 @@
 //! that always have more are by weight (Little's law).
 //!
 //! A guest with one request at a time cannot have its share of a queue that way: it waits
-//! for what the others hold at every one of its requests. So as long as some device is
-//! *light*, never held up by what it may hold, the others hold one piece each: the least
-//! with which they go on, and what a light one's request waits for.
+//! for what the others hold at every one of its requests. As long as some device is
+//! *light*, never held up by what it may hold, the others hold no more together than lets
+//! it come as often as its part of all weights says, if a piece takes as long as its
+//! request does alone: one piece beside one of two, nine beside nine of ten.
 
 use crate::qos::turns::QUANTUM;
 use std::sync::Arc;
@@ -20,21 +21,50 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// small requests or two dozen whole pieces, enough for a fast disk, and what a
 /// newcomer's first request waits for at most.
 pub const DEPTH: u64 = 2 << 20;
+/// A whole piece's cost.
+const PIECE: u64 = QUANTUM as u64;
 /// What each of several devices adds to what they may hold together.
-const PER_DEVICE: u64 = 2 * PER_DEVICE_BESIDE_LIGHT;
-/// The same while one of them is light.
-const PER_DEVICE_BESIDE_LIGHT: u64 = QUANTUM as u64;
+const PER_DEVICE: u64 = 2 * PIECE;
 /// Who used the disk is reckoned with for so long: longer than a guest with one request
 /// at a time pauses between two. Who was held up is not light for so long.
 const LINGER_NS: u64 = 20_000_000;
 /// For so long others hold less for a light device that does not come again.
 const LIGHT_LINGER_NS: u64 = 3_000_000;
 
-/// One shard's devices on the disk, for the others to see.
+/// So many devices, and their weights together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    devices: u64,
+    weights: u64,
+}
+
+impl Sum {
+    fn of<'a>(users: impl Iterator<Item = &'a User>) -> Self {
+        users.fold(Self::default(), |sum, user| Self {
+            devices: sum.devices + 1,
+            weights: sum.weights + u64::from(user.weight),
+        })
+    }
+
+    fn add(&mut self, packed: &AtomicU64) {
+        let packed = packed.load(Ordering::Relaxed);
+        self.devices += packed & u64::from(u32::MAX);
+        self.weights += packed >> 32;
+    }
+
+    fn store(self, packed: &AtomicU64) {
+        let weights = self.weights.min(u64::from(u32::MAX));
+        packed.store(weights << 32 | self.devices, Ordering::Relaxed);
+    }
+}
+
+/// One shard's devices on the disk, for the others to see; sums as [`Sum`] packs them.
 #[derive(Debug, Default)]
 struct Entry {
-    /// How many, and their weights' sum above 32 bits.
-    devices: AtomicU64,
+    /// All of them.
+    all: AtomicU64,
+    /// Those that are not light.
+    greedy: AtomicU64,
     /// Until when that holds.
     until_ns: AtomicU64,
     /// Until when a light one is among them.
@@ -59,9 +89,11 @@ pub struct Share {
     /// Devices of this shard.
     users: Vec<User>,
     swept_ns: u64,
-    /// All shards' devices, and their weights.
-    total: (u64, u64),
-    /// One of them is light.
+    /// All shards' devices.
+    all: Sum,
+    /// Those that are not light.
+    greedy: Sum,
+    /// A light one came of late.
     light: bool,
 }
 
@@ -89,7 +121,8 @@ impl Share {
                 own,
                 users: Vec::new(),
                 swept_ns: 0,
-                total: (0, 0),
+                all: Sum::default(),
+                greedy: Sum::default(),
                 light: false,
             })
             .collect()
@@ -108,12 +141,11 @@ impl Share {
             self.users.retain(|user| now_ns < user.used_ns + LINGER_NS);
             self.tell(now_ns);
         }
-        (self.total, self.light) = ((0, 0), false);
+        (self.all, self.greedy, self.light) = (Sum::default(), Sum::default(), false);
         for entry in &*self.entries {
             if now_ns < entry.until_ns.load(Ordering::Relaxed) {
-                let devices = entry.devices.load(Ordering::Relaxed);
-                self.total.0 += devices & u64::from(u32::MAX);
-                self.total.1 += devices >> 32;
+                self.all.add(&entry.all);
+                self.greedy.add(&entry.greedy);
                 self.light |= now_ns < entry.light_until_ns.load(Ordering::Relaxed);
             }
         }
@@ -130,8 +162,8 @@ impl Share {
                     used_ns: now_ns,
                     greedy_until_ns: 0,
                 });
-                self.total.0 += 1;
-                self.total.1 += u64::from(weight);
+                self.all.devices += 1;
+                self.all.weights += u64::from(weight);
                 self.light = true;
             }
         }
@@ -148,36 +180,41 @@ impl Share {
     /// Begins a piece of a device of `weight` that holds `held`, or does it wait?
     #[must_use]
     pub fn admits(&self, held: u64, weight: u32) -> bool {
-        let (devices, weights) = self.total;
-        if devices <= 1 {
+        if self.all.devices <= 1 {
             return true;
         }
-        let each = if self.light {
-            PER_DEVICE_BESIDE_LIGHT
+        let (together, weights) = if self.light {
+            (self.beside_light(), self.greedy.weights)
         } else {
-            PER_DEVICE
+            (PER_DEVICE * self.all.devices, self.all.weights)
         };
-        let depth = DEPTH.min(each * devices);
         // A device that was active before it was found idle is in no sum.
-        let weights = weights.max(u64::from(weight));
-        held == 0 || held < depth * u64::from(weight) / weights
+        let weights = weights.max(u64::from(weight)).max(1);
+        held == 0 || held < DEPTH.min(together) * u64::from(weight) / weights
+    }
+
+    /// What those that are not light may hold together beside those that are.
+    fn beside_light(&self) -> u64 {
+        let light = self.all.devices.saturating_sub(self.greedy.devices).max(1);
+        let weights = self.all.weights.saturating_sub(self.greedy.weights).max(1);
+        // Over the mean weight of a light one, less itself.
+        (PIECE * self.all.weights * light / weights).saturating_sub(PIECE)
     }
 
     fn tell(&self, now_ns: u64) {
         let Some(entry) = self.entries.get(self.own) else {
             return;
         };
-        let weights: u64 = self.users.iter().map(|user| u64::from(user.weight)).sum();
-        let devices = (weights.min(u64::from(u32::MAX)) << 32) | self.users.len() as u64;
-        entry.devices.store(devices, Ordering::Relaxed);
+        let is_greedy = |user: &&User| now_ns < user.greedy_until_ns;
+        Sum::of(self.users.iter()).store(&entry.all);
+        Sum::of(self.users.iter().filter(is_greedy)).store(&entry.greedy);
         let until_ns = if self.users.is_empty() {
             0
         } else {
             now_ns + LINGER_NS
         };
         entry.until_ns.store(until_ns, Ordering::Relaxed);
-        let light = |user: &&User| user.greedy_until_ns <= now_ns;
-        let light = self.users.iter().filter(light);
+        let light = self.users.iter().filter(|user| !is_greedy(user));
         let light_until_ns = light.map(|user| user.used_ns + LIGHT_LINGER_NS).max();
         entry
             .light_until_ns
@@ -235,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_light_one_each_holds_a_piece() {
+    fn beside_a_light_one_of_two_one_piece_is_held() {
         let mut shares = Share::new(2);
         shares[0].used(0, 100, 1);
         shares[1].used(0, 100, 1);
@@ -257,6 +294,28 @@ mod tests {
         shares[0].used(0, 100, now_ns);
         shares[0].look(now_ns);
         assert_eq!(holds(&shares[0], 100, 4096), DEPTH);
+    }
+
+    #[test]
+    fn beside_light_ones_as_much_is_held_as_leaves_each_its_part() {
+        let holds_beside = |weights: &[u32], greedy: &[usize], who: usize| {
+            let mut share = Share::new(1).remove(0);
+            for (key, weight) in weights.iter().enumerate() {
+                share.used(key, *weight, 1);
+            }
+            greedy.iter().for_each(|key| share.held_up(*key));
+            share.look(2);
+            share.look(3);
+            holds(&share, weights[who], PIECE) / PIECE
+        };
+        assert_eq!(holds_beside(&[100, 100], &[0], 0), 1);
+        assert_eq!(holds_beside(&[300, 100], &[0], 0), 3);
+        assert_eq!(holds_beside(&[100; 10], &[0], 0), 9);
+        assert_eq!(holds_beside(&[100; 10], &[0, 1, 2], 1), 3);
+        // One that weighs much more than who is light gets what is left, by pieces.
+        assert_eq!(holds_beside(&[100, 300], &[0], 0), 1);
+        // All are light yet.
+        assert!(holds_beside(&[100; 10], &[], 0) > 1);
     }
 
     #[test]
