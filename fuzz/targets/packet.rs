@@ -4,8 +4,14 @@
 
 #![no_main]
 
-#[path = "../../dataplane/tests/support/mod.rs"]
-mod support;
+/// What the packet path's own tests stand on, as far as it needs no kernel.
+#[allow(dead_code, reason = "each user takes a part")]
+#[path = "../../dataplane/tests/support"]
+mod support {
+    pub mod frames;
+    pub mod memory;
+    pub mod policy;
+}
 
 use libfuzzer_sys::fuzz_target;
 use ocs_dataplane::shared::Action;
