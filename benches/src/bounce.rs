@@ -9,16 +9,13 @@
 
 use crate::process::{Guarded, program};
 use crate::report::{Better, Row};
+use crate::vmm;
 use anyhow::{Context, Result, bail, ensure};
 use ocs_storaged_api::{Client, Reply, Request, VolumeKind, VolumeName};
 use ocs_vmm_spec::control::Reply as VmmReply;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -82,7 +79,7 @@ fn round(
     dir: &Path,
     for_s: u64,
 ) -> Result<(Figures, Figures)> {
-    let [vmm, storaged] = programs;
+    let [program, storaged] = programs;
     for folder in ["state", "images"] {
         std::fs::create_dir_all(dir.join(folder))?;
     }
@@ -114,7 +111,7 @@ fn round(
         "kernel": {"path": std::path::absolute(probe)?}, "cmdline": format!("orders={}", orders.join(";")),
     });
     spec["control"] = json!({"path": dir.join("control")});
-    let mut child = start(vmm, dir, "direct", &spec)?;
+    let mut child = vmm::start(program, dir, &spec)?;
     attach(&control, dir, "direct", None)?;
     wait_for(&mut child, dir, "direct", |console| {
         console.contains("fill")
@@ -126,8 +123,7 @@ fn round(
         File::create(dir.join("saved.state"))?,
         File::create(dir.join("saved.memory"))?,
     ];
-    let line = r#"{"cmd":"snapshot","state":{"fd":0},"memory":{"fd":1}}"#;
-    ask(dir, line, &[files[0].as_fd(), files[1].as_fd()])?;
+    ask(dir, vmm::SNAPSHOT, &[files[0].as_fd(), files[1].as_fd()])?;
     call(
         &control,
         &Request::PutSnapshot {
@@ -142,28 +138,17 @@ fn round(
     let mut spec = self::spec(dir, "bounced");
     let at = |name: &str| json!({"path": dir.join(name)});
     spec["restore"] = json!({"state": at("saved.state"), "memory": [at("saved.memory")]});
-    let mut child = start(vmm, dir, "bounced", &spec)?;
+    let mut child = vmm::start(program, dir, &spec)?;
     attach(&control, dir, "bounced", Some("saved"))?;
     let bounced = figures(&mut child, dir, "bounced")?;
     Ok((direct, bounced))
 }
 
 fn spec(dir: &Path, id: &str) -> Value {
-    let at = |kind: &str| json!({"path": dir.join(format!("{id}.{kind}"))});
-    json!({
-        "version": ocs_vmm_spec::SPEC_VERSION, "id": id, "vcpus": 1, "memory_mib": 64,
-        "serial": {"ring": at("ring"), "capacity_bytes": 65536},
-        "block": [{"id": "disk", "listener": at("disk"), "backend_uid": 0}],
-    })
-}
-
-fn start(vmm: &Path, dir: &Path, id: &str, spec: &Value) -> Result<Guarded> {
-    let file = dir.join(format!("{id}.json"));
-    std::fs::write(&file, spec.to_string())?;
-    Guarded::spawn(
-        Command::new(vmm).arg("--spec").arg(file),
-        &dir.join(format!("{id}.log")),
-    )
+    let mut spec = vmm::spec(dir, id, 64);
+    let listener = json!({"path": dir.join(format!("{id}.disk"))});
+    spec["block"] = json!([{"id": "disk", "listener": listener, "backend_uid": 0}]);
+    spec
 }
 
 fn name(name: &str) -> VolumeName {
@@ -201,25 +186,10 @@ fn call(control: &Path, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Asks the VMM that is not a clone.
-fn ask(dir: &Path, line: &str, files: &[BorrowedFd<'_>]) -> Result<()> {
-    let stream = UnixStream::connect(dir.join("control"))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(files));
-    }
-    let line = format!("{line}\n");
-    sendmsg(
-        &stream,
-        &[IoSlice::new(line.as_bytes())],
-        &mut ancillary,
-        SendFlags::empty(),
-    )?;
-    let mut reply = String::new();
-    BufReader::new(stream).read_line(&mut reply)?;
-    match serde_json::from_str(&reply)? {
-        VmmReply::Error { message } => bail!("{line}: {message}"),
+/// Asks the machine that is not a clone.
+fn ask(dir: &Path, request: &str, files: &[BorrowedFd<'_>]) -> Result<()> {
+    match vmm::ask(&dir.join("control"), request, files)? {
+        VmmReply::Error { message } => bail!("{request}: {message}"),
         _ => Ok(()),
     }
 }

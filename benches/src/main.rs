@@ -18,6 +18,7 @@ mod process;
 mod qos;
 mod report;
 mod restore;
+mod vmm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -6,16 +6,13 @@
 
 use crate::boot::has_output;
 use crate::process::{Guarded, own_dir};
+use crate::vmm;
 use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::{Kvm, VcpuExit};
 use ocs_vmm_spec::control::Reply;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::File;
-use std::io::{BufRead, BufReader, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -36,7 +33,7 @@ const CODE: u64 = 0x10_0000;
 
 /// A snapshot to restore from, in a folder of its own.
 pub struct Snapshot<'a> {
-    vmm: &'a Path,
+    program: &'a Path,
     dir: PathBuf,
 }
 
@@ -60,47 +57,34 @@ fn guest() -> (Vec<u8>, u64) {
 
 impl<'a> Snapshot<'a> {
     /// Boots the guest and saves it into `dir`.
-    pub fn take(vmm: &'a Path, dir: &Path) -> Result<Self> {
+    pub fn take(program: &'a Path, dir: &Path) -> Result<Self> {
         let dir = dir.join("snapshot");
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join("kernel"), guest().0)?;
         let at = |name: &str| json!({"path": dir.join(name)});
-        let mut spec = spec(&dir, "origin");
+        let mut spec = vmm::spec(&dir, "origin", MEMORY_MIB);
         spec["boot"] = json!({"kernel": at("kernel")});
         spec["control"] = at("control");
-        let mut child = start(vmm, &dir, "origin", &spec)?;
+        let mut child = vmm::start(program, &dir, &spec)?;
         let mut ring = None;
         child
             .wait_until(TIME_OUT, false, || {
                 has_output(&mut ring, &dir.join("origin.ring"))
             })
             .context("the machine to be saved")?;
-        let stream = UnixStream::connect(dir.join("control"))?;
-        let (state, memory) = (
+        let files = [
             File::create(dir.join("state"))?,
             File::create(dir.join("memory"))?,
-        );
-        let line = b"{\"cmd\":\"snapshot\",\"state\":{\"fd\":0},\"memory\":{\"fd\":1}}\n";
-        let fds = [state.as_fd(), memory.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(
-            &stream,
-            &[IoSlice::new(line)],
-            &mut ancillary,
-            SendFlags::empty(),
-        )?;
-        let mut reply = String::new();
-        BufReader::new(stream).read_line(&mut reply)?;
-        match serde_json::from_str(&reply)? {
+        ];
+        let files = [files[0].as_fd(), files[1].as_fd()];
+        match vmm::ask(&dir.join("control"), vmm::SNAPSHOT, &files)? {
             Reply::Snapshot { written_bytes, .. } => {
                 let least = (MEMORY_MIB - 64) << 20;
                 ensure!(written_bytes > least, "only {written_bytes} bytes written");
             }
             other => bail!("no snapshot: {other:?}"),
         }
-        Ok(Self { vmm, dir })
+        Ok(Self { program, dir })
     }
 
     /// One restore: time to the first byte, in µs.
@@ -152,28 +136,12 @@ impl<'a> Snapshot<'a> {
 
     fn clone_as(&self, name: &str) -> Result<(Guarded, PathBuf)> {
         let at = |name: &str| json!({"path": self.dir.join(name)});
-        let mut spec = spec(&self.dir, name);
+        let mut spec = vmm::spec(&self.dir, name, MEMORY_MIB);
         spec["restore"] = json!({"state": at("state"), "memory": [at("memory")]});
         let ring = self.dir.join(format!("{name}.ring"));
         let _ = std::fs::remove_file(&ring);
-        Ok((start(self.vmm, &self.dir, name, &spec)?, ring))
+        Ok((vmm::start(self.program, &self.dir, &spec)?, ring))
     }
-}
-
-fn spec(dir: &Path, name: &str) -> Value {
-    json!({
-        "version": ocs_vmm_spec::SPEC_VERSION, "id": name, "vcpus": 1, "memory_mib": MEMORY_MIB,
-        "serial": {"ring": {"path": dir.join(format!("{name}.ring"))}, "capacity_bytes": 4096},
-    })
-}
-
-fn start(vmm: &Path, dir: &Path, name: &str, spec: &Value) -> Result<Guarded> {
-    let file = dir.join(format!("{name}.json"));
-    std::fs::write(&file, spec.to_string())?;
-    Guarded::spawn(
-        Command::new(vmm).arg("--spec").arg(file),
-        &dir.join(format!("{name}.log")),
-    )
 }
 
 /// Maps `memory` and runs the guest from where it would be after a restore, to its first byte.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::saved::last_number;
 use common::storaged::Storaged;
 use common::{Bench, Vmm, wait_for};
 use ocs_storaged_api::{Request, VolumeKind, VolumeName};
@@ -21,16 +22,6 @@ fn start(bench: &Bench, kind: VolumeKind) -> (Vmm, Storaged) {
     let storaged = Storaged::start(bench.dir.path());
     storaged.attach("vol-1", kind, bench.path("blk.sock"));
     (vmm, storaged)
-}
-
-/// The number behind the last `name=` on the console.
-fn last_number(console: &str, name: &str) -> Option<u64> {
-    let at = console.rfind(&format!("{name}="))? + name.len() + 1;
-    let digits: String = console[at..]
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
-    digits.parse().ok()
 }
 
 #[test]

@@ -126,18 +126,13 @@ fn own_kernel(guests: &Path) {
 
 fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
     let _taps = [tap("stock0", "10.9.0.1"), tap("stock1", "10.9.1.1")];
-    let mut bench = Bench::new(&[]);
-    let mut cmdline = "console=ttyS0 quiet panic=-1".to_owned();
-    if end == End::Reboot {
-        cmdline.push_str(" reboot=test");
-    }
     let has_hot_plug = transport == "pci";
-    if !has_hot_plug {
-        cmdline.push_str(" hotplug=none");
-    }
-    let file = |name: &str| json!({"path": guests.join(format!("{name}-{series}"))});
-    let boot = json!({"kernel": file("vmlinux"), "initrd": file("initrd"), "cmdline": cmdline});
-    bench.spec["boot"] = boot;
+    let mode = [
+        (end == End::Reboot, " reboot=test"),
+        (!has_hot_plug, " hotplug=none"),
+    ];
+    let mode: String = mode.iter().filter(|m| m.0).map(|m| m.1).collect();
+    let mut bench = stock(guests, series, mode.trim_start());
     bench.spec["vcpus"] = json!(vcpus);
     bench.spec["transport"] = json!(transport);
     bench.spec["memory_mib"] = json!(256);
@@ -241,6 +236,19 @@ fn wait_gone(control: &mut Control, id: &str) {
     wait_for("end of the device", || {
         (!control.devices().contains_key(id)).then_some(())
     });
+}
+
+/// The command line of every guest, but for what it is to do.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+
+/// A machine with a kernel of `series` whose guest does what `mode` says.
+fn stock(guests: &Path, series: &str, mode: &str) -> Bench {
+    let mut bench = Bench::new(&[]);
+    let file = |name: &str| json!({"path": guests.join(format!("{name}-{series}"))});
+    let cmdline = format!("{CMDLINE} {mode}");
+    bench.spec["boot"] =
+        json!({"kernel": file("vmlinux"), "initrd": file("initrd"), "cmdline": cmdline});
+    bench
 }
 
 /// What a guest says when something went wrong.

@@ -1,8 +1,8 @@
 //! Entropy, second console, balloon and sockets, while disk and network are under load.
 
 use super::common::storaged::Storaged;
-use super::common::{Bench, Control, wait_for};
-use super::{said, tap};
+use super::common::{Control, wait_for};
+use super::{said, stock, tap};
 use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control::{Reply, Request};
 use ocs_vmm_spec::exit::ExitReason;
@@ -18,11 +18,7 @@ const BALLOON_MIB: u32 = 64;
 
 pub fn machine(guests: &Path, series: &str, vcpus: u8) {
     let _echo = tap("stock0", "10.9.0.1");
-    let mut bench = Bench::new(&[]);
-    let file = |name: &str| json!({"path": guests.join(format!("{name}-{series}"))});
-    let cmdline = "console=ttyS0 quiet panic=-1 hosted=test";
-    bench.spec["boot"] =
-        json!({"kernel": file("vmlinux"), "initrd": file("initrd"), "cmdline": cmdline});
+    let mut bench = stock(guests, series, "hosted=test");
     bench.spec["vcpus"] = json!(vcpus);
     bench.spec["memory_mib"] = json!(384);
     bench.spec["net"] = json!([{

@@ -9,7 +9,7 @@
 use super::common::saved::{clone_of, last_number, receiver_of, snapshot, start_inheriting};
 use super::common::storaged::Storaged;
 use super::common::{Bench, Control, PATIENCE, Vmm, tap, wait_for};
-use super::{UNWANTED, said};
+use super::{UNWANTED, said, stock};
 use ocs_storaged_api::VolumeKind;
 use ocs_vmm_spec::control::{Reply, Request};
 use ocs_vmm_spec::exit::ExitReason;
@@ -27,11 +27,7 @@ const ENOUGH: u64 = 70;
 
 pub fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str) {
     let (tap, _host) = tap::make_with_echo();
-    let mut bench = Bench::new(&[]);
-    let file = |name: &str| json!({"path": guests.join(format!("{name}-{series}"))});
-    let cmdline = "console=ttyS0 quiet panic=-1 moves=test";
-    bench.spec["boot"] =
-        json!({"kernel": file("vmlinux"), "initrd": file("initrd"), "cmdline": cmdline});
+    let mut bench = stock(guests, series, "moves=test");
     bench.spec["vcpus"] = json!(vcpus);
     bench.spec["transport"] = json!(transport);
     bench.spec["memory_mib"] = json!(192);
