@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn untouched_and_zero_pages_are_not_written_nor_filled() {
-        let ram = memory::create(64).unwrap();
+        let ram = memory::create_in_small_pages(64);
         ram.write_obj(7u8, GuestAddress(0x10_0000)).unwrap();
         ram.write_slice(&[0; 8192], GuestAddress(0x20_0000))
             .unwrap();

@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn discarded_pages_read_as_zeros_and_are_the_hosts_again() {
-        let ram = memory::create(16).unwrap();
+        let ram = memory::create_in_small_pages(16);
         let file = ram.iter().next().unwrap().file_offset().unwrap().file();
         let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
         ram.write_slice(&[7; 1 << 20], GuestAddress(1 << 20))

@@ -36,7 +36,7 @@ struct Ring {
 impl Guest {
     /// Makes all queues of `hosted` ready.
     pub fn attach<M: Model>(hosted: &mut Hosted<M>, features: u64) -> Self {
-        let ram = memory::create(16).unwrap();
+        let ram = memory::create_in_small_pages(16);
         let status = Arc::new(AtomicU8::new(0xf));
         let sizes: Vec<u16> = hosted.queue_sizes().iter().map(|s| SIZE.min(*s)).collect();
         let mut queues = Vec::new();
