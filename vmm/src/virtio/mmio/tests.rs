@@ -140,6 +140,8 @@ fn a_driven_device_round_trips() {
     assert_eq!(fresh.read(0x70), 0xf);
     fresh.write(0x30, 1);
     assert_eq!(fresh.read(0x44), 1);
+    // What was on its way when it was saved is said again.
+    assert_eq!(fresh.read(INTERRUPT_STATUS), 3);
 }
 
 #[test]

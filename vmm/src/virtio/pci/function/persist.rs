@@ -89,14 +89,22 @@ impl Lifecycle for VirtioPci {
 }
 
 impl Inner {
-    /// Interrupts once more by `vector`.
-    fn repeat(&self, vector: u16) -> Result<(), String> {
-        match (self.notify_register, self.msix.event(vector)) {
-            // All vectors are one pin, which is never masked here.
-            (Some(_), Some(event)) => event.write(1).map_err(|e| e.to_string()),
-            (Some(_), None) => Ok(()),
-            (None, _) => self.msix.repeat(vector),
+    /// Interrupts once more, by queue `index` or for the configuration.
+    fn repeat(&mut self, index: Option<usize>) -> Result<(), String> {
+        let vector = match index {
+            Some(index) => self.common.queues[index].vector,
+            None => self.common.config_vector,
+        };
+        if self.notify_register.is_none() {
+            return self.msix.repeat(vector);
         }
+        // All vectors are one pin, which is never masked here; a register says what it is about.
+        self.config_changed |= index.is_none();
+        let event = match index {
+            Some(_) => self.msix.event(vector),
+            None => self.config_event(),
+        };
+        event.map_or(Ok(()), |event| event.write(1).map_err(|e| e.to_string()))
     }
 }
 
@@ -116,13 +124,13 @@ impl VirtioPci {
             match (queue, position) {
                 (Some(queue), Some(position)) => {
                     queue.set_position(*position);
-                    inner.repeat(inner.common.queues[index].vector)?;
+                    inner.repeat(Some(index))?;
                 }
                 (None, None) => {}
                 _ => return Err(format!("has queue {index} both enabled and not")),
             }
         }
-        inner.repeat(inner.common.config_vector)?;
+        inner.repeat(None)?;
         let activation = Activation {
             ram: self.ram.clone(),
             features: inner.common.driver_features,
