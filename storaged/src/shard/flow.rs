@@ -348,6 +348,11 @@ impl Worker {
             dev.held += cost;
         }
         self.push(entry);
+        if self.ring.submission().len() >= self.early {
+            self.early = usize::MAX;
+            // What this cannot submit the next wait does.
+            let _ = self.ring.submit();
+        }
     }
 
     fn broke(&mut self, device: usize, queue: u16, error: &dyn std::error::Error) {

@@ -1,6 +1,7 @@
 //! The shard's loop.
 
 use super::device::{Device, Running, Scratch};
+use super::idle::EARLY;
 use super::share::Share;
 use super::sleep::Sleepers;
 use super::slot::Slot;
@@ -65,6 +66,8 @@ pub struct Worker {
     /// What each device may hold of the disk.
     pub(super) share: Share,
     pub(super) window: Window,
+    /// With so many operations queued, they are submitted at once.
+    pub(super) early: usize,
     /// The disk is fast enough to await several completions at once.
     pub(super) gathers: bool,
     generation: u32,
@@ -112,6 +115,7 @@ impl Worker {
             on_ring_cost: 0,
             share,
             window: Window::default(),
+            early: usize::MAX,
             gathers: true,
             generation: 0,
             ended: false,
@@ -139,10 +143,15 @@ impl Worker {
                 tracing::error!(%error, "the ring cannot be entered");
                 return;
             }
-            loop {
+            for reaped in 1.. {
                 let done = self.ring.completion().next();
                 let Some(done) = done else { break };
                 self.completed(&done);
+                // Of many, the first ones' drivers offer more while we look at the others.
+                if reaped % EARLY == 0 {
+                    self.publish();
+                    self.dispatch();
+                }
             }
             self.wake_sleepers();
             self.publish();
