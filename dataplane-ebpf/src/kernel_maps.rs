@@ -13,11 +13,13 @@ use ocs_dataplane_shared::directory::{
     self, ENDPOINT_ENTRIES, HOST_ENTRIES, KnownEndpoint, KnownHost, KnownTap, TAP_ENTRIES,
 };
 use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
     EndpointKey, FLOW_BUCKETS, ForwarderKey, Host, MAX_ACL_RULES, MAX_ENDPOINTS, MAX_HOSTS,
-    MAX_PLACES, MAX_ROUTES, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS, PREFIX_BITS, Place,
-    PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, Tap, Uplink,
+    MAX_PLACES, MAX_ROUTES, MAX_ROUTES_IPV6, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS,
+    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, Tap,
+    Uplink,
 };
 use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
@@ -67,6 +69,13 @@ static ACL_CLASSES: LpmTrie<AclClassKey, u32, MAX_ACL_RULES> = LpmTrie::new();
 static ACL_RULES: LpmTrie<AclRuleKey, u32, MAX_ACL_RULES> = LpmTrie::new();
 #[btf_map]
 static RULES: LpmTrie<RuleKey, u32, MAX_RULES> = LpmTrie::new();
+#[btf_map]
+static PORTS_IPV6: Array<ipv6::Port, MAX_SLOTS> = Array::new();
+#[btf_map]
+static ENDPOINTS_IPV6: HashMap<ipv6::EndpointKey, ipv6::Endpoint, MAX_ENDPOINTS, ON_DEMAND> =
+    HashMap::new();
+#[btf_map]
+static ROUTES_IPV6: LpmTrie<ipv6::PrefixKey, Route, MAX_ROUTES_IPV6> = LpmTrie::new();
 #[btf_map]
 static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -123,6 +132,22 @@ impl Maps for KernelMaps {
         // SAFETY: as in `tap`.
         let at = unsafe { ENDPOINT_FAR.get(key) }.copied()?;
         ENDPOINT_KNOWN.get(at).map(|known| &known.value)
+    }
+
+    #[inline(always)]
+    fn port_ipv6(&self, slot: u32) -> Option<&ipv6::Port> {
+        PORTS_IPV6.get(slot).filter(|port| port.is_there())
+    }
+
+    #[inline(always)]
+    fn endpoint_ipv6(&self, key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint> {
+        // SAFETY: as in `tap`.
+        unsafe { ENDPOINTS_IPV6.get(key) }
+    }
+
+    #[inline(always)]
+    fn route_ipv6(&self, key: &ipv6::PrefixKey) -> Option<Route> {
+        ROUTES_IPV6.get(&Key::new(ipv6::PREFIX_BITS, *key)).copied()
     }
 
     #[inline(always)]

@@ -6,11 +6,13 @@
 //!                     ├─▶ DEVICES[0]     svc0, to the responder
 //!                     ├─▶ DEVICES[1]     to another host
 //!                     ├─▶ DEVICES[2]     to the outside
-//!                     └─▶ back           ARP, ICMP about what is too long
+//!                     ├─▶ back           ARP, ICMP about what is too long
+//!                     └─▶ port_ipv6 ───▶ as above
 //!  svc0    ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
 //!  svc1    ──▶ pass                      makes the veth pair deliver redirected frames
 //!  tap     ──▶ port_buffer ──▶ INTERFACES[slot], or by onward to another host
 //!  uplink  ──▶ uplink ──┬▶ DEVICES[slot]
+//!                       ├▶ uplink_ipv6 ──▶ DEVICES[slot]
 //!                       └▶ the host's own
 //!  outside ──▶ outside ──▶ DEVICES[slot]
 //! ```
@@ -32,7 +34,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE, UPLINK_SLOT};
-use ocs_dataplane_shared::{Action, Maps, guest, responder, uplink as from_uplink};
+use ocs_dataplane_shared::{Action, Maps, guest, ipv6, responder, uplink as from_uplink};
 
 use buffer::Buffer;
 use frame::Frame;
@@ -43,10 +45,7 @@ use kernel_maps::{BUFFER_STAGES, DEVICES, INTERFACES, KernelMaps, STAGES};
 pub fn port(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = guest::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
-    if action == Action::Translate {
-        // SAFETY: the index is in bounds, and the map holds programs of this kind.
-        let _absent = unsafe { STAGES.tail_call(&context, TRANSLATE) };
-    }
+    go_on(&context, action);
     carry_out(action)
 }
 
@@ -56,9 +55,12 @@ pub fn port(context: XdpContext) -> u32 {
 pub fn port_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
-    if action == Action::Translate {
+    if let Action::Stage { stage, slot } = action {
         // SAFETY: the index is in bounds, and the map holds programs of this kind.
-        let _absent = unsafe { BUFFER_STAGES.tail_call(&context, TRANSLATE) };
+        let _absent = unsafe { BUFFER_STAGES.tail_call(&context, stage) };
+        if stage != TRANSLATE {
+            KernelMaps.count(slot, Direction::Egress, Reason::EtherType);
+        }
     }
     carry_out_buffer(&context, action)
 }
@@ -91,6 +93,21 @@ pub fn translate(context: XdpContext) -> u32 {
     carry_out(action)
 }
 
+/// Where `port` goes on to with IPv6.
+#[xdp]
+pub fn port_ipv6(context: XdpContext) -> u32 {
+    let ifindex = context.ingress_ifindex() as u32;
+    let action = ipv6::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
+    carry_out(action)
+}
+
+/// Where `uplink` goes on to with IPv6.
+#[xdp]
+pub fn uplink_ipv6(context: XdpContext) -> u32 {
+    let action = ipv6::receive_uplink(&mut Frame::new(&context), &KernelMaps);
+    carry_out(action)
+}
+
 /// On `svc0`: frames from the responder.
 #[xdp]
 pub fn svc(context: XdpContext) -> u32 {
@@ -103,6 +120,7 @@ pub fn svc(context: XdpContext) -> u32 {
 #[xdp]
 pub fn uplink(context: XdpContext) -> u32 {
     let action = from_uplink::receive(&mut Frame::new(&context), &KernelMaps);
+    go_on(&context, action);
     carry_out(action)
 }
 
@@ -130,11 +148,23 @@ pub fn clock(context: XdpContext) -> u32 {
     }
 }
 
+/// Goes on in another program if that is the action, and returns if it is not there.
+#[inline(always)]
+fn go_on(context: &XdpContext, action: Action) {
+    if let Action::Stage { stage, slot } = action {
+        // SAFETY: the index is in bounds, and the map holds programs of this kind.
+        let _absent = unsafe { STAGES.tail_call(context, stage) };
+        if stage != TRANSLATE {
+            KernelMaps.count(slot, Direction::Egress, Reason::EtherType);
+        }
+    }
+}
+
 #[inline(always)]
 fn carry_out(action: Action) -> u32 {
     match action {
-        // To translate is no end: the program that does it is not there.
-        Action::Drop | Action::Translate => XDP_DROP,
+        // A stage is no end: the program is not there.
+        Action::Drop | Action::Stage { .. } => XDP_DROP,
         Action::Pass => XDP_PASS,
         Action::Bounce => XDP_TX,
         Action::Redirect { slot, from } => {
@@ -158,7 +188,7 @@ fn interface(context: &TcContext) -> u32 {
 #[inline(always)]
 fn carry_out_buffer(context: &TcContext, action: Action) -> i32 {
     match action {
-        Action::Drop | Action::Translate | Action::Pass => TC_ACT_SHOT as i32,
+        Action::Drop | Action::Stage { .. } | Action::Pass => TC_ACT_SHOT as i32,
         // SAFETY: the helper takes numbers alone.
         Action::Bounce => unsafe { bpf_redirect(interface(context), 0) as i32 },
         Action::Redirect { slot, from } => {

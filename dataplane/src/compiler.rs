@@ -4,6 +4,7 @@
 //! groups of a port   ── a set ──▶ set id      names its policy, and it in others' rules
 //! address of a port  ── narrowest rule prefix ──▶ atom id
 //! rule of a group    ── for each set with the group, for each atom it covers ──▶ entries
+//! IPv6 address       ── number           stands for it in trackers and ACLs
 //! route table, ACL   ── by its content ──▶ number, entries under it
 //! rule prefix, CIDR  ── places: what a network sees of an address beyond its ports
 //! ```
@@ -13,6 +14,7 @@
 //! still allow, since an atom gets the entries of every prefix that covers it.
 
 mod acls;
+mod ipv6_ports;
 mod numbers;
 mod open;
 mod ports;
@@ -23,7 +25,8 @@ mod rules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     AclClassKey, AclRuleKey, Endpoint, EndpointKey, ForwarderKey, Identity, MAX_ENDPOINTS,
     MAX_RULES, MAX_SLOTS, Place, PrefixKey, Route, RuleKey, Service, Tap,
@@ -51,6 +54,12 @@ pub struct Entries {
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// `FORWARDERS`.
     pub forwarders: BTreeMap<ForwarderKey, u32>,
+    /// `PORTS_IPV6`: of slots that have IPv6 addresses.
+    pub ports_ipv6: BTreeMap<u32, ipv6::Port>,
+    /// `ENDPOINTS_IPV6`.
+    pub endpoints_ipv6: BTreeMap<ipv6::EndpointKey, ipv6::Endpoint>,
+    /// `ROUTES_IPV6`.
+    pub routes_ipv6: BTreeMap<Prefixed<ipv6::PrefixKey>, Route>,
     /// `SERVICES`.
     pub services: BTreeMap<u32, Service>,
     /// `PUBLICS`.
@@ -104,6 +113,14 @@ pub enum CompileError {
         port: String,
         /// What was given.
         subnet: IpNet,
+    },
+    /// A port has IPv6 addresses but no subnet for them, or one smaller than a /64.
+    #[error("port {port} has IPv6 addresses, but its IPv6 subnet is {subnet}")]
+    Ipv6Subnet {
+        /// The port's name.
+        port: String,
+        /// What was given.
+        subnet: String,
     },
     /// Two ports have the same interface, address or service address.
     #[error("port {port}: {what} {value} is another port's, too")]
@@ -200,6 +217,8 @@ pub fn compile(
     acls::add(&mut entries, &new_numbers)?;
     check_size("TAPS", entries.taps.len(), MAX_SLOTS - 1)?;
     check_size("ENDPOINTS", entries.endpoints.len(), MAX_ENDPOINTS)?;
+    let endpoints_ipv6 = entries.endpoints_ipv6.len();
+    check_size("ENDPOINTS_IPV6", endpoints_ipv6, MAX_ENDPOINTS)?;
     check_size("FORWARDERS", entries.forwarders.len(), MAX_SLOTS)?;
     check_size("RULES", entries.rules.len(), MAX_RULES)?;
 
@@ -220,10 +239,10 @@ pub(crate) fn check_size(
 }
 
 /// What each address of each network is judged by.
-type Identities = BTreeMap<(Vni, Ipv4Addr), Identity>;
+type Identities = BTreeMap<(Vni, IpAddr), Identity>;
 
 /// The rule prefixes of each network.
-type Prefixes = BTreeMap<Vni, BTreeSet<Ipv4Net>>;
+type Prefixes = BTreeMap<Vni, BTreeSet<IpNet>>;
 
 /// Networks that ports or NAT gateways of this host are in.
 pub(crate) fn own_networks(policy: &Policy) -> BTreeSet<Vni> {
@@ -247,15 +266,19 @@ fn identities(
             suggest(&mut names.atoms, &(*vni, *prefix), None);
         }
     }
-    let atom_of = |vni: Vni, address: Ipv4Addr| {
+    let atom_of = |vni: Vni, address: IpAddr| {
         let named = prefixes.get(&vni)?;
-        rules::narrowest(|net| named.contains(net), Ipv4Net::from(address))
+        rules::narrowest(|net| named.contains(net), IpNet::from(address))
             .map(|prefix| (vni, prefix))
     };
     let mut add = |names: &mut Names, vni: Vni, address, groups: &BTreeSet<GroupId>, former| {
         let set = (vni, groups.clone());
         let atom = atom_of(vni, address);
         let former: Option<Identity> = former;
+        if let IpAddr::V6(address) = address {
+            let former = slots.former_number(vni, address);
+            suggest(&mut names.addresses, &(vni, address), former);
+        }
         suggest(&mut names.sets, &set, former.map(|identity| identity.set));
         if let Some(atom) = &atom {
             suggest(&mut names.atoms, atom, former.map(|identity| identity.atom));
@@ -265,8 +288,14 @@ fn identities(
     for (id, port) in &policy.ports {
         let former = slots.former_tap(port);
         let mut identity = former.map(|tap| tap.identity);
-        for address in ipv4_addresses(port) {
-            add(&mut names, port.vni, address, &port.groups, identity.take());
+        for address in &port.addresses {
+            add(
+                &mut names,
+                port.vni,
+                *address,
+                &port.groups,
+                identity.take(),
+            );
         }
         if let Some(table) = ports::table_of(policy, id, port)? {
             suggest(&mut names.tables, &table, former.map(|tap| tap.table));
@@ -277,15 +306,13 @@ fn identities(
     }
     let nobody = BTreeSet::new();
     for (id, nat) in &policy.nats {
-        add(&mut names, nat.vni, nat.address, &nobody, None);
+        add(&mut names, nat.vni, nat.address.into(), &nobody, None);
         if let Some(acl) = ports::acl_of(policy, id, nat.acl.as_ref())? {
             suggest(&mut names.acls, acl, None);
         }
     }
     for ((vni, address), remote) in &policy.remotes {
-        if let IpAddr::V4(address) = address {
-            add(&mut names, *vni, *address, &remote.groups, None);
-        }
+        add(&mut names, *vni, *address, &remote.groups, None);
     }
     numbers.keep(names);
     Ok(found

@@ -40,7 +40,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ocs_dataplane_shared::layout::{Direction, RESPONDER_SLOT, Reason, TRANSLATE};
+use ocs_dataplane_shared::layout::{Direction, RESPONDER_SLOT, Reason};
 
 use crate::compiler::{self, Numbers, Slots};
 use crate::model::{Policy, PortId};
@@ -48,7 +48,7 @@ use crate::model::{Policy, PortId};
 use bpffs::Pins;
 use contents::Contents;
 use maps::KernelMaps;
-use programs::Programs;
+use programs::{Programs, Stage};
 
 pub use error::FabricError;
 pub use explain::{Explanation, Packet, Step};
@@ -170,13 +170,14 @@ impl Fabric {
         let mut programs = Programs::new(object)?;
         let hz = clock::hz(&programs)?;
         let contents = maps.read()?;
+        let first_address = clock::elsewhere(&programs)?;
         maps.adopt(&contents.entries)?;
         // Whoever watched a port through a predecessor is gone with it.
         for slot in &contents.tables {
             maps.remove_capture(*slot)?;
         }
-        if !contents.entries.nats.is_empty() {
-            set_translate(&mut programs, &mut maps, &pins)?;
+        for stage in Stage::needed(&contents.entries) {
+            set_stage(&mut programs, &mut maps, &pins, stage)?;
         }
         programs.adopt(&pins)?;
         programs.adopt_buffers(&pins)?;
@@ -195,7 +196,7 @@ impl Fabric {
         let state = State {
             programs,
             maps,
-            numbers: Numbers::after(contents.highest_number()),
+            numbers: Numbers::after(contents.highest_number(), first_address),
             slots: Slots::adopt(&contents.entries),
             contents,
             policy: Policy::default(),
@@ -235,7 +236,9 @@ impl Fabric {
         let state = &mut *state;
         if !state.contents.entries.nats.is_empty() {
             let translate = state.programs.translate_buffer()?;
-            state.maps.set_buffer_stage(TRANSLATE, translate)?;
+            state
+                .maps
+                .set_buffer_stage(Stage::Translate as u32, translate)?;
         }
         let programs = &mut state.programs;
         netns::within(self.taps_netns.as_fd(), || {
@@ -271,8 +274,9 @@ impl Fabric {
         let mut numbers = state.numbers.clone();
         let mut slots = state.slots.clone();
         let entries = compiler::compile(policy, &mut numbers, &mut slots, self.hz)?;
-        if !entries.nats.is_empty() && state.contents.entries.nats.is_empty() {
-            set_translate(&mut state.programs, &mut state.maps, &self.pins)?;
+        let there: Vec<Stage> = Stage::needed(&state.contents.entries).collect();
+        for stage in Stage::needed(&entries).filter(|stage| !there.contains(stage)) {
+            set_stage(&mut state.programs, &mut state.maps, &self.pins, stage)?;
         }
         let map_writes = netns::within(self.taps_netns.as_fd(), || {
             switch::switch(&mut state.contents, &mut state.maps, &entries)
@@ -360,7 +364,8 @@ impl Fabric {
             jiffies: state.programs.jiffies()?,
             hz: self.hz,
         };
-        watch::take_log(&mut state.maps, slot, &clock)
+        let addresses = watch::Addresses::of_host(&state.contents.entries);
+        watch::take_log(&mut state.maps, slot, &clock, &addresses)
     }
 
     /// What became of the responder's packets, and of those that no port claims.
@@ -500,15 +505,16 @@ impl Fabric {
     }
 }
 
-/// Lets programs go on to those that translate for NAT gateways.
-fn set_translate(
+/// Lets programs go on to that of a stage.
+fn set_stage(
     programs: &mut Programs,
     maps: &mut KernelMaps,
     pins: &Pins,
+    stage: Stage,
 ) -> Result<(), FabricError> {
-    maps.set_stage(TRANSLATE, programs.translate()?)?;
-    if programs.has_buffers(pins)? {
-        maps.set_buffer_stage(TRANSLATE, programs.translate_buffer()?)?;
+    maps.set_stage(stage as u32, programs.stage(stage)?)?;
+    if stage == Stage::Translate && programs.has_buffers(pins)? {
+        maps.set_buffer_stage(Stage::Translate as u32, programs.translate_buffer()?)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! The caller states the whole of it; [the loader](crate) makes the maps equal.
 //! Nothing here knows of EC2: a group is a name, a network a VNI.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -165,6 +165,8 @@ pub struct Port {
     pub addresses: Vec<IpAddr>,
     /// The subnet; its first address is the gateway that ARP answers for.
     pub subnet: IpNet,
+    /// The subnet's IPv6 block, a /64 or larger; without one it has no IPv6 addresses.
+    pub ipv6_subnet: Option<Ipv6Net>,
     /// Groups whose rules hold for it.
     pub groups: BTreeSet<GroupId>,
     /// The unique link-local address under which the responder knows it.

@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
-
 use crate::model::{
     AclId, Direction, Group, GroupId, Peer, Policy, Port, PortId, Rule, Target, Traffic, Vni,
 };
@@ -51,7 +49,7 @@ pub enum Answer {
 
 /// An end of a packet's way, as rules see it.
 struct End<'a> {
-    address: Ipv4Addr,
+    address: IpAddr,
     groups: &'a BTreeSet<GroupId>,
 }
 
@@ -71,23 +69,29 @@ enum Owner<'a> {
 pub fn ask(
     policy: &Policy,
     from: &PortId,
-    source: Ipv4Addr,
-    to: Ipv4Addr,
+    source: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
     question: Question,
 ) -> Option<Answer> {
+    let (source, to) = (source.into(), to.into());
     let sender = policy.ports.get(from)?;
-    let own = sender.addresses.contains(&IpAddr::V4(source));
-    if !own && sender.source_dest_check {
+    let own = sender.addresses.contains(&source);
+    // Nobody forwards IPv6.
+    if !own && (sender.source_dest_check || source.is_ipv6()) {
         return None;
     }
     let target = target(policy, sender, to);
     let hop = match target {
-        Some(Target::NextHop(IpAddr::V4(hop))) => hop,
+        Some(Target::NextHop(hop)) => hop,
         _ => to,
     };
     let network = match target {
         None => return Some(Answer::NoRoute),
         Some(Target::Blackhole | Target::NextHop(IpAddr::V6(_))) => {
+            return Some(Answer::Blackhole);
+        }
+        // Nor does any leave its network.
+        Some(target) if to.is_ipv6() && target != Target::Local => {
             return Some(Answer::Blackhole);
         }
         Some(Target::Peer(peer)) => Some(peer),
@@ -107,7 +111,7 @@ pub fn ask(
     if by_hop && !forwards(policy, sender.vni, hop) {
         return Some(Answer::SourceDestCheck);
     }
-    let crosses = network != Some(sender.vni) || !sender.subnet.contains(&IpAddr::V4(hop));
+    let crosses = network != Some(sender.vni) || !is_near(sender, hop);
     if crosses && !acl_allows(policy, sender.acl.as_ref(), Direction::Egress, to, question) {
         return Some(Answer::EgressAclDenied);
     }
@@ -129,7 +133,7 @@ pub fn ask(
     Some(match owner {
         Some(Owner::Port(id, receiver)) => {
             let id = id.clone();
-            let crosses = !receiver.subnet.contains(&IpAddr::V4(source));
+            let crosses = !is_near(receiver, source);
             let acl = receiver.acl.as_ref();
             if crosses && !acl_allows(policy, acl, Direction::Ingress, source, question) {
                 Answer::IngressAclDenied(id)
@@ -141,17 +145,27 @@ pub fn ask(
         }
         Some(Owner::Nat(id)) => Answer::ToNat(id.clone()),
         Some(Owner::Host(host)) => Answer::ToHost(host),
-        None => match sender.publics.get(&source) {
-            Some(public) if own => Answer::Leaves(*public),
+        None => match source {
+            IpAddr::V4(source) if own => match sender.publics.get(&source) {
+                Some(public) => Answer::Leaves(*public),
+                None => Answer::NoPublicAddress,
+            },
             _ => Answer::NoPublicAddress,
         },
     })
 }
 
+/// Whether an address is of a port's subnet.
+fn is_near(port: &Port, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => port.subnet.contains(&address),
+        IpAddr::V6(address) => port.ipv6_subnet.is_some_and(|net| net.contains(&address)),
+    }
+}
+
 /// Where the sender's route table leads.
-fn target(policy: &Policy, sender: &Port, to: Ipv4Addr) -> Option<Target> {
-    let to = IpAddr::V4(to);
-    if sender.subnet.contains(&to) {
+fn target(policy: &Policy, sender: &Port, to: IpAddr) -> Option<Target> {
+    if is_near(sender, to) {
         return Some(Target::Local);
     }
     let Some(table) = &sender.table else {
@@ -165,15 +179,14 @@ fn target(policy: &Policy, sender: &Port, to: Ipv4Addr) -> Option<Target> {
         .map(|(_, target)| *target)
 }
 
-fn owner(policy: &Policy, vni: Vni, address: Ipv4Addr) -> Option<Owner<'_>> {
-    let ip = IpAddr::V4(address);
+fn owner(policy: &Policy, vni: Vni, ip: IpAddr) -> Option<Owner<'_>> {
     let port = policy
         .ports
         .iter()
         .find(|(_, port)| port.vni == vni && port.addresses.contains(&ip))
         .map(|(id, port)| Owner::Port(id, port));
     let nat = || {
-        let is = |nat: &crate::model::Nat| nat.vni == vni && nat.address == address;
+        let is = |nat: &crate::model::Nat| nat.vni == vni && IpAddr::V4(nat.address) == ip;
         let found = policy.nats.iter().find(|(_, nat)| is(nat));
         found.map(|(id, _)| Owner::Nat(id))
     };
@@ -184,25 +197,25 @@ fn owner(policy: &Policy, vni: Vni, address: Ipv4Addr) -> Option<Owner<'_>> {
     port.or_else(nat).or_else(host)
 }
 
-fn forwards(policy: &Policy, vni: Vni, address: Ipv4Addr) -> bool {
+fn forwards(policy: &Policy, vni: Vni, address: IpAddr) -> bool {
     match owner(policy, vni, address) {
         Some(Owner::Port(_, port)) => !port.source_dest_check,
         Some(Owner::Nat(_)) => true,
         Some(Owner::Host(_)) => policy
             .remotes
-            .get(&(vni, IpAddr::V4(address)))
+            .get(&(vni, address))
             .is_some_and(|remote| remote.forwards),
         None => false,
     }
 }
 
 /// Groups of whoever has an address.
-fn groups(policy: &Policy, vni: Vni, address: Ipv4Addr) -> &BTreeSet<GroupId> {
+fn groups(policy: &Policy, vni: Vni, address: IpAddr) -> &BTreeSet<GroupId> {
     match owner(policy, vni, address) {
         Some(Owner::Port(_, port)) => &port.groups,
         Some(Owner::Host(_)) => policy
             .remotes
-            .get(&(vni, IpAddr::V4(address)))
+            .get(&(vni, address))
             .map_or(&NOBODY, |remote| &remote.groups),
         Some(Owner::Nat(_)) | None => &NOBODY,
     }
@@ -228,13 +241,13 @@ pub(crate) fn applies(
     rule: &Rule,
     direction: Direction,
     peer_groups: &BTreeSet<GroupId>,
-    peer_address: Ipv4Addr,
+    peer_address: IpAddr,
     question: Question,
 ) -> bool {
     rule.direction == direction
         && covers(&rule.traffic, question)
         && match &rule.peer {
-            Peer::Cidr(prefix) => prefix.contains(&IpAddr::V4(peer_address)),
+            Peer::Cidr(prefix) => prefix.contains(&peer_address),
             Peer::Group(group) => peer_groups.contains(group),
         }
 }
@@ -244,7 +257,7 @@ fn acl_allows(
     policy: &Policy,
     acl: Option<&AclId>,
     direction: Direction,
-    other: Ipv4Addr,
+    other: IpAddr,
     question: Question,
 ) -> bool {
     let Some(acl) = acl else {
@@ -255,10 +268,7 @@ fn acl_allows(
         .into_iter()
         .flatten()
         .filter(|((way, _), _)| *way == direction)
-        .find(|(_, entry)| {
-            matches!(entry.cidr, IpNet::V4(cidr) if cidr.contains(&other))
-                && covers(&entry.traffic, question)
-        })
+        .find(|(_, entry)| entry.cidr.contains(&other) && covers(&entry.traffic, question))
         .is_some_and(|(_, entry)| entry.allow)
 }
 

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use ocs_dataplane::fabric::{Capture, Explanation, FabricError, Frame, Packet};
@@ -309,7 +309,7 @@ fn a_flow_log_counts_each_flow_at_each_end() {
         flows.sort();
         flows
     };
-    let (a, b) = (Ipv4Addr::from(A), Ipv4Addr::from(B));
+    let (a, b) = (IpAddr::from(A), IpAddr::from(B));
     assert_eq!(
         short(&two.port_a.0),
         [

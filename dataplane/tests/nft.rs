@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -117,25 +117,35 @@ fn written(policy: &Policy) -> String {
             .collect();
         let (mut egress, mut ingress) = (String::new(), String::new());
         for port in &ports {
-            let own = address(port);
-            let _ = writeln!(egress, "  ip saddr {own} ip daddr {own} drop");
-            for rule in port
-                .groups
-                .iter()
-                .flat_map(|group| &policy.groups[group].rules)
-            {
-                let Some(peers) = peers(&ports, &rule.peer) else {
-                    continue;
-                };
-                for traffic in traffic(rule) {
+            for family in [
+                Family {
+                    name: "ip",
+                    v6: false,
+                },
+                Family {
+                    name: "ip6",
+                    v6: true,
+                },
+            ] {
+                let (ip, own) = (family.name, family.address(port));
+                let _ = writeln!(egress, "  {ip} saddr {own} {ip} daddr {own} drop");
+                for rule in port
+                    .groups
+                    .iter()
+                    .flat_map(|group| &policy.groups[group].rules)
+                {
+                    let Some(peers) = family.peers(&ports, &rule.peer) else {
+                        continue;
+                    };
+                    let traffic = traffic(rule);
                     let _ = match rule.direction {
                         Direction::Egress => writeln!(
                             egress,
-                            "  ip saddr {own} ip daddr {peers} {traffic} goto ingress"
+                            "  {ip} saddr {own} {ip} daddr {peers} {traffic} goto ingress"
                         ),
                         Direction::Ingress => writeln!(
                             ingress,
-                            "  ip daddr {own} ip saddr {peers} {traffic} fwd to \"out\""
+                            "  {ip} daddr {own} {ip} saddr {peers} {traffic} fwd to \"out\""
                         ),
                     };
                 }
@@ -151,45 +161,58 @@ fn written(policy: &Policy) -> String {
     text
 }
 
-fn address(port: &Port) -> Ipv4Addr {
-    match port.addresses.first() {
-        Some(IpAddr::V4(address)) => *address,
-        other => panic!("not an IPv4 address: {other:?}"),
-    }
+/// An IP of the two, as nftables calls it.
+struct Family {
+    name: &'static str,
+    v6: bool,
 }
 
-/// A set of addresses; nothing if it is empty.
-fn peers(ports: &[&Port], peer: &Peer) -> Option<String> {
-    match peer {
-        Peer::Cidr(prefix) => Some(prefix.to_string()),
-        Peer::Group(group) => members(ports, group),
+impl Family {
+    fn address(&self, port: &Port) -> IpAddr {
+        let mut addresses = port.addresses.iter();
+        let own = addresses.find(|address| address.is_ipv6() == self.v6);
+        *own.expect("an address of each family")
     }
-}
 
-fn members(ports: &[&Port], group: &GroupId) -> Option<String> {
-    let members = ports.iter().filter(|port| port.groups.contains(group));
-    let members: BTreeSet<String> = members.map(|port| address(port).to_string()).collect();
-    let list = members.into_iter().collect::<Vec<_>>().join(", ");
-    (!list.is_empty()).then(|| format!("{{ {list} }}"))
+    /// A set of addresses; nothing if it is empty.
+    fn peers(&self, ports: &[&Port], peer: &Peer) -> Option<String> {
+        match peer {
+            Peer::Cidr(prefix) => (prefix.addr().is_ipv6() == self.v6).then(|| prefix.to_string()),
+            Peer::Group(group) => self.members(ports, group),
+        }
+    }
+
+    fn members(&self, ports: &[&Port], group: &GroupId) -> Option<String> {
+        let members = ports.iter().filter(|port| port.groups.contains(group));
+        let members: BTreeSet<String> =
+            members.map(|port| self.address(port).to_string()).collect();
+        let list = members.into_iter().collect::<Vec<_>>().join(", ");
+        (!list.is_empty()).then(|| format!("{{ {list} }}"))
+    }
 }
 
 /// Matches of a rule's traffic.
-fn traffic(rule: &Rule) -> Vec<String> {
+fn traffic(rule: &Rule) -> String {
     match rule.traffic {
-        Traffic::All => vec![String::new()],
-        Traffic::Protocol(number) => vec![format!("ip protocol {number}")],
+        Traffic::All => String::new(),
+        Traffic::Protocol(number) => format!("meta l4proto {number}"),
         Traffic::Ports { protocol, from, to } => {
             let name = if protocol == 6 { "tcp" } else { "udp" };
-            vec![format!("{name} dport {from}-{to}")]
+            format!("{name} dport {from}-{to}")
         }
-        Traffic::Icmp { kind, code, .. } => {
-            let mut text = "ip protocol 1".to_owned();
-            for (field, value) in [("type", kind), ("code", code)] {
+        Traffic::Icmp {
+            protocol,
+            kind,
+            code,
+        } => {
+            // By place: of the other IP these bytes are nothing to nftables.
+            let mut text = format!("meta l4proto {protocol}");
+            for (at, value) in [(0, kind), (8, code)] {
                 if let Some(value) = value {
-                    let _ = write!(text, " icmp {field} {value}");
+                    let _ = write!(text, " @th,{at},8 {value}");
                 }
             }
-            vec![text]
+            text
         }
     }
 }
@@ -218,7 +241,7 @@ impl Judges {
             let vni = policy.ports[&from].vni.0;
             // nftables is asked without conntrack, so a flow without ports is asked once.
             let flow = (vni, source.min(to), source.max(to), one.question.protocol);
-            if !matches!(one.question.protocol, 1 | 6 | 17) && !tracked.insert(flow) {
+            if !one.has_ports() && !tracked.insert(flow) {
                 continue;
             }
             let answer = ask(policy, &from, source, to, one.question).expect("own address");

@@ -4,7 +4,7 @@ mod support;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane::compiler::raw;
 use ocs_dataplane::fabric::{Counters, UplinkConfig};
@@ -120,7 +120,7 @@ struct Asker<'a> {
     /// Tells apart flows that have ports.
     nonce: u16,
     /// Flows without ports that were allowed, in either direction.
-    tracked: BTreeSet<(PortId, Ipv4Addr, u8)>,
+    tracked: BTreeSet<(PortId, IpAddr, u8)>,
 }
 
 impl Asker<'_> {
@@ -173,7 +173,7 @@ impl Asker<'_> {
         self.nonce += 1;
         let (from, ifindex, source, to, frame) = one.frame(policy, self.nonce);
         let answer = ask(policy, &from, source, to, one.question).expect("own address");
-        if !matches!(one.question.protocol, 1 | 6 | 17) {
+        if !one.has_ports() {
             // By its sender, or by whoever may receive it.
             let is_tracked = self.tracked.iter().any(|(id, peer, protocol)| {
                 *protocol == one.question.protocol

@@ -42,6 +42,7 @@ impl Bed {
                 mac: Mac([2, 0, 0, 0, 0, last]),
                 addresses: vec![IpAddr::V4(address(last))],
                 subnet: "10.0.0.0/24".parse().unwrap(),
+                ipv6_subnet: None,
                 groups: BTreeSet::from([GroupId("sg-1".into())]),
                 service_address: Ipv4Addr::new(169, 254, 1, last),
                 rate: Rate {

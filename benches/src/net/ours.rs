@@ -95,6 +95,7 @@ impl Path {
                     mac: mac(last),
                     addresses: [IpAddr::V4(address(last))].into(),
                     subnet: IpNet::new(IpAddr::V4(address(0)), 24)?,
+                    ipv6_subnet: None,
                     groups: [GroupId("sg".into())].into(),
                     service_address: Ipv4Addr::new(169, 254, 1, last),
                     rate: Rate::default(),

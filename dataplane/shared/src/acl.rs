@@ -4,9 +4,9 @@
 //! entries that count for it, and what the first of them says of a protocol and port is
 //! in a prefix tree. Two look-ups, however many entries.
 
-use crate::layout::{AclClassKey, AclRuleKey, Address, Direction};
+use crate::layout::{ACL_IPV6, AclClassKey, AclRuleKey, Address, Direction};
 use crate::maps::Maps;
-use crate::parse::{Ipv4, Part, Transport};
+use crate::parse::{Family, Ip, Part, Transport};
 
 /// Whether an ACL lets a packet pass. A later fragment follows its first, which was asked.
 #[inline(always)]
@@ -15,13 +15,18 @@ pub(crate) fn allows(
     acl: u32,
     direction: Direction,
     address: Address,
-    ip: &Ipv4,
+    ip: &Ip,
     ports: &Transport,
 ) -> bool {
     if acl == 0 || ip.part == Part::Later {
         return true;
     }
-    let what = u32::from(ports.rule_port) << 16 | u32::from(ip.protocol) << 8 | direction as u32;
+    let family = match ip.family {
+        Family::V4 => 0,
+        Family::V6 => ACL_IPV6,
+    };
+    let direction = direction as u32 | family;
+    let what = u32::from(ports.rule_port) << 16 | u32::from(ip.protocol) << 8 | direction;
     look_up(maps, acl, address, what)
 }
 

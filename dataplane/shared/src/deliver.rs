@@ -2,11 +2,11 @@
 
 use crate::acl;
 use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
-use crate::layout::{Direction, Endpoint, ROUTER_MAC, Reason, TRACKS_ALL};
+use crate::layout::{Address, Direction, Endpoint, ROUTER_MAC, Reason, TRACKS_ALL};
 use crate::log;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{ETH_SOURCE, Ipv4, Part};
+use crate::parse::{ETH_SOURCE, Family, Ip, Part};
 
 /// A packet at the end of its way.
 pub(crate) struct Arrival<'a> {
@@ -14,8 +14,16 @@ pub(crate) struct Arrival<'a> {
     pub receiver: &'a Endpoint,
     /// Who sent it, as the receiver's rules see it.
     pub sender: Peer,
+    /// Whether it comes from beyond the receiver's subnet.
+    pub crosses: bool,
     /// The slot that it came from.
     pub from: u32,
+}
+
+/// Whether an address is beyond a receiver's subnet.
+#[inline(always)]
+pub(crate) fn crosses(receiver: &Endpoint, source: Address) -> bool {
+    source & receiver.mask != receiver.subnet
 }
 
 /// Delivers a packet, or counts with the receiver why not.
@@ -24,13 +32,13 @@ pub(crate) fn deliver(
     packet: &mut (impl Packet + ?Sized),
     maps: &impl Maps,
     arrival: &Arrival<'_>,
-    ip: &Ipv4,
+    ip: &Ip,
     asked: &Asked,
     sent: Option<&Passed<'_>>,
     now: u64,
 ) -> Result<Action, Reason> {
     let receiver = arrival.receiver;
-    let crosses = ip.source & receiver.mask != receiver.subnet;
+    let crosses = arrival.crosses;
     let ports = &asked.ports;
     let passes_acl =
         !crosses || acl::allows(maps, receiver.acl, Direction::Ingress, ip.source, ip, ports);
@@ -40,7 +48,7 @@ pub(crate) fn deliver(
         policy: receiver.identity.set,
         peer: arrival.sender,
         timeouts: &receiver.timeouts,
-        tracks_all: receiver.flags & TRACKS_ALL != 0,
+        tracks_all: receiver.flags & TRACKS_ALL != 0 || ip.family == Family::V6,
     };
     let verdict = if passes_acl {
         judge::ask(maps, &side, ip, asked, now)

@@ -12,16 +12,17 @@
 
 use crate::acl;
 use crate::checksum::Delta;
-use crate::deliver::{Arrival, deliver};
+use crate::deliver::{self, Arrival, deliver};
 use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
 use crate::layout::{
-    Direction, EndpointKey, FORWARDS, Identity, Reason, TRACKS_ALL, TRANSLATES, Tap,
+    Direction, EndpointKey, FORWARDS, Identity, Reason, TRACKS_ALL, TRANSLATE, TRANSLATES, Tap,
 };
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{IP_CHECKSUM, IP_TTL, Ipv4, Part};
+use crate::parse::{Family, IP_CHECKSUM, IP_TTL, Ip, Ipv4, Part};
+use crate::route::Way;
 use crate::verifier::blur;
-use crate::{log, nat, outside, route, too_long, vxlan};
+use crate::{ipv6, log, nat, outside, route, too_long, vxlan};
 
 /// Passes a packet on.
 #[inline(always)]
@@ -37,6 +38,20 @@ pub(crate) fn from_port(
     }
     let now = maps.now();
     let way = route::find(maps, tap, ip.destination)?;
+    by_way(packet, maps, tap, ip, sender, way, now)
+}
+
+/// Passes a packet of either IP on by the way that it takes.
+#[inline(always)]
+pub(crate) fn by_way(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &impl Maps,
+    tap: &Tap,
+    ip: &Ip,
+    sender: Peer,
+    way: Way<'_>,
+    now: u64,
+) -> Result<Action, Reason> {
     let crosses = blur(u8::from(way.crosses), now) != 0;
     if crosses && ip.ttl <= 1 {
         return Err(Reason::TtlExceeded);
@@ -53,8 +68,8 @@ pub(crate) fn from_port(
         peer: way.peer,
         timeouts: &tap.timeouts,
         // What goes through a NAT gateway is (EC2 User Guide, "Automatically tracked
-        // connections").
-        tracks_all: translates || tap.flags & TRACKS_ALL != 0,
+        // connections"), and IPv6, of which rules that are open to all of IPv4 say nothing.
+        tracks_all: translates || tap.flags & TRACKS_ALL != 0 || ip.family == Family::V6,
     };
     let passes_acl = !crosses
         || acl::allows(
@@ -80,7 +95,11 @@ pub(crate) fn from_port(
         });
     }
     if crosses {
-        decrement_ttl(packet).ok_or(Reason::Malformed)?;
+        match ip.family {
+            Family::V4 => decrement_ttl(packet),
+            Family::V6 => ipv6::decrement_hop_limit(packet, ip),
+        }
+        .ok_or(Reason::Malformed)?;
     }
     let passed = Passed { side, verdict };
     if let Some(receiver) = way.receiver
@@ -90,6 +109,10 @@ pub(crate) fn from_port(
         let arrival = Arrival {
             receiver,
             sender: as_seen_from(sender, way.vni, tap.vni),
+            crosses: match ip.family {
+                Family::V4 => deliver::crosses(receiver, ip.source),
+                Family::V6 => way.enters,
+            },
             from: tap.slot,
         };
         return deliver(packet, maps, &arrival, ip, &asked, Some(&passed), now);
@@ -105,7 +128,10 @@ pub(crate) fn from_port(
         Some(receiver) if receiver.host != 0 => {
             vxlan::send(packet, maps, way.vni, receiver, asked.sent(), tap.slot)
         }
-        Some(_) => Ok(Action::Translate),
+        Some(_) => Ok(Action::Stage {
+            stage: TRANSLATE,
+            slot: tap.slot,
+        }),
         None => outside::out(packet, maps, public, ip, &asked, tap.slot),
     }
 }
@@ -137,7 +163,9 @@ fn sender(maps: &impl Maps, tap: &Tap, address: u32) -> Result<Peer, Reason> {
             scope: 0,
         });
     }
-    if tap.flags & FORWARDS == 0 {
+    // None comes from 0.0.0.0/8 (RFC 1122 §3.2.1.3), where numbers of IPv6 addresses are.
+    let [first, ..] = address.to_ne_bytes();
+    if tap.flags & FORWARDS == 0 || first == 0 {
         return Err(Reason::Spoofed);
     }
     Ok(Peer {

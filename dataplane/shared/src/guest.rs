@@ -1,9 +1,11 @@
 //! A frame from a guest: whose it is, and where it may go.
 
-use crate::layout::{Direction, METADATA_ADDRESS, RESPONDER_SLOT, Reason, Tap};
+use crate::layout::{Direction, METADATA_ADDRESS, PORT_IPV6, RESPONDER_SLOT, Reason, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, WITHOUT_OPTIONS};
+use crate::parse::{
+    self, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, WITHOUT_OPTIONS,
+};
 use crate::{arp, forward, limit, service, too_long};
 
 /// Decides on a frame that came in on `ifindex`, and rewrites it to fit.
@@ -16,11 +18,21 @@ pub fn receive(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex: u
     packet.capture(tap.slot, Direction::Egress);
     match decide(packet, maps, tap) {
         Ok(action) => limit::deliver(packet, maps, action),
+        // Asked last, so that IPv4 does not pay for it.
+        Err(Reason::EtherType) if is_ipv6(packet) => Action::Stage {
+            stage: PORT_IPV6,
+            slot: tap.slot,
+        },
         Err(reason) => {
             maps.count(tap.slot, Direction::Egress, reason);
             Action::Drop
         }
     }
+}
+
+#[inline(always)]
+fn is_ipv6(packet: &(impl Packet + ?Sized)) -> bool {
+    matches!(packet.load_u16(ETH_TYPE), Some(ETHERTYPE_IPV6))
 }
 
 #[inline(always)]
@@ -53,7 +65,7 @@ fn decide(
     }
 }
 
-/// Goes on where [`receive`] said [`Action::Translate`].
+/// Goes on where [`receive`] said [`TRANSLATE`](crate::layout::TRANSLATE).
 #[inline(always)]
 pub fn translate(packet: &mut (impl Packet + ?Sized), maps: &impl Maps, ifindex: u32) -> Action {
     let Some(tap) = maps.tap(ifindex) else {

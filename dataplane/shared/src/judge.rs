@@ -9,12 +9,13 @@
 //! ```
 
 use crate::flow::FlowKey;
+use crate::ipv6;
 use crate::layout::{
     Address, Direction, Identity, PREFIX_BITS, PrefixKey, RULE_OPEN, RuleKey, Timeouts,
 };
 use crate::maps::Maps;
 use crate::packet::Packet;
-use crate::parse::{Ipv4, Part, Role, TCP, Transport, UDP, quoted, transport};
+use crate::parse::{Family, Ip, Part, Role, TCP, Transport, UDP, quoted, transport};
 use crate::tracker::{self, From};
 use crate::verifier::blur;
 
@@ -74,7 +75,7 @@ impl Asked {
     /// Reads a packet. An ICMP error speaks of the flow that it quotes; where `strict`,
     /// only if it comes from where that flow's packet went. `None`: malformed.
     #[inline(always)]
-    pub(crate) fn read(packet: &(impl Packet + ?Sized), ip: &Ipv4, strict: bool) -> Option<Self> {
+    pub(crate) fn read(packet: &(impl Packet + ?Sized), ip: &Ip, strict: bool) -> Option<Self> {
         let mut asked = Self {
             ports: Transport {
                 source: 0,
@@ -82,7 +83,7 @@ impl Asked {
                 rule_port: 0,
                 role: Role::Notice,
             },
-            sent: tracker::fragments_key(ip.source, ip.destination, ip.protocol, ip.id),
+            sent: tracker::fragments_key(ip),
             quoted_source: 0,
             quoted_destination: 0,
             quoted_protocol: 0,
@@ -93,7 +94,10 @@ impl Asked {
         let ports = transport(packet, ip)?;
         asked.ports = ports;
         if let Role::Error { quote } = ports.role
-            && let Some((inner, inner_ports)) = quoted(packet, quote)
+            && let Some((inner, inner_ports)) = match ip.family {
+                Family::V4 => quoted(packet, quote),
+                Family::V6 => ipv6::parse::quoted(packet, quote, ip),
+            }
             && inner.source == ip.destination
             && (!strict || inner.destination == ip.source)
         {
@@ -124,7 +128,7 @@ impl Asked {
 
 /// A packet's flow as its sender sees it.
 #[inline(always)]
-fn key(ip: &Ipv4, ports: &Transport) -> FlowKey {
+fn key(ip: &Ip, ports: &Transport) -> FlowKey {
     FlowKey {
         own: ip.source,
         peer: ip.destination,
@@ -145,18 +149,12 @@ fn from(direction: Direction) -> From {
 
 /// Asks a side's tracker, then its rules. A later fragment follows its first, or nothing.
 #[inline(always)]
-pub(crate) fn ask(
-    maps: &impl Maps,
-    side: &Side<'_>,
-    ip: &Ipv4,
-    asked: &Asked,
-    now: u64,
-) -> Verdict {
+pub(crate) fn ask(maps: &impl Maps, side: &Side<'_>, ip: &Ip, asked: &Asked, now: u64) -> Verdict {
     Verdict(blur(answer(maps, side, ip, asked, now).0, now))
 }
 
 #[inline(always)]
-fn answer(maps: &impl Maps, side: &Side<'_>, ip: &Ipv4, asked: &Asked, now: u64) -> Verdict {
+fn answer(maps: &impl Maps, side: &Side<'_>, ip: &Ip, asked: &Asked, now: u64) -> Verdict {
     let key = asked.key(side.direction);
     let Some(bucket) = maps.bucket(side.slot, key.bucket()) else {
         return Verdict::DENIED;
@@ -311,7 +309,7 @@ pub(crate) struct Passed<'a> {
 pub(crate) fn remember(
     maps: &impl Maps,
     passed: &Passed<'_>,
-    ip: &Ipv4,
+    ip: &Ip,
     asked: &Asked,
     now: u64,
 ) -> bool {
@@ -329,7 +327,7 @@ pub(crate) fn remember(
     if ip.part != Part::First {
         return true;
     }
-    let mut key = tracker::fragments_key(ip.source, ip.destination, ip.protocol, ip.id);
+    let mut key = tracker::fragments_key(ip);
     if side.direction == Direction::Ingress {
         key = tracker::mirrored(&key);
     }

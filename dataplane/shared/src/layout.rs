@@ -18,13 +18,15 @@
 //! NATS         slot → [Bucket]                    what is translated, a table per gateway
 //! DEVICES      slot → interface                   where to redirect to
 //! INTERFACES   slot → interface                   the same for what is no XDP program
-//! STAGES       TRANSLATE → program                where a program goes on
+//! STAGES       TRANSLATE … → program              where a program goes on
 //! BUFFER_STAGES                                   the same for what is no XDP program
 //! LIMITS       slot → limit::Limits               how fast it may go
 //! METERS       slot → limit::Meters               what it has spent of that
 //! FLOW_LOGS    slot → {LogKey → LogRecord}        what its log is told; none: no log
 //! CAPTURES     slot → ring of Captured            who watches its frames; none: nobody
 //! COUNTERS     slot → Counters, per CPU
+//!
+//! PORTS_IPV6, ENDPOINTS_IPV6, ROUTES_IPV6: `ipv6/layout.rs`
 //! ```
 //!
 //! A *slot* numbers a port on this host. The numbers are reused; tables and counters of
@@ -53,10 +55,17 @@ pub const MAX_HOSTS: usize = 16_384;
 /// Buckets of one NAT gateway's table, a power of two: a way for each of its ports.
 pub const NAT_BUCKETS: usize = 8192;
 
+/// IPv6 routes of all tables on this host.
+pub const MAX_ROUTES_IPV6: usize = 65_536;
+
 /// Programs that others go on to.
 pub const MAX_STAGES: usize = 4;
 /// The one that translates for NAT gateways.
 pub const TRANSLATE: u32 = 0;
+/// The one for a port's IPv6.
+pub const PORT_IPV6: u32 = 1;
+/// The one for other hosts' IPv6.
+pub const UPLINK_IPV6: u32 = 2;
 
 /// The responder's slot.
 pub const RESPONDER_SLOT: u32 = 0;
@@ -259,11 +268,14 @@ pub const ROUTE_OUTSIDE: u32 = 3;
 pub struct AclClassKey {
     /// The ACL.
     pub acl: u32,
-    /// [`Direction`], seen from the subnet.
+    /// [`Direction`], seen from the subnet; with [`ACL_IPV6`].
     pub direction: u32,
-    /// The other side's address.
+    /// The other side's address, or the number of its IPv6 address.
     pub address: Address,
 }
+
+/// In [`AclClassKey::direction`]: of IPv6.
+pub const ACL_IPV6: u32 = 2;
 
 /// Leading bits of an [`AclClassKey`] before those of its address.
 pub const ACL_SCOPE_BITS: u32 = 64;
@@ -407,17 +419,17 @@ macro_rules! reasons {
 reasons! {
     /// It went where it should.
     Forwarded = "forwarded",
-    /// Answered in place (ARP).
+    /// Answered in place (ARP, neighbour discovery).
     Answered = "answered",
     /// It came in on an interface, or for a service address, that no policy names.
     NoPort = "no_port",
     /// It ends before its headers do, or a length field lies.
     Malformed = "malformed",
-    /// Neither ARP nor IPv4.
+    /// Neither ARP nor IP of a version that the port has addresses of.
     EtherType = "ether_type",
     /// The source address, IP or Ethernet, is not the port's.
     Spoofed = "spoofed",
-    /// An ARP question that nobody here answers.
+    /// A question for a neighbour, or to all of a link, that nobody here answers.
     ArpUnanswered = "arp_unanswered",
     /// Longer than the network carries.
     TooLong = "too_long",

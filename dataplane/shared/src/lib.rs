@@ -10,6 +10,7 @@
 //!                                          ├ vxlan    wrapped, to another host
 //!                                          ├ outside  from its public address
 //!                                          └ nat      from a NAT gateway's
+//!                    └── ipv6     by numbers of addresses, to the same forward
 //!  responder's ────▶ responder::receive ────────── rewritten, to a tap
 //!  from a host ────▶ uplink::receive ─┬─ vxlan    unwrapped, to deliver or nat
 //!  from outside ──▶ outside::receive ─┴─ outside  to deliver, by nat or not
@@ -42,6 +43,7 @@ pub mod directory;
 pub mod flow;
 pub mod forward;
 pub mod guest;
+pub mod ipv6;
 pub mod judge;
 pub mod layout;
 pub mod limit;

@@ -8,7 +8,7 @@
 use crate::layout::Address;
 use crate::maps::Maps;
 use crate::packet::Packet;
-use crate::parse::{ETH_LEN, Ipv4, TCP, Transport, UDP};
+use crate::parse::{ETH_LEN, Ip, TCP, Transport, UDP};
 use crate::word::Word;
 
 /// Flows of one port between two readings of its log.
@@ -18,9 +18,9 @@ pub const LOG_FLOWS: usize = 8192;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogKey {
-    /// Source address.
+    /// Source address, or the number of an IPv6 address.
     pub source: Address,
-    /// Destination address.
+    /// Destination address, likewise.
     pub destination: Address,
     /// Source port of TCP and UDP, else 0; as it lies in a packet.
     pub source_port: u16,
@@ -83,7 +83,7 @@ pub(crate) fn record(
     packet: &(impl Packet + ?Sized),
     maps: &impl Maps,
     slot: u32,
-    ip: &Ipv4,
+    ip: &Ip,
     ports: &Transport,
     accepted: bool,
 ) {

@@ -1,6 +1,7 @@
 //! What packet logic asks of the maps, and what it decides.
 
 use crate::flow::Bucket;
+use crate::ipv6::layout as ipv6;
 use crate::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
     PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
@@ -17,8 +18,14 @@ pub enum Action {
     Pass,
     /// Back out of the interface it came in on.
     Bounce,
-    /// On to a NAT gateway of this host: [`crate::guest::translate`] goes on.
-    Translate,
+    /// On in another program: [`crate::layout::TRANSLATE`] and so on. Where that of IPv6 is
+    /// not, nobody has such addresses.
+    Stage {
+        /// Which.
+        stage: u32,
+        /// The slot that the frame came from.
+        slot: u32,
+    },
     /// Out of another port's interface, which is counted there once it worked.
     Redirect {
         /// Whose.
@@ -36,6 +43,12 @@ pub trait Maps {
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint>;
     /// The address of an endpoint that forwards.
     fn forwarder(&self, key: &ForwarderKey) -> Option<Address>;
+    /// What a port is in IPv6; nothing if it has no such addresses.
+    fn port_ipv6(&self, slot: u32) -> Option<&ipv6::Port>;
+    /// Who receives at an IPv6 address.
+    fn endpoint_ipv6(&self, key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint>;
+    /// The way to an IPv6 address.
+    fn route_ipv6(&self, key: &ipv6::PrefixKey) -> Option<Route>;
     /// Whose a service address is.
     fn service(&self, address: Address) -> Option<&Service>;
     /// The value of the longest prefix of `key` that is a rule; 0: none is.

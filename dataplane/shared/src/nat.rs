@@ -13,7 +13,7 @@
 //! tenant's: nobody else's flows can fill it. A live flow is never evicted.
 
 use crate::acl;
-use crate::deliver::{Arrival, deliver};
+use crate::deliver::{self, Arrival, deliver};
 use crate::flow::{FlowKey, State, WAYS};
 use crate::judge::{Asked, Peer};
 use crate::layout::{Direction, Endpoint, EndpointKey, NAT_BUCKETS, Reason};
@@ -323,6 +323,7 @@ pub(crate) fn back(
     let arrival = Arrival {
         receiver,
         sender,
+        crosses: deliver::crosses(receiver, ip.source),
         from: slot,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, now)

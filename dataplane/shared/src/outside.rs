@@ -3,7 +3,7 @@
 //!
 //! Nothing but an address in `PUBLICS` is let in or answered for.
 
-use crate::deliver::{Arrival, deliver};
+use crate::deliver::{self, Arrival, deliver};
 use crate::judge::{Asked, Peer};
 use crate::layout::{
     Address, EndpointKey, Identity, OUTSIDE_HOST, OUTSIDE_SLOT, PrefixKey, Reason, TRANSLATES, Tap,
@@ -122,6 +122,7 @@ pub(crate) fn receive(
     let arrival = Arrival {
         receiver: endpoint,
         sender,
+        crosses: deliver::crosses(endpoint, ip.source),
         from: slot,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, maps.now())

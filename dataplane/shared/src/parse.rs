@@ -5,6 +5,7 @@
 //! │ dst MAC  │ src MAC  │ type │ IPv4 header     │ TCP, UDP, ICMP …
 //! ```
 
+use crate::ipv6;
 use crate::packet::{Head, Packet};
 
 /// Ethernet header's length.
@@ -15,6 +16,8 @@ pub const ETH_SOURCE: usize = 6;
 pub const ETH_TYPE: usize = 12;
 /// IPv4's EtherType as it lies in a packet.
 pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
+/// IPv6's EtherType as it lies in a packet.
+pub const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
 /// ARP's EtherType as it lies in a packet.
 pub const ETHERTYPE_ARP: u16 = 0x0806u16.to_be();
 
@@ -33,6 +36,8 @@ pub const IP_DESTINATION: usize = ETH_LEN + 16;
 
 /// ICMP's protocol number.
 pub const ICMP: u8 = 1;
+/// ICMPv6's protocol number (RFC 4443 §1).
+pub const ICMPV6: u8 = 58;
 /// TCP's protocol number.
 pub const TCP: u8 = 6;
 /// UDP's protocol number.
@@ -41,19 +46,22 @@ pub const UDP: u8 = 17;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
-/// An IPv4 header (RFC 791 §3.1) whose lengths have been checked against the frame.
+/// An IP header whose lengths have been checked against the frame: of IPv4 (RFC 791 §3.1),
+/// or of IPv6 with numbers in place of its addresses ([`crate::ipv6`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4 {
+pub struct Ip {
+    /// Which IP.
+    pub family: Family,
     /// Source address.
     pub source: u32,
     /// Destination address.
     pub destination: u32,
-    /// Protocol number.
+    /// Protocol number; of IPv6 the last next-header field.
     pub protocol: u8,
-    /// Time to live.
+    /// Time to live, or hop limit.
     pub ttl: u8,
     /// Identification.
-    pub id: u16,
+    pub id: u32,
     /// What of a datagram this is.
     pub part: Part,
     /// Offset of the payload in the frame.
@@ -62,15 +70,28 @@ pub struct Ipv4 {
     pub payload_len: usize,
 }
 
+/// An [`Ip`] of IPv4.
+pub type Ipv4 = Ip;
+
+/// Version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
 /// What of a datagram a packet is.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// All of it.
-    Whole,
+    Whole = 0,
     /// Its first fragment: it has the ports.
-    First,
+    First = 1,
     /// A later fragment: it has no ports.
-    Later,
+    Later = 2,
 }
 
 /// Reads the IPv4 header behind the Ethernet header. `None`: it is cut short or contradicts
@@ -113,11 +134,12 @@ pub fn ipv4_of(head: &Head, frame_len: usize) -> Option<Ipv4> {
         Part::Whole
     };
     Some(Ipv4 {
+        family: Family::V4,
         source,
         destination,
         protocol,
         ttl,
-        id,
+        id: u32::from(id),
         part,
         payload: ETH_LEN + header_len,
         payload_len: total_len - header_len,
@@ -151,7 +173,7 @@ pub enum Role {
     Answer(u8),
     /// An ICMP error, about the packet quoted at this offset.
     Error {
-        /// Where the quoted IPv4 header begins.
+        /// Where the quoted IP header begins.
         quote: usize,
     },
     /// An ICMP message that stands for itself.
@@ -197,9 +219,9 @@ impl TcpFlags {
     }
 }
 
-/// Reads what is above the IPv4 header of a packet that is not a later fragment.
+/// Reads what is above the IP header of a packet that is not a later fragment.
 #[inline(always)]
-pub fn transport(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> Option<Transport> {
+pub fn transport(packet: &(impl Packet + ?Sized), ip: &Ip) -> Option<Transport> {
     let at = ip.payload;
     match ip.protocol {
         TCP => {
@@ -224,7 +246,8 @@ pub fn transport(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> Option<Transport
             }
             Some(ports(u32::from_ne_bytes([a, b, c, d]), Role::Datagram))
         }
-        ICMP => icmp(packet, ip),
+        ICMP if ip.family == Family::V4 => icmp(packet, ip),
+        ICMPV6 if ip.family == Family::V6 => ipv6::parse::icmp(packet, ip.payload, ip.payload_len),
         _ => Some(Transport {
             source: 0,
             destination: 0,
@@ -284,11 +307,12 @@ pub fn quoted(packet: &(impl Packet + ?Sized), at: usize) -> Option<(Ipv4, Trans
         return None;
     }
     let ip = Ipv4 {
+        family: Family::V4,
         source: packet.load_u32(at + 12)?,
         destination: packet.load_u32(at + 16)?,
         protocol: packet.load_u8(at + 9)?,
         ttl: packet.load_u8(at + 8)?,
-        id: packet.load_u16(at + 4)?,
+        id: u32::from(packet.load_u16(at + 4)?),
         part: Part::Whole,
         payload: at + header_len,
         payload_len: 8,

@@ -17,6 +17,8 @@ pub(crate) struct Way<'a> {
     pub peer: Peer,
     /// Whether it leaves the sender's subnet.
     pub crosses: bool,
+    /// Of IPv6: whether it enters the receiver's.
+    pub enters: bool,
 }
 
 /// Finds it.
@@ -51,6 +53,7 @@ pub(crate) fn find<'a>(
             vni: 0,
             peer: far(0),
             crosses: true,
+            enters: false,
         });
     }
     if route.kind != ROUTE_NETWORK && route.kind != ROUTE_NEXT_HOP {
@@ -87,5 +90,6 @@ pub(crate) fn find<'a>(
         vni: route.vni,
         peer,
         crosses: hop & tap.mask != tap.subnet || route.vni != tap.vni,
+        enters: false,
     })
 }

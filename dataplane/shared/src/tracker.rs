@@ -14,7 +14,7 @@
 
 use crate::flow::{Bucket, FlowKey, Found, Progress, State};
 use crate::layout::Timeouts;
-use crate::parse::{Role, TCP, TcpFlags, UDP};
+use crate::parse::{Ip, Role, TCP, TcpFlags, UDP};
 
 /// Seconds that a TCP flow which is being opened or closed is remembered.
 const TCP_TRANSIENT_S: u32 = 60;
@@ -59,13 +59,14 @@ pub fn kind(role: Role, from: From) -> u8 {
 /// The key under which the later fragments of a datagram find the first, at its sender.
 #[inline(always)]
 #[must_use]
-pub fn fragments_key(source: u32, destination: u32, protocol: u8, id: u16) -> FlowKey {
+pub fn fragments_key(ip: &Ip) -> FlowKey {
     FlowKey {
-        own: source,
-        peer: destination,
-        own_port: id,
-        peer_port: 0,
-        protocol,
+        own: ip.source,
+        peer: ip.destination,
+        // Of IPv4, 0.
+        peer_port: (ip.id >> 16) as u16,
+        own_port: ip.id as u16,
+        protocol: ip.protocol,
         kind: KIND_FRAGMENTS | KIND_ASKED_BY_OWN,
     }
 }

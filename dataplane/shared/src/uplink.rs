@@ -8,12 +8,12 @@
 //!  all else ──▶ the host's own
 //! ```
 
-use crate::deliver::{Arrival, deliver};
+use crate::deliver::{self, Arrival, deliver};
 use crate::judge::Asked;
-use crate::layout::{OUTSIDE_SLOT, Reason, TRANSLATES, UPLINK_SLOT};
+use crate::layout::{OUTSIDE_SLOT, Reason, TRANSLATES, UPLINK_IPV6, UPLINK_SLOT};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_TYPE, ETHERTYPE_IPV4};
+use crate::parse::{self, ETH_TYPE, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::{limit, nat, outside, vxlan};
 
 /// Decides on a frame of the interface that leads to other hosts, and perhaps outside.
@@ -62,7 +62,18 @@ fn from_host(
     maps: &impl Maps,
     outer: &parse::Ipv4,
 ) -> Result<Action, Reason> {
-    let unwrapped = vxlan::unwrap(packet, maps, outer)?;
+    let (vni, ether_type) = vxlan::look_inside(packet, outer)?;
+    match ether_type {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => {
+            return Ok(Action::Stage {
+                stage: UPLINK_IPV6,
+                slot: UPLINK_SLOT,
+            });
+        }
+        _ => return Err(Reason::EtherType),
+    }
+    let unwrapped = vxlan::unwrap(packet, maps, outer, vni)?;
     let ip = unwrapped.ip;
     let strict = !unwrapped.sender.forwards;
     let asked = Asked::read(packet, &ip, strict).ok_or(Reason::Malformed)?;
@@ -81,6 +92,7 @@ fn from_host(
     let arrival = Arrival {
         receiver: unwrapped.receiver,
         sender: unwrapped.sender.peer,
+        crosses: deliver::crosses(unwrapped.receiver, ip.source),
         from: UPLINK_SLOT,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, now)

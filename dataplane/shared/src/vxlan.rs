@@ -181,13 +181,12 @@ pub(crate) fn is_ours(packet: &(impl Packet + ?Sized), outer: &Ipv4, uplink: &Up
         && matches!(packet.load_u16(outer.payload + 2), Some(PORT))
 }
 
-/// Unwraps a frame, and finds whose and for whom it is.
+/// The network of a wrapped frame, and the EtherType of what is in it.
 #[inline(always)]
-pub(crate) fn unwrap<'a>(
-    packet: &mut (impl Packet + ?Sized),
-    maps: &'a impl Maps,
+pub(crate) fn look_inside(
+    packet: &(impl Packet + ?Sized),
     outer: &Ipv4,
-) -> Result<Unwrapped<'a>, Reason> {
+) -> Result<(u32, u16), Reason> {
     if outer.part != Part::Whole {
         return Err(Reason::Fragment);
     }
@@ -200,13 +199,21 @@ pub(crate) fn unwrap<'a>(
     if flags & HAS_VNI == 0 {
         return Err(Reason::Malformed);
     }
+    let ether_type = packet.load_u16(OVERHEAD + ETH_TYPE);
+    Ok((vni, ether_type.ok_or(Reason::Malformed)?))
+}
+
+/// Unwraps a frame of IPv4, and finds whose and for whom it is.
+#[inline(always)]
+pub(crate) fn unwrap<'a>(
+    packet: &mut (impl Packet + ?Sized),
+    maps: &'a impl Maps,
+    outer: &Ipv4,
+    vni: u32,
+) -> Result<Unwrapped<'a>, Reason> {
     packet.pull(OVERHEAD).ok_or(Reason::Malformed)?;
-    let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
     let to = packet.load_mac(0).ok_or(Reason::Malformed)?;
     let by = packet.load_mac(ETH_SOURCE).ok_or(Reason::Malformed)?;
-    if ether_type != ETHERTYPE_IPV4 {
-        return Err(Reason::EtherType);
-    }
     let ip = parse::ipv4(packet).ok_or(Reason::Malformed)?;
     let sender = sender(maps, vni, by, &ip, outer.source).ok_or(Reason::OuterSource)?;
     let receiver = receiver(maps, vni, to, ip.destination).ok_or(Reason::NoEndpoint)?;

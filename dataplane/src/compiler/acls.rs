@@ -4,23 +4,30 @@
 //! covers it: the entries that count for the whole class are then known. What the first of
 //! them says of each protocol and port makes up the other tree.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
-    self, ACL_BITS_ANY, ACL_BITS_PROTOCOL, ACL_SCOPE_BITS, AclClassKey, AclRuleKey, MAX_ACL_RULES,
+    self, ACL_BITS_ANY, ACL_BITS_PROTOCOL, ACL_CLASS_BITS, ACL_IPV6, ACL_SCOPE_BITS, AclClassKey,
+    AclRuleKey, MAX_ACL_RULES,
 };
 
 use super::rules::port_prefixes;
-use super::{CompileError, Entries, Numbers, check_size, raw};
+use super::{CompileError, Entries, Numbers, check_size, raw, rules};
 use crate::model::{Acl, AclEntry, Direction, Traffic};
 
 /// Adds the entries of all ACLs in use.
 pub(super) fn add(entries: &mut Entries, numbers: &Numbers) -> Result<(), CompileError> {
+    let addresses: Vec<(IpNet, u32)> = numbers
+        .addresses()
+        .map(|((_, address), number)| (IpNet::from(IpAddr::V6(*address)), number))
+        .collect();
     for (acl, number) in numbers.acls() {
         for direction in [Direction::Ingress, Direction::Egress] {
             add_direction(entries, acl, number, direction)?;
+            add_ipv6(entries, acl, number, direction, &addresses)?;
         }
         check_size("ACL_RULES", entries.acl_rules.len(), MAX_ACL_RULES)?;
         check_size("ACL_CLASSES", entries.acl_classes.len(), MAX_ACL_RULES)?;
@@ -34,35 +41,92 @@ fn add_direction(
     number: u32,
     direction: Direction,
 ) -> Result<(), CompileError> {
-    let ordered: Vec<(Ipv4Net, &AclEntry)> = acl
-        .entries
-        .iter()
-        .filter(|((way, _), _)| *way == direction)
-        .filter_map(|(_, entry)| match entry.cidr {
-            IpNet::V4(cidr) => Some((cidr.trunc(), entry)),
-            IpNet::V6(_) => None,
-        })
-        .collect();
-    let everywhere = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
-    let mut prefixes: BTreeSet<Ipv4Net> = ordered.iter().map(|(cidr, _)| *cidr).collect();
-    prefixes.insert(everywhere);
     let way = layout::Direction::from(direction) as u32;
-    for (class, prefix) in (0..).map(|index: u32| index << 1 | way).zip(prefixes) {
-        let key = AclClassKey {
-            acl: number,
-            direction: way,
-            address: raw(prefix.network()),
-        };
-        let bits = ACL_SCOPE_BITS + u32::from(prefix.prefix_len());
-        entries.acl_classes.insert((key, bits), class);
-        let counting: Vec<&AclEntry> = ordered
-            .iter()
-            .filter(|(cidr, _)| cidr.contains(&prefix))
-            .map(|(_, entry)| *entry)
-            .collect();
-        add_class(entries, number, class, &counting)?;
+    let list = List::of(acl, direction);
+    let v4 = list.classes(Ipv4Net::default().into());
+    for (class, prefix) in (0..).map(|index: u32| index << 2 | way).zip(v4) {
+        if let IpNet::V4(covered) = prefix {
+            let key = AclClassKey {
+                acl: number,
+                direction: way,
+                address: raw(covered.network()),
+            };
+            let bits = ACL_SCOPE_BITS + u32::from(covered.prefix_len());
+            entries.acl_classes.insert((key, bits), class);
+        }
+        add_class(entries, number, class, &list.counting(prefix))?;
     }
     Ok(())
+}
+
+/// Adds the classes of IPv6 addresses, of which each that is numbered has its own unless it
+/// is that of all.
+fn add_ipv6(
+    entries: &mut Entries,
+    acl: &Acl,
+    number: u32,
+    direction: Direction,
+    addresses: &[(IpNet, u32)],
+) -> Result<(), CompileError> {
+    let way = layout::Direction::from(direction) as u32 | ACL_IPV6;
+    let list = List::of(acl, direction);
+    let everywhere = IpNet::from(Ipv6Net::default());
+    let classes = list.classes(everywhere);
+    let classes: BTreeMap<IpNet, u32> = classes
+        .into_iter()
+        .zip((0..).map(|index: u32| index << 2 | way))
+        .collect();
+    for (prefix, class) in &classes {
+        add_class(entries, number, *class, &list.counting(*prefix))?;
+    }
+    let key = |address| AclClassKey {
+        acl: number,
+        direction: way,
+        address,
+    };
+    // Most lists say of all IPv6 addresses the same.
+    for (address, numbered) in addresses.iter().filter(|_| classes.len() > 1) {
+        let narrowest = rules::narrowest(|net| classes.contains_key(net), *address);
+        if let Some(class) = narrowest
+            .filter(|prefix| *prefix != everywhere)
+            .and_then(|prefix| classes.get(&prefix))
+        {
+            let key = key(ipv6::number(*numbered));
+            entries.acl_classes.insert((key, ACL_CLASS_BITS), *class);
+        }
+    }
+    if let Some(class) = classes.get(&everywhere) {
+        entries.acl_classes.insert((key(0), ACL_SCOPE_BITS), *class);
+    }
+    Ok(())
+}
+
+/// An ACL's entries of one direction, in order.
+struct List<'a>(Vec<(IpNet, &'a AclEntry)>);
+
+impl<'a> List<'a> {
+    fn of(acl: &'a Acl, direction: Direction) -> Self {
+        let entries = acl.entries.iter();
+        let ordered = entries
+            .filter(|((way, _), _)| *way == direction)
+            .map(|(_, entry)| (entry.cidr.trunc(), entry));
+        Self(ordered.collect())
+    }
+
+    /// The prefixes that they name of a family, and that of all its addresses.
+    fn classes(&self, everywhere: IpNet) -> BTreeSet<IpNet> {
+        let named = self.0.iter().map(|(cidr, _)| *cidr);
+        let mut found: BTreeSet<IpNet> = named.filter(|cidr| everywhere.contains(cidr)).collect();
+        found.insert(everywhere);
+        found
+    }
+
+    /// Those that count for a prefix.
+    fn counting(&self, prefix: IpNet) -> Vec<&'a AclEntry> {
+        let entries = self.0.iter();
+        let counting = entries.filter(|(cidr, _)| cidr.contains(&prefix));
+        counting.map(|(_, entry)| *entry).collect()
+    }
 }
 
 fn add_class(

@@ -9,8 +9,10 @@
 //! finds that set's entries in the maps already.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use ocs_dataplane_shared::ipv6::layout::MAX_NUMBER;
 use ocs_dataplane_shared::layout::ATOM;
 
 use crate::model::{Acl, GroupId, RouteTable, Vni};
@@ -18,7 +20,9 @@ use crate::model::{Acl, GroupId, RouteTable, Vni};
 /// A set of groups of one network.
 pub(crate) type Set = (Vni, BTreeSet<GroupId>);
 /// A rule's prefix of one network.
-pub(crate) type Atom = (Vni, Ipv4Net);
+pub(crate) type Atom = (Vni, IpNet);
+/// An IPv6 address of one network.
+pub(crate) type Numbered = (Vni, Ipv6Addr);
 /// A route table of one network.
 pub(crate) type Table = (Vni, RouteTable);
 
@@ -32,6 +36,7 @@ pub(crate) struct Names {
     pub atoms: Suggested<Atom>,
     pub tables: Suggested<Table>,
     pub acls: Suggested<Acl>,
+    pub addresses: Suggested<Numbered>,
 }
 
 /// The numbers in use, and the next ones.
@@ -41,20 +46,25 @@ pub struct Numbers {
     atoms: BTreeMap<Atom, u32>,
     tables: BTreeMap<Table, u32>,
     acls: BTreeMap<Acl, u32>,
+    addresses: BTreeMap<Numbered, u32>,
     next: u32,
+    next_address: u32,
 }
 
 impl Numbers {
     /// Numbers above all that the maps hold. `last` is the highest of those, without its
-    /// [`ATOM`] bit.
+    /// [`ATOM`] bit. Addresses are numbered from `address` on: what the maps' flows still
+    /// know by an old number is not found out, so the caller begins elsewhere each time.
     #[must_use]
-    pub fn after(last: u32) -> Self {
+    pub fn after(last: u32, address: u32) -> Self {
         Self {
             sets: BTreeMap::new(),
             atoms: BTreeMap::new(),
             tables: BTreeMap::new(),
             acls: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             next: last.saturating_add(1),
+            next_address: address % MAX_NUMBER,
         }
     }
 
@@ -66,6 +76,7 @@ impl Numbers {
         self.tables
             .retain(|name, _| names.tables.contains_key(name));
         self.acls.retain(|name, _| names.acls.contains_key(name));
+        self.number_addresses(names.addresses);
         let mut choice = Choice {
             used: self
                 .sets
@@ -81,6 +92,41 @@ impl Numbers {
         choice.number(&mut self.atoms, names.atoms, ATOM);
         choice.number(&mut self.tables, names.tables, 0);
         choice.number(&mut self.acls, names.acls, 0);
+    }
+
+    /// Numbers addresses, in a space of their own.
+    fn number_addresses(&mut self, names: Suggested<Numbered>) {
+        self.addresses.retain(|name, _| names.contains_key(name));
+        let mut used: BTreeSet<u32> = self.addresses.values().copied().collect();
+        let mut next = self.next_address;
+        for (name, suggested) in names {
+            self.addresses.entry(name).or_insert_with(|| {
+                if let Some(number) = suggested
+                    && used.insert(number)
+                {
+                    return number;
+                }
+                // There are 128 for each that a host can have.
+                loop {
+                    next = (next + 1) % MAX_NUMBER;
+                    if next != 0 && used.insert(next) {
+                        return next;
+                    }
+                }
+            });
+        }
+        self.next_address = next;
+    }
+
+    /// An address's number; 0 if it has none.
+    pub(crate) fn address(&self, address: &Numbered) -> u32 {
+        self.addresses.get(address).copied().unwrap_or(0)
+    }
+
+    /// All numbered addresses and their numbers.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (&Numbered, u32)> {
+        let all = self.addresses.iter();
+        all.map(|(address, number)| (address, *number))
     }
 
     /// A set's number; 0 if it has none.

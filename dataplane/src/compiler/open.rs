@@ -25,6 +25,7 @@ impl Open {
             if !matches!(&rule.peer, Peer::Cidr(prefix) if prefix.prefix_len() == 0) {
                 continue;
             }
+            // What is open for IPv6 is tracked all the same.
             if matches!(rule.peer, Peer::Cidr(ipnet::IpNet::V6(_))) {
                 continue;
             }

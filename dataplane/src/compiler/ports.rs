@@ -1,9 +1,10 @@
 //! Entries that say who a port is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     Endpoint, EndpointKey, FIRST_PORT_SLOT, FORWARDS, ForwarderKey, Identity, MAX_SLOTS, METADATA,
     Service, TRANSLATES, Tap, Timeouts, UPLINK_SLOT,
@@ -12,7 +13,8 @@ use ocs_dataplane_shared::limit::Limits;
 
 use super::numbers::Table;
 use super::{
-    CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, rates, raw,
+    CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, ipv6_ports,
+    rates, raw,
 };
 use crate::model::{Acl, AclId, Mac, Nat, Policy, Port, PortId, Remote, Tracking, Vni};
 
@@ -50,6 +52,8 @@ pub struct Slots {
     /// Slots of ports whose names are not known yet: those that a predecessor left.
     adopted: BTreeMap<u32, Tap>,
     adopted_nats: BTreeMap<EndpointKey, Endpoint>,
+    /// Numbers that a predecessor gave to IPv6 addresses.
+    adopted_numbers: BTreeMap<ipv6::EndpointKey, u32>,
 }
 
 impl Slots {
@@ -64,6 +68,11 @@ impl Slots {
             ports: BTreeMap::new(),
             adopted: entries.taps.clone(),
             adopted_nats: nats.map(|(key, endpoint)| (*key, *endpoint)).collect(),
+            adopted_numbers: entries
+                .endpoints_ipv6
+                .iter()
+                .map(|(key, endpoint)| (*key, u32::from_be(endpoint.number)))
+                .collect(),
         }
     }
 
@@ -126,6 +135,7 @@ impl Slots {
         self.ports = next;
         self.adopted.clear();
         self.adopted_nats.clear();
+        self.adopted_numbers.clear();
         Ok(())
     }
 
@@ -146,6 +156,12 @@ impl Slots {
         };
         let endpoint = self.adopted_nats.get(&key)?;
         (endpoint.mac == nat.mac.0).then_some(endpoint.slot)
+    }
+
+    /// The number that a predecessor gave to an address.
+    pub(super) fn former_number(&self, vni: Vni, address: Ipv6Addr) -> Option<u32> {
+        let key = ipv6_ports::key(vni, address);
+        self.adopted_numbers.get(&key).copied()
     }
 
     /// What a predecessor made of a port.
@@ -258,7 +274,7 @@ impl Making<'_> {
             subnet: endpoint.subnet,
             mask: endpoint.mask,
             service,
-            identity: self.identity(port.vni, first),
+            identity: self.identity(port.vni, first.into()),
             timeouts: endpoint.timeouts,
             table,
             acl: endpoint.acl,
@@ -270,10 +286,11 @@ impl Making<'_> {
         if self.entries.taps.insert(port.ifindex, tap).is_some() {
             return Err(duplicate(id, "interface", port.ifindex));
         }
+        self.port_ipv6(id, port, endpoint)?;
         for address in ipv4_addresses(port) {
             let public = port.publics.get(&address).copied();
             let endpoint = Endpoint {
-                identity: self.identity(port.vni, address),
+                identity: self.identity(port.vni, address.into()),
                 public: public.map_or(0, raw),
                 ..endpoint
             };
@@ -311,7 +328,7 @@ impl Making<'_> {
         let endpoint = Endpoint {
             slot,
             host: 0,
-            identity: self.identity(nat.vni, nat.address),
+            identity: self.identity(nat.vni, nat.address.into()),
             timeouts: Timeouts {
                 hz: self.hz,
                 tcp_established: idle,
@@ -341,9 +358,6 @@ impl Making<'_> {
         address: IpAddr,
         remote: &Remote,
     ) -> Result<(), CompileError> {
-        let IpAddr::V4(address) = address else {
-            return Ok(());
-        };
         let id = PortId(format!("{address} of network {} on {}", vni.0, remote.host));
         check_vni(&id, vni)?;
         if remote.host.is_unspecified() {
@@ -357,6 +371,10 @@ impl Making<'_> {
             mac: remote.mac.0,
             flags,
             ..Endpoint::default()
+        };
+        let address = match address {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => return self.endpoint_ipv6(&id, vni, address, endpoint),
         };
         self.endpoint(&id, vni, address, endpoint)?;
         if remote.forwards {
@@ -413,7 +431,7 @@ impl Making<'_> {
         Ok(acl_of(self.policy, id, name)?.map_or(0, |acl| self.numbers.acl(acl)))
     }
 
-    fn identity(&self, vni: Vni, address: Ipv4Addr) -> Identity {
+    pub(super) fn identity(&self, vni: Vni, address: IpAddr) -> Identity {
         let found = self.identities.get(&(vni, address));
         found.copied().unwrap_or_default()
     }
@@ -428,7 +446,7 @@ impl Making<'_> {
     }
 }
 
-fn duplicate(id: &PortId, what: &'static str, value: impl ToString) -> CompileError {
+pub(super) fn duplicate(id: &PortId, what: &'static str, value: impl ToString) -> CompileError {
     CompileError::Duplicate {
         port: id.0.clone(),
         what,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
-    MAX_PLACES, MAX_ROUTES, Place, PrefixKey, ROUTE_BLACKHOLE, ROUTE_NETWORK, ROUTE_NEXT_HOP,
-    ROUTE_OUTSIDE, Route, SCOPE_BITS,
+    MAX_PLACES, MAX_ROUTES, MAX_ROUTES_IPV6, Place, PrefixKey, ROUTE_BLACKHOLE, ROUTE_NETWORK,
+    ROUTE_NEXT_HOP, ROUTE_OUTSIDE, Route, SCOPE_BITS,
 };
 
 use super::{CompileError, Entries, Numbers, Prefixes, check_size, raw, rules};
@@ -16,12 +17,19 @@ use crate::model::{Network, Policy, Target, Vni};
 pub(super) fn add(entries: &mut Entries, numbers: &Numbers) -> Result<(), CompileError> {
     for ((vni, table), number) in numbers.tables() {
         for (prefix, target) in &table.routes {
-            if let IpNet::V4(prefix) = prefix {
-                let route = route(*vni, *target);
-                entries.routes.insert(key(number, *prefix), route);
+            match prefix {
+                IpNet::V4(prefix) => {
+                    let route = route(*vni, *target);
+                    entries.routes.insert(key(number, *prefix), route);
+                }
+                IpNet::V6(prefix) => {
+                    let route = route_ipv6(*vni, *target);
+                    entries.routes_ipv6.insert(key_ipv6(number, *prefix), route);
+                }
             }
         }
     }
+    check_size("ROUTES_IPV6", entries.routes_ipv6.len(), MAX_ROUTES_IPV6)?;
     check_size("ROUTES", entries.routes.len(), MAX_ROUTES)
 }
 
@@ -36,6 +44,22 @@ fn route(vni: Vni, target: Target) -> Route {
     Route { kind, vni, address }
 }
 
+/// IPv6 stays within its network.
+fn route_ipv6(vni: Vni, target: Target) -> Route {
+    match target {
+        Target::Local => route(vni, target),
+        _ => route(vni, Target::Blackhole),
+    }
+}
+
+fn key_ipv6(scope: u32, prefix: Ipv6Net) -> (ipv6::PrefixKey, u32) {
+    let key = ipv6::PrefixKey {
+        scope,
+        address: ipv6::address(prefix.network().octets()),
+    };
+    (key, SCOPE_BITS + u32::from(prefix.prefix_len()))
+}
+
 /// Adds what each network that ports here are in sees of addresses.
 pub(super) fn add_places(
     entries: &mut Entries,
@@ -48,20 +72,23 @@ pub(super) fn add_places(
         let spaces = spaces(vni, policy.networks.get(&vni));
         let of_rules = named.into_iter().flatten().copied();
         for prefix in of_rules.chain(spaces.keys().copied()) {
+            let IpNet::V4(address) = prefix else {
+                continue;
+            };
             let atom = rules::narrowest(|net| named.is_some_and(|set| set.contains(net)), prefix);
             let space = rules::narrowest(|net| spaces.contains_key(net), prefix);
             let place = Place {
                 atom: atom.map_or(0, |atom| numbers.atom(&(vni, atom))),
                 vni: space.map_or(0, |space| spaces.get(&space).map_or(0, |vni| vni.0)),
             };
-            entries.places.insert(key(vni.0, prefix), place);
+            entries.places.insert(key(vni.0, address), place);
         }
     }
     check_size("PLACES", entries.places.len(), MAX_PLACES)
 }
 
 /// Whose each part of the address space is that is known to a network.
-fn spaces(vni: Vni, network: Option<&Network>) -> BTreeMap<Ipv4Net, Vni> {
+fn spaces(vni: Vni, network: Option<&Network>) -> BTreeMap<IpNet, Vni> {
     let Some(network) = network else {
         return BTreeMap::new();
     };
@@ -69,10 +96,7 @@ fn spaces(vni: Vni, network: Option<&Network>) -> BTreeMap<Ipv4Net, Vni> {
     let own = network.cidrs.iter().map(|space| (*space, vni));
     peers
         .chain(own)
-        .filter_map(|(space, vni)| match space {
-            IpNet::V4(space) => Some((space.trunc(), vni)),
-            IpNet::V6(_) => None,
-        })
+        .map(|(space, vni)| (space.trunc(), vni))
         .collect()
 }
 

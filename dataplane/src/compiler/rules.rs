@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use ocs_dataplane_shared::layout::{
     self, MAX_RULES, RULE_BITS, RULE_BITS_ANY, RULE_BITS_PROTOCOL, RULE_OPEN, RULE_TRACKED,
     RuleKey, TRACKS_ALL,
@@ -12,8 +12,7 @@ use super::open::{Open, TCP, UDP};
 use super::{CompileError, Entries, Numbers, Prefixes};
 use crate::model::{Direction, GroupId, Peer, Policy, Rule, Traffic, Vni};
 
-/// All IPv4 prefixes that rules of a network's ports name. Prefixes of IPv6 match no
-/// packet, since none passes.
+/// All prefixes that rules of a network's ports name.
 pub(super) fn prefixes(policy: &Policy) -> Prefixes {
     let mut found = Prefixes::new();
     let mut seen = BTreeSet::new();
@@ -24,7 +23,7 @@ pub(super) fn prefixes(policy: &Policy) -> Prefixes {
             }
             let rules = policy.groups.get(group).into_iter().flat_map(|g| &g.rules);
             for rule in rules {
-                if let Peer::Cidr(IpNet::V4(prefix)) = rule.peer {
+                if let Peer::Cidr(prefix) = rule.peer {
                     found.entry(port.vni).or_default().insert(prefix.trunc());
                 }
             }
@@ -34,12 +33,8 @@ pub(super) fn prefixes(policy: &Policy) -> Prefixes {
 }
 
 /// The narrowest network that covers a prefix, of those that there are.
-pub(super) fn narrowest(is_there: impl Fn(&Ipv4Net) -> bool, prefix: Ipv4Net) -> Option<Ipv4Net> {
-    (0..=prefix.prefix_len())
-        .rev()
-        .filter_map(|length| Ipv4Net::new(prefix.network(), length).ok())
-        .map(|net| net.trunc())
-        .find(is_there)
+pub(super) fn narrowest(is_there: impl Fn(&IpNet) -> bool, prefix: IpNet) -> Option<IpNet> {
+    std::iter::successors(Some(prefix.trunc()), IpNet::supernet).find(is_there)
 }
 
 /// Adds the entries of all policies that hold for a port here.
@@ -98,7 +93,7 @@ pub(super) fn mark_tracking(entries: &mut Entries) {
 /// Numbers that a rule's peer stands for.
 struct Peers {
     by_group: BTreeMap<(Vni, GroupId), Vec<u32>>,
-    by_prefix: BTreeMap<(Vni, Ipv4Net), Vec<u32>>,
+    by_prefix: BTreeMap<(Vni, IpNet), Vec<u32>>,
 }
 
 impl Peers {
@@ -150,8 +145,7 @@ impl Peers {
     fn of(&self, vni: Vni, rule: &Rule) -> &[u32] {
         let numbers = match &rule.peer {
             Peer::Group(group) => self.by_group.get(&(vni, group.clone())),
-            Peer::Cidr(IpNet::V4(prefix)) => self.by_prefix.get(&(vni, prefix.trunc())),
-            Peer::Cidr(IpNet::V6(_)) => None,
+            Peer::Cidr(prefix) => self.by_prefix.get(&(vni, prefix.trunc())),
         };
         numbers.map_or(&[], Vec::as_slice)
     }

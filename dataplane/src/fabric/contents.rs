@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     ATOM, AclClassKey, AclRuleKey, Endpoint, EndpointKey, ForwarderKey, Identity, Place, PrefixKey,
     Route, RuleKey, Service, Tap,
@@ -34,6 +35,9 @@ impl Entries {
             ("ROUTES", self.routes.len()),
             ("ACL_CLASSES", self.acl_classes.len()),
             ("ACL_RULES", self.acl_rules.len()),
+            ("PORTS_IPV6", self.ports_ipv6.len()),
+            ("ENDPOINTS_IPV6", self.endpoints_ipv6.len()),
+            ("ROUTES_IPV6", self.routes_ipv6.len()),
             ("DEVICES", self.devices.len()),
             ("NATS", self.nats.len()),
             ("LIMITS", self.limits.len()),
@@ -44,14 +48,20 @@ impl Entries {
 
     /// Hosts that have an endpoint, by underlay address.
     pub(super) fn hosts(&self) -> BTreeSet<u32> {
-        let hosts = self.endpoints.values().map(|endpoint| endpoint.host);
+        let hosts = self.all_endpoints().map(|endpoint| endpoint.host);
         hosts.filter(|host| *host != 0).collect()
+    }
+
+    /// Endpoints of both families.
+    fn all_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        let ipv6 = self.endpoints_ipv6.values().map(|endpoint| &endpoint.is);
+        self.endpoints.values().chain(ipv6)
     }
 
     /// Numbers that some address is judged by.
     pub(super) fn numbers(&self) -> BTreeSet<u32> {
         let taps = self.taps.values().map(|tap| tap.identity);
-        let endpoints = self.endpoints.values().map(|endpoint| endpoint.identity);
+        let endpoints = self.all_endpoints().map(|endpoint| endpoint.identity);
         let places = self.places.values().map(|place| Identity {
             set: 0,
             atom: place.atom,
@@ -68,12 +78,16 @@ impl Entries {
 pub(super) enum Change {
     Tap(u32, Option<Tap>),
     Endpoint(EndpointKey, Option<Endpoint>),
+    EndpointIpv6(ipv6::EndpointKey, Option<ipv6::Endpoint>),
+    /// What a slot's port is in IPv6.
+    PortIpv6(u32, Option<ipv6::Port>),
     Forwarder(ForwarderKey, Option<u32>),
     Service(u32, Option<Service>),
     Public(u32, Option<EndpointKey>),
     Rule(Prefixed<RuleKey>, Option<u32>),
     Place(Prefixed<PrefixKey>, Option<Place>),
     Route(Prefixed<PrefixKey>, Option<Route>),
+    RouteIpv6(Prefixed<ipv6::PrefixKey>, Option<Route>),
     AclClass(Prefixed<AclClassKey>, Option<u32>),
     AclRule(Prefixed<AclRuleKey>, Option<u32>),
     /// A slot's interface; in the taps' namespace.
@@ -102,6 +116,7 @@ impl Contents {
             .into_iter()
             .chain(rules.flat_map(|(rule, _)| [rule.policy, rule.peer]))
             .chain(entries.routes.keys().map(|(key, _)| key.scope))
+            .chain(entries.routes_ipv6.keys().map(|(key, _)| key.scope))
             .chain(entries.acl_classes.keys().map(|(key, _)| key.acl))
             .chain(entries.acl_rules.keys().map(|(key, _)| key.acl))
             .map(|number| number & !ATOM)
@@ -116,6 +131,15 @@ impl Contents {
             Change::Tap(key, value) => Change::Tap(key, put(&mut entries.taps, key, value)),
             Change::Endpoint(key, value) => {
                 Change::Endpoint(key, put(&mut entries.endpoints, key, value))
+            }
+            Change::EndpointIpv6(key, value) => {
+                Change::EndpointIpv6(key, put(&mut entries.endpoints_ipv6, key, value))
+            }
+            Change::PortIpv6(slot, value) => {
+                Change::PortIpv6(slot, put(&mut entries.ports_ipv6, slot, value))
+            }
+            Change::RouteIpv6(key, value) => {
+                Change::RouteIpv6(key, put(&mut entries.routes_ipv6, key, value))
             }
             Change::Forwarder(key, value) => {
                 Change::Forwarder(key, put(&mut entries.forwarders, key, value))

@@ -258,7 +258,7 @@ impl Story<'_> {
         for group in &own.groups {
             let rules = self.names.policy.groups.get(group);
             for rule in rules.into_iter().flat_map(|group| &group.rules) {
-                if applies(rule, direction, &peer.groups, peer_address, question) {
+                if applies(rule, direction, &peer.groups, peer_address.into(), question) {
                     found.push(format!("{}: {}", group.0, written(rule)));
                 }
             }

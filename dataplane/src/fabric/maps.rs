@@ -11,6 +11,7 @@ use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
 use ocs_dataplane_shared::directory::{endpoint_cell, host_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
     NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, Uplink,
@@ -32,7 +33,7 @@ use super::error::{FabricError, map};
 use crate::compiler::{Entries, Prefixed};
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 32] = [
+pub(super) const NAMES: [&str; 35] = [
     TAPS,
     TAP_NAMES.cells,
     TAP_NAMES.entries,
@@ -41,6 +42,9 @@ pub(super) const NAMES: [&str; 32] = [
     ENDPOINT_NAMES.cells,
     ENDPOINT_NAMES.entries,
     ENDPOINT_NAMES.far,
+    PORTS_IPV6,
+    ENDPOINTS_IPV6,
+    ROUTES_IPV6,
     FORWARDERS,
     SERVICES,
     RULES,
@@ -83,6 +87,9 @@ const HOST_NAMES: Names = Names {
     entries: "HOST_KNOWN",
     far: "HOST_FAR",
 };
+const PORTS_IPV6: &str = "PORTS_IPV6";
+const ENDPOINTS_IPV6: &str = "ENDPOINTS_IPV6";
+const ROUTES_IPV6: &str = "ROUTES_IPV6";
 const FORWARDERS: &str = "FORWARDERS";
 const SERVICES: &str = "SERVICES";
 const RULES: &str = "RULES";
@@ -115,6 +122,10 @@ trait Plain: Copy + 'static {}
 impl Plain for Tap {}
 impl Plain for Endpoint {}
 impl Plain for EndpointKey {}
+impl Plain for ipv6::Port {}
+impl Plain for ipv6::Endpoint {}
+impl Plain for ipv6::EndpointKey {}
+impl Plain for ipv6::PrefixKey {}
 impl Plain for Service {}
 impl Plain for RuleKey {}
 impl Plain for layout::Counters {}
@@ -155,6 +166,9 @@ pub(super) struct KernelMaps {
     /// Who receives, likewise.
     endpoints: Hash<EndpointKey, Endpoint>,
     endpoint_directory: Directory<EndpointKey, Endpoint>,
+    ports_ipv6: Array<MapData, Raw<ipv6::Port>>,
+    endpoints_ipv6: Hash<ipv6::EndpointKey, ipv6::Endpoint>,
+    routes_ipv6: Trie<ipv6::PrefixKey, Raw<Route>>,
     forwarders: HashMap<MapData, Raw<ForwarderKey>, u32>,
     services: HashMap<MapData, u32, Raw<Service>>,
     rules: Trie<RuleKey, u32>,
@@ -252,6 +266,9 @@ impl KernelMaps {
             tap_directory: directory(object, TAP_NAMES, |ifindex| tap_cell(*ifindex))?,
             endpoints: take(object, ENDPOINTS)?,
             endpoint_directory: directory(object, ENDPOINT_NAMES, endpoint_cell)?,
+            ports_ipv6: take(object, PORTS_IPV6)?,
+            endpoints_ipv6: take(object, ENDPOINTS_IPV6)?,
+            routes_ipv6: take(object, ROUTES_IPV6)?,
             forwarders: take(object, FORWARDERS)?,
             services: take(object, SERVICES)?,
             rules: take(object, RULES)?,
@@ -355,6 +372,19 @@ impl Tables for KernelMaps {
                 value,
                 ENDPOINTS,
             ),
+            Change::EndpointIpv6(key, value) => put(
+                &mut self.endpoints_ipv6,
+                Raw(key),
+                value.map(Raw),
+                ENDPOINTS_IPV6,
+            ),
+            Change::PortIpv6(slot, port) => self
+                .ports_ipv6
+                .set(slot, Raw(port.unwrap_or_default()), 0)
+                .map_err(map(PORTS_IPV6)),
+            Change::RouteIpv6(key, value) => {
+                put_prefix(&mut self.routes_ipv6, key, value.map(Raw), ROUTES_IPV6)
+            }
             Change::Forwarder(key, value) => put(&mut self.forwarders, Raw(key), value, FORWARDERS),
             Change::Service(key, value) => put(&mut self.services, key, value.map(Raw), SERVICES),
             Change::Public(key, value) => put(&mut self.publics, key, value.map(Raw), PUBLICS),

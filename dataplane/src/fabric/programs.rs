@@ -17,10 +17,13 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader};
 
+use ocs_dataplane_shared::layout;
+
 use super::Run;
 use super::bpffs::Pins;
 use super::error::{FabricError, file, system};
 use super::{bpf, links, maps};
+use crate::compiler::Entries;
 use crate::object;
 
 /// Loads the object with the pinned maps, or pins new ones.
@@ -49,8 +52,37 @@ const TRANSLATE: &str = "translate";
 const ONWARD: &str = "onward";
 const PORT_BUFFER: &str = "port_buffer";
 const TRANSLATE_BUFFER: &str = "translate_buffer";
+const PORT_IPV6: &str = "port_ipv6";
+const UPLINK_IPV6: &str = "uplink_ipv6";
 const PASS: &str = "pass";
 const CLOCK: &str = "clock";
+
+/// A program that others go on to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Stage {
+    /// It translates for NAT gateways.
+    Translate = layout::TRANSLATE,
+    /// It passes on a port's IPv6.
+    PortIpv6 = layout::PORT_IPV6,
+    /// It passes on other hosts' IPv6.
+    UplinkIpv6 = layout::UPLINK_IPV6,
+}
+
+impl Stage {
+    /// Those that a host with these entries needs.
+    pub(super) fn needed(entries: &Entries) -> impl Iterator<Item = Self> {
+        let translates = !entries.nats.is_empty();
+        let speaks_ipv6 = !entries.endpoints_ipv6.is_empty();
+        [
+            (Self::Translate, translates),
+            (Self::PortIpv6, speaks_ipv6),
+            (Self::UplinkIpv6, speaks_ipv6),
+        ]
+        .into_iter()
+        .filter_map(|(stage, needed)| needed.then_some(stage))
+    }
+}
 
 impl Programs {
     /// Gives an object's programs to the kernel; those that only some hosts need, when
@@ -190,9 +222,14 @@ impl Programs {
         attach(self.get_mut(PASS)?, PASS, &pin, ifindex, XdpMode::Driver)
     }
 
-    /// The program that translates for NAT gateways.
-    pub(super) fn translate(&mut self) -> Result<&ProgramFd, FabricError> {
-        self.load(TRANSLATE)?.fd().map_err(failed(TRANSLATE))
+    /// The program that others go on to at a stage.
+    pub(super) fn stage(&mut self, stage: Stage) -> Result<&ProgramFd, FabricError> {
+        let name = match stage {
+            Stage::Translate => TRANSLATE,
+            Stage::PortIpv6 => PORT_IPV6,
+            Stage::UplinkIpv6 => UPLINK_IPV6,
+        };
+        self.load(name)?.fd().map_err(failed(name))
     }
 
     /// Jiffies since boot.
@@ -447,12 +484,14 @@ mod tests {
         let mut programs = Programs::new(object).expect("the kernel takes the programs");
         let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
-            (PORT, 275_000, 40_700),
+            (PORT, 366_000, 41_200),
+            (PORT_IPV6, 226_000, 40_100),
+            (UPLINK_IPV6, 58_000, 17_400),
             (SVC, 1_500, 3_500),
             (UPLINK, 220_000, 54_600),
             (OUTSIDE, 54_000, 35_000),
             (TRANSLATE, 122_000, 8_700),
-            (PORT_BUFFER, 615_000, 41_300),
+            (PORT_BUFFER, 826_000, 41_600),
             (TRANSLATE_BUFFER, 127_000, 8_800),
             (ONWARD, 100, 300),
             (PASS, 10, 100),

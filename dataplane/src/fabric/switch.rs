@@ -23,7 +23,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ocs_dataplane_shared::layout::{Identity, MAX_RULES, UPLINK_SLOT};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
+use ocs_dataplane_shared::layout::{Endpoint, Identity, MAX_RULES, UPLINK_SLOT};
 
 use super::contents::{Change, Contents, Tables};
 use super::error::FabricError;
@@ -92,7 +93,9 @@ fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricErro
     let routes = Diff::of(&now.routes, &target.routes);
     let acl_rules = Diff::of(&now.acl_rules, &target.acl_rules);
     let acl_classes = Diff::of(&now.acl_classes, &target.acl_classes);
+    let routes_ipv6 = Diff::of(&now.routes_ipv6, &target.routes_ipv6);
     routes.comes(&mut changes, Change::Route);
+    routes_ipv6.comes(&mut changes, Change::RouteIpv6);
     acl_rules.comes(&mut changes, Change::AclRule);
     acl_classes.comes(&mut changes, Change::AclClass);
     make_slots(&mut changes, contents, target);
@@ -106,6 +109,7 @@ fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricErro
     }
     places.goes(&mut changes, Change::Place);
     routes.goes(&mut changes, Change::Route);
+    routes_ipv6.goes(&mut changes, Change::RouteIpv6);
     acl_classes.goes(&mut changes, Change::AclClass);
     acl_rules.goes(&mut changes, Change::AclRule);
     release_slots(&mut changes, contents, target);
@@ -183,15 +187,100 @@ fn changed_ports(now: &Entries, target: &Entries) -> BTreeSet<(u32, [u8; 6])> {
         let then = target.taps.get(ifindex)?;
         (then.slot == tap.slot && then != tap).then_some((tap.slot, [0; 6]))
     });
-    let endpoints = now.endpoints.iter().filter_map(|(key, endpoint)| {
-        let then = target.endpoints.get(key)?;
+    let endpoints = changed(&now.endpoints, &target.endpoints);
+    let ipv6 = changed(&now.endpoints_ipv6, &target.endpoints_ipv6);
+    taps.chain(endpoints).chain(ipv6).collect()
+}
+
+/// Who receives at an address of either family.
+trait Receives: Copy + PartialEq {
+    /// What receives.
+    fn endpoint(&mut self) -> &mut Endpoint;
+
+    /// The slot that it is at.
+    fn slot(mut self) -> u32 {
+        self.endpoint().slot
+    }
+}
+
+impl Receives for Endpoint {
+    fn endpoint(&mut self) -> &mut Endpoint {
+        self
+    }
+}
+
+impl Receives for ipv6::Endpoint {
+    fn endpoint(&mut self) -> &mut Endpoint {
+        &mut self.is
+    }
+}
+
+/// Endpoints that stay where they are and are judged otherwise.
+fn changed<Key: Ord, Value: Receives>(
+    now: &BTreeMap<Key, Value>,
+    target: &BTreeMap<Key, Value>,
+) -> impl Iterator<Item = (u32, [u8; 6])> {
+    now.iter().filter_map(|(key, value)| {
+        let then = target.get(key)?;
+        let endpoint = *value.clone().endpoint();
         let mac = match endpoint.slot {
             UPLINK_SLOT => endpoint.mac,
             _ => [0; 6],
         };
-        (then.slot == endpoint.slot && then != endpoint).then_some((endpoint.slot, mac))
-    });
-    taps.chain(endpoints).collect()
+        (then.slot() == endpoint.slot && then != value).then_some((endpoint.slot, mac))
+    })
+}
+
+/// Removes endpoints that are not wanted, or belong to another slot.
+fn remove_endpoints<Key: Ord + Copy, Value: Receives>(
+    changes: &mut Vec<Change>,
+    now: &BTreeMap<Key, Value>,
+    target: &BTreeMap<Key, Value>,
+    change: impl Fn(Key, Option<Value>) -> Change,
+) {
+    for (key, value) in now {
+        if target.get(key).map(|then| then.slot()) != Some(value.slot()) {
+            changes.push(change(*key, None));
+        }
+    }
+}
+
+/// Makes nobody of endpoints that will be judged otherwise.
+fn blank_endpoints<Key: Ord + Copy, Value: Receives>(
+    changes: &mut Vec<Change>,
+    now: &BTreeMap<Key, Value>,
+    target: &BTreeMap<Key, Value>,
+    change: impl Fn(Key, Option<Value>) -> Change,
+) {
+    for (key, value) in now {
+        let Some(mut then) = target.get(key).copied() else {
+            continue;
+        };
+        let mut nobody = *value;
+        let endpoint = nobody.endpoint();
+        let then = then.endpoint();
+        if then.slot == endpoint.slot && then.identity != endpoint.identity {
+            endpoint.identity = Identity::default();
+            changes.push(change(*key, Some(nobody)));
+        }
+    }
+}
+
+/// Writes endpoints that differ: those that are there, or those that are not.
+fn write_endpoints<Key: Ord + Copy, Value: Receives>(
+    changes: &mut Vec<Change>,
+    now: &BTreeMap<Key, Value>,
+    target: &BTreeMap<Key, Value>,
+    new: bool,
+    change: impl Fn(Key, Option<Value>) -> Change,
+) {
+    for (key, value) in target {
+        let there = now.get(key);
+        let stays = there.is_some_and(|there| there.slot() == value.slot());
+        if stays != new && there != Some(value) {
+            changes.push(change(*key, Some(*value)));
+        }
+    }
 }
 
 /// Removes elements that are not wanted, or belong to another slot.
@@ -201,9 +290,13 @@ fn remove_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries) {
             changes.push(Change::Tap(*ifindex, None));
         }
     }
-    for (key, endpoint) in &now.endpoints {
-        if target.endpoints.get(key).map(|then| then.slot) != Some(endpoint.slot) {
-            changes.push(Change::Endpoint(*key, None));
+    let (from, to) = (&now.endpoints, &target.endpoints);
+    remove_endpoints(changes, from, to, Change::Endpoint);
+    let (from, to) = (&now.endpoints_ipv6, &target.endpoints_ipv6);
+    remove_endpoints(changes, from, to, Change::EndpointIpv6);
+    for slot in now.ports_ipv6.keys() {
+        if !target.ports_ipv6.contains_key(slot) {
+            changes.push(Change::PortIpv6(*slot, None));
         }
     }
     for (address, service) in &now.services {
@@ -235,16 +328,10 @@ fn blank_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries) {
             changes.push(Change::Tap(*ifindex, Some(nobody)));
         }
     }
-    for (key, endpoint) in &now.endpoints {
-        let Some(then) = target.endpoints.get(key) else {
-            continue;
-        };
-        if then.slot == endpoint.slot && then.identity != endpoint.identity {
-            let mut nobody = *endpoint;
-            nobody.identity = Identity::default();
-            changes.push(Change::Endpoint(*key, Some(nobody)));
-        }
-    }
+    let (from, to) = (&now.endpoints, &target.endpoints);
+    blank_endpoints(changes, from, to, Change::Endpoint);
+    let (from, to) = (&now.endpoints_ipv6, &target.endpoints_ipv6);
+    blank_endpoints(changes, from, to, Change::EndpointIpv6);
 }
 
 /// Gives new slots their flow tables and interfaces.
@@ -270,14 +357,16 @@ fn make_slots(changes: &mut Vec<Change>, contents: &Contents, target: &Entries) 
 /// receives comes before where it sends. What is there under another slot has been removed
 /// before.
 fn write_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries, new: bool) {
-    for (key, endpoint) in &target.endpoints {
-        let there = now.endpoints.get(key);
-        let stays = there.is_some_and(|there| there.slot == endpoint.slot);
-        if stays != new && there != Some(endpoint) {
-            changes.push(Change::Endpoint(*key, Some(*endpoint)));
-        }
-    }
+    let (from, to) = (&now.endpoints, &target.endpoints);
+    write_endpoints(changes, from, to, new, Change::Endpoint);
+    let (from, to) = (&now.endpoints_ipv6, &target.endpoints_ipv6);
+    write_endpoints(changes, from, to, new, Change::EndpointIpv6);
     if new {
+        for (slot, port) in &target.ports_ipv6 {
+            if now.ports_ipv6.get(slot) != Some(port) {
+                changes.push(Change::PortIpv6(*slot, Some(*port)));
+            }
+        }
         for (address, service) in &target.services {
             if now.services.get(address) != Some(service) {
                 changes.push(Change::Service(*address, Some(*service)));

@@ -4,7 +4,8 @@
 //! nothing. So whoever is not watched pays a look-up in an array, and a watcher that
 //! falls behind loses what it does not read and nothing else.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +14,8 @@ use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_map_type};
 use ocs_dataplane_shared::capture::Captured;
 use ocs_dataplane_shared::layout::Direction;
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey};
+
+use crate::compiler::Entries;
 
 use super::error::{FabricError, map};
 use super::maps::{CAPTURES, FLOW_LOGS, KernelMaps, LogTable, Raw, present};
@@ -109,9 +112,9 @@ pub(super) fn end_capture(maps: &KernelMaps, capture: &Capture) -> Result<(), Fa
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowRecord {
     /// Source address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Destination address.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Source port of TCP and UDP, else 0.
     pub source_port: u16,
     /// Destination port of TCP and UDP, else 0.
@@ -135,7 +138,7 @@ pub struct FlowRecord {
 pub struct FlowLog {
     /// Its flows.
     pub records: Vec<FlowRecord>,
-    /// Packets of flows that found no room.
+    /// Packets of flows that found no room, or whose addresses are gone.
     pub skipped_packets: u64,
 }
 
@@ -174,12 +177,40 @@ impl Clock {
     }
 }
 
+/// Addresses by what stands for them in a log.
+pub(super) struct Addresses(BTreeMap<u32, Ipv6Addr>);
+
+impl Addresses {
+    /// Those of a host with these entries.
+    pub(super) fn of_host(entries: &Entries) -> Self {
+        let endpoints = entries.endpoints_ipv6.iter();
+        let numbered = endpoints.map(|(key, endpoint)| {
+            let bytes = key.address.map(u32::to_ne_bytes);
+            let address = bytes.as_flattened().try_into().map_or_else(
+                |_| Ipv6Addr::UNSPECIFIED,
+                |bytes: [u8; 16]| Ipv6Addr::from(bytes),
+            );
+            (endpoint.number, address)
+        });
+        Self(numbered.collect())
+    }
+
+    /// An IPv4 address is itself. `None`: a number whose address the host knows no more.
+    fn of(&self, raw: u32) -> Option<IpAddr> {
+        match raw.to_ne_bytes() {
+            [0, ..] => self.0.get(&raw).copied().map(IpAddr::V6),
+            bytes => Some(IpAddr::V4(Ipv4Addr::from(bytes))),
+        }
+    }
+}
+
 /// Takes what a slot's log was told; `None`: it has none. The kernel returns from the
 /// exchange when no program uses the old table any more, so no packet is lost between.
 pub(super) fn take_log(
     maps: &mut KernelMaps,
     slot: u32,
     clock: &Clock,
+    addresses: &Addresses,
 ) -> Result<Option<FlowLog>, FabricError> {
     let Some(old) = present(maps.flow_logs.get(&slot, 0)).map_err(map(FLOW_LOGS))? else {
         return Ok(None);
@@ -194,9 +225,14 @@ pub(super) fn take_log(
             log.skipped_packets = packets;
             continue;
         }
+        let ends = (addresses.of(key.source), addresses.of(key.destination));
+        let (Some(source), Some(destination)) = ends else {
+            log.skipped_packets += packets;
+            continue;
+        };
         log.records.push(FlowRecord {
-            source: Ipv4Addr::from(key.source.to_ne_bytes()),
-            destination: Ipv4Addr::from(key.destination.to_ne_bytes()),
+            source,
+            destination,
             source_port: u16::from_be(key.source_port),
             destination_port: u16::from_be(key.destination_port),
             protocol: key.protocol,

@@ -1,6 +1,6 @@
 //! Random policies and questions about them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ocs_dataplane::model::{
     Acl, AclEntry, AclId, Direction, GroupId, Mac, Network, Peer, Policy, Port, PortId, Remote,
@@ -12,12 +12,19 @@ use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 
 use super::frames::{self, End, Header};
+use super::ipv6;
 use super::policy::{policy, port};
 
 const GROUPS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Ports of a policy: three to each of two networks, whose addresses overlap.
 pub const PORTS: usize = 6;
 const ADDRESSES: [[u8; 4]; 3] = [[10, 0, 0, 10], [10, 0, 0, 130], [10, 0, 1, 10]];
+/// Their IPv6 addresses: two of one subnet, as those above, and one of another.
+const IPV6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0x10),
+    Ipv6Addr::new(0xfd00, 0, 0, 1, 0x8000, 0, 0, 0x10),
+    Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 0x10),
+];
 
 fn peer() -> impl Strategy<Value = Peer> {
     prop_oneof![
@@ -26,6 +33,12 @@ fn peer() -> impl Strategy<Value = Peer> {
             let prefix = format!("{}/{length}", Ipv4Addr::from(ADDRESSES[address]));
             Peer::Cidr(prefix.parse::<ipnet::IpNet>().expect("a prefix").trunc())
         }),
+        (0..IPV6.len(), prop_oneof![Just(0), 60..=66u8, 126..=128u8]).prop_map(
+            |(address, length)| {
+                let prefix = ipnet::Ipv6Net::new(IPV6[address], length).expect("a prefix");
+                Peer::Cidr(prefix.trunc().into())
+            }
+        ),
     ]
 }
 
@@ -35,7 +48,7 @@ fn port_number() -> impl Strategy<Value = u16> {
 }
 
 fn protocol() -> impl Strategy<Value = u8> {
-    prop_oneof![Just(1), Just(6), Just(17), Just(47), any::<u8>()]
+    prop_oneof![Just(1), Just(6), Just(17), Just(47), Just(58), any::<u8>()]
 }
 
 fn traffic() -> impl Strategy<Value = Traffic> {
@@ -47,14 +60,23 @@ fn traffic() -> impl Strategy<Value = Traffic> {
             from: a.min(b),
             to: a.max(b),
         }),
-        (proptest::option::of(0..12u8), proptest::option::of(0..3u8)).prop_map(|(kind, code)| {
-            Traffic::Icmp {
-                protocol: 1,
-                kind,
+        (
+            any::<bool>(),
+            proptest::option::of(0..12u8),
+            proptest::option::of(0..3u8)
+        )
+            .prop_map(|(v6, kind, code)| Traffic::Icmp {
+                protocol: if v6 { 58 } else { 1 },
+                kind: if v6 { kind.map(icmpv6_type) } else { kind },
                 code,
-            }
-        }),
+            }),
     ]
+}
+
+/// Types of errors, of echoes and of what is neither; none of neighbour discovery, which no
+/// rule is about.
+fn icmpv6_type(index: u8) -> u8 {
+    [0, 1, 2, 3, 4, 128, 129, 100, 127, 138, 200, 255][usize::from(index % 12)]
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
@@ -72,11 +94,17 @@ fn rule() -> impl Strategy<Value = Rule> {
 /// A host beyond the uplink, and what it has.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 50);
+const REMOTE_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 0x50);
 /// Addresses that no port here has: nobody's, another host's, outside.
 const ELSEWHERE: [Ipv4Addr; 3] = [
     Ipv4Addr::new(10, 0, 0, 99),
     REMOTE,
     Ipv4Addr::new(203, 0, 113, 7),
+];
+const ELSEWHERE_IPV6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0x99),
+    REMOTE_IPV6,
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7),
 ];
 
 fn target() -> impl Strategy<Value = Target> {
@@ -98,6 +126,10 @@ fn route_table() -> impl Strategy<Value = RouteTable> {
         "10.0.1.0/24",
         "10.0.0.0/24",
         "10.0.1.10/32",
+        "::/0",
+        "fd00::/32",
+        "fd00:0:0:2::/64",
+        "fd00:0:0:2::10/128",
     ];
     let prefix = proptest::sample::select(prefixes.to_vec());
     vec((prefix, target()), 0..5).prop_map(|routes| RouteTable {
@@ -186,6 +218,7 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
                 );
                 let extra = &extras[index];
                 port.table = extra.table.map(|table| TableId(table.to_string()));
+                super::ipv6::give(&mut port, IPV6[index % 3]);
                 port.acl = extra.acl.map(|acl| AclId(acl.to_string()));
                 port.source_dest_check = extra.check;
                 if extra.public {
@@ -212,6 +245,9 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
             groups: groups.collect(),
             forwards: !extras[PORTS].check,
         };
+        policy
+            .remotes
+            .insert((Vni(5), REMOTE_IPV6.into()), remote.clone());
         policy.remotes.insert((Vni(5), REMOTE.into()), remote);
         policy
     })
@@ -243,7 +279,8 @@ pub fn group_policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> 
 pub struct Asked {
     from: Index,
     to: Option<Index>,
-    else_to: Ipv4Addr,
+    else_to: usize,
+    v6: bool,
     pub question: Question,
 }
 
@@ -251,37 +288,55 @@ pub fn questions() -> impl Strategy<Value = Asked> {
     let to = proptest::option::weighted(0.8, any::<Index>());
     (
         any::<Index>(),
-        (to, proptest::sample::select(ELSEWHERE.to_vec())),
+        (to, 0..ELSEWHERE.len(), any::<bool>()),
         protocol(),
         port_number(),
         0..12u8,
         0..3u8,
     )
-        .prop_map(|(from, (to, else_to), protocol, port, kind, code)| Asked {
-            from,
-            to,
-            else_to,
-            question: Question {
-                protocol,
-                port: match protocol {
-                    1 => u16::from_be_bytes([kind, code]),
-                    6 | 17 => port,
-                    _ => 0,
-                },
-            },
+        .prop_map(|(from, (to, else_to, v6), protocol, port, kind, code)| {
+            // What is no protocol but an extension header has tests of its own.
+            let protocol = match protocol {
+                0 | 43 | 44 | 51 | 60 if v6 => 47,
+                protocol => protocol,
+            };
+            let port = match (protocol, v6) {
+                (1, false) => u16::from_be_bytes([kind, code]),
+                (58, true) => u16::from_be_bytes([icmpv6_type(kind), code]),
+                (6 | 17, _) => port,
+                _ => 0,
+            };
+            Asked {
+                from,
+                to,
+                else_to,
+                v6,
+                question: Question { protocol, port },
+            }
         })
 }
 
 impl Asked {
+    /// Whether flows of its protocol differ by more than addresses.
+    pub fn has_ports(&self) -> bool {
+        matches!(
+            (self.question.protocol, self.v6),
+            (6 | 17, _) | (1, false) | (58, true)
+        )
+    }
+
     /// The sender, its address and the receiver's; and the frame that asks. `nonce` makes
     /// its flow unlike others.
-    pub fn frame(&self, policy: &Policy, nonce: u16) -> (PortId, u32, Ipv4Addr, Ipv4Addr, Vec<u8>) {
+    pub fn frame(&self, policy: &Policy, nonce: u16) -> (PortId, u32, IpAddr, IpAddr, Vec<u8>) {
+        if self.v6 {
+            return self.ipv6_frame(policy, nonce);
+        }
         let ports: Vec<(&PortId, &Port)> = policy.ports.iter().collect();
         let (id, sender) = self.from.get(&ports);
         let from = super::policy::end(sender, nonce);
         let to_ip = match &self.to {
             Some(to) => super::policy::end(to.get(&ports).1, 0).ip,
-            None => self.else_to,
+            None => ELSEWHERE[self.else_to],
         };
         let to = End {
             mac: ocs_dataplane::shared::layout::ROUTER_MAC,
@@ -298,6 +353,33 @@ impl Asked {
         let protocol = self.question.protocol;
         let packet = frames::ipv4(from.ip, to.ip, protocol, Header::default(), &payload);
         let frame = frames::ethernet(to.mac, from.mac, 0x0800, &packet);
-        ((*id).clone(), sender.ifindex, from.ip, to.ip, frame)
+        let (source, to) = (from.ip.into(), to.ip.into());
+        ((*id).clone(), sender.ifindex, source, to, frame)
+    }
+
+    fn ipv6_frame(&self, policy: &Policy, nonce: u16) -> (PortId, u32, IpAddr, IpAddr, Vec<u8>) {
+        let ports: Vec<(&PortId, &Port)> = policy.ports.iter().collect();
+        let (id, sender) = self.from.get(&ports);
+        let from = ipv6::end(sender, nonce);
+        let to = ipv6::End {
+            mac: ocs_dataplane::shared::layout::ROUTER_MAC,
+            ip: match &self.to {
+                Some(to) => ipv6::end(to.get(&ports).1, 0).ip,
+                None => ELSEWHERE_IPV6[self.else_to],
+            },
+            port: self.question.port,
+        };
+        let [kind, code] = self.question.port.to_be_bytes();
+        let [high, low] = nonce.to_be_bytes();
+        let protocol = self.question.protocol;
+        let payload = match protocol {
+            ipv6::ICMPV6 => ipv6::icmp_message(from, to, kind, code, &[high, low, 0, 1]),
+            ipv6::TCP => ipv6::tcp_segment(from, to, ipv6::SYN),
+            ipv6::UDP => ipv6::udp_datagram(from, to, b"x"),
+            _ => vec![0; 8],
+        };
+        let frame = ipv6::frame(from, to, protocol, &payload);
+        let (source, to) = (from.ip.into(), to.ip.into());
+        ((*id).clone(), sender.ifindex, source, to, frame)
     }
 }

@@ -10,7 +10,7 @@ use ocs_dataplane::shared::layout::{
 };
 use ocs_dataplane::shared::limit::{Limit, Meter};
 use ocs_dataplane::shared::log::LogKey;
-use ocs_dataplane::shared::{Action, Maps, guest};
+use ocs_dataplane::shared::{Action, Maps, guest, ipv6};
 
 use super::memory::Memory;
 
@@ -34,7 +34,11 @@ pub fn send(memory: &Memory, ifindex: u32, frame: &[u8]) -> (Action, Lookups) {
         memory,
         lookups: RefCell::default(),
     };
-    let action = guest::receive(&mut frame.to_vec(), &counted, ifindex);
+    let mut frame = frame.to_vec();
+    let mut action = guest::receive(&mut frame, &counted, ifindex);
+    if let Action::Stage { .. } = action {
+        action = ipv6::receive(&mut frame, &counted, ifindex);
+    }
     (action, counted.lookups.into_inner())
 }
 
@@ -47,6 +51,21 @@ impl Maps for Counted<'_> {
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.asked("endpoint");
         self.memory.endpoint(key)
+    }
+
+    fn port_ipv6(&self, slot: u32) -> Option<&ipv6::layout::Port> {
+        self.asked("port_ipv6");
+        self.memory.port_ipv6(slot)
+    }
+
+    fn endpoint_ipv6(&self, key: &ipv6::layout::EndpointKey) -> Option<&ipv6::layout::Endpoint> {
+        self.asked("endpoint_ipv6");
+        self.memory.endpoint_ipv6(key)
+    }
+
+    fn route_ipv6(&self, key: &ipv6::layout::PrefixKey) -> Option<Route> {
+        self.asked("route_ipv6");
+        self.memory.route_ipv6(key)
     }
 
     fn service(&self, address: Address) -> Option<&Service> {

@@ -9,11 +9,11 @@ use ocs_dataplane::model::Policy;
 use ocs_dataplane::shared::flow::{Bucket, FlowKey, Progress, State, WAYS};
 use ocs_dataplane::shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey,
-    Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
+    Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, TRANSLATE, Tap, Uplink,
 };
 use ocs_dataplane::shared::limit::{Limit, Meter, Meters};
 use ocs_dataplane::shared::log::LogKey;
-use ocs_dataplane::shared::{Action, Maps, guest, responder, uplink};
+use ocs_dataplane::shared::{Action, Maps, guest, ipv6, responder, uplink};
 
 /// Jiffies of a second.
 pub const HZ: u32 = 100;
@@ -48,7 +48,7 @@ impl Memory {
             logs: RefCell::default(),
             entries: Entries::default(),
             slots: Slots::default(),
-            numbers: Numbers::after(0),
+            numbers: Numbers::after(0, 0),
             tables: BTreeMap::new(),
             nats: BTreeMap::new(),
             meters: BTreeMap::new(),
@@ -81,8 +81,11 @@ impl Memory {
     /// What the `port` program does; with whom it counts a redirection.
     pub fn run_port(&self, ifindex: u32, frame: &mut Vec<u8>) -> Action {
         let mut action = guest::receive(frame, self, ifindex);
-        if action == Action::Translate {
-            action = guest::translate(frame, self, ifindex);
+        if let Action::Stage { stage, .. } = action {
+            action = match stage {
+                TRANSLATE => guest::translate(frame, self, ifindex),
+                _ => ipv6::receive(frame, self, ifindex),
+            };
         }
         self.carry_out(action)
     }
@@ -94,7 +97,11 @@ impl Memory {
 
     /// What the `uplink` program does.
     pub fn run_uplink(&self, frame: &mut Vec<u8>) -> Action {
-        self.carry_out(uplink::receive(frame, self))
+        let mut action = uplink::receive(frame, self);
+        if let Action::Stage { .. } = action {
+            action = ipv6::receive_uplink(frame, self);
+        }
+        self.carry_out(action)
     }
 
     /// What the `outside` program does.
@@ -205,6 +212,30 @@ impl Maps for Memory {
 
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.entries.endpoints.get(key)
+    }
+
+    fn port_ipv6(&self, slot: u32) -> Option<&ipv6::layout::Port> {
+        self.entries.ports_ipv6.get(&slot)
+    }
+
+    fn endpoint_ipv6(&self, key: &ipv6::layout::EndpointKey) -> Option<&ipv6::layout::Endpoint> {
+        self.entries.endpoints_ipv6.get(key)
+    }
+
+    fn route_ipv6(&self, key: &ipv6::layout::PrefixKey) -> Option<Route> {
+        let bits = |key: &ipv6::layout::PrefixKey| {
+            let words = key.address.map(u32::to_ne_bytes);
+            joined(words.as_flattened(), &[])
+        };
+        let routes = self.entries.routes_ipv6.iter();
+        routes
+            .filter(|((prefix, length), _)| {
+                let free = 160 - length;
+                let mask = u128::MAX.checked_shl(free).unwrap_or(0);
+                prefix.scope == key.scope && (bits(prefix) ^ bits(key)) & mask == 0
+            })
+            .max_by_key(|((_, length), _)| *length)
+            .map(|(_, route)| *route)
     }
 
     fn service(&self, address: Address) -> Option<&Service> {

@@ -5,6 +5,7 @@
 pub mod arbitrary;
 pub mod counted;
 pub mod frames;
+pub mod ipv6;
 pub mod memory;
 pub mod policy;
 pub mod responder;

@@ -27,6 +27,7 @@ pub fn port(
             .parse::<ipnet::IpNet>()
             .expect("a prefix")
             .trunc(),
+        ipv6_subnet: None,
         groups: groups.iter().map(|name| GroupId((*name).into())).collect(),
         service_address: Ipv4Addr::from(service),
         rate: Rate::default(),

@@ -197,6 +197,7 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
         mac: Mac(ocs_vmm_spec::parse_mac(&eni.mac)?),
         addresses,
         subnet: eni.subnet_cidr.parse().ok()?,
+        ipv6_subnet: None,
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
         rate: Rate {

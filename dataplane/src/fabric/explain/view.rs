@@ -4,6 +4,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
     PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
@@ -104,6 +105,19 @@ impl Maps for View<'_> {
         Some(self.endpoints.keep(endpoint?))
     }
 
+    // IPv6 is not explained.
+    fn port_ipv6(&self, _slot: u32) -> Option<&ipv6::Port> {
+        None
+    }
+
+    fn endpoint_ipv6(&self, _key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint> {
+        None
+    }
+
+    fn route_ipv6(&self, _key: &ipv6::PrefixKey) -> Option<Route> {
+        None
+    }
+
     // The responder's answers are not explained.
     fn service(&self, _address: Address) -> Option<&Service> {
         None
@@ -130,7 +144,7 @@ impl Maps for View<'_> {
     }
 
     fn acl_class(&self, key: &AclClassKey) -> Option<u32> {
-        let direction = if key.direction == Direction::Egress as u32 {
+        let direction = if key.direction & 1 == Direction::Egress as u32 {
             Direction::Egress
         } else {
             Direction::Ingress

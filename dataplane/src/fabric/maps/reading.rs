@@ -14,9 +14,9 @@ use ocs_dataplane_shared::layout::{
 use ocs_dataplane_shared::limit::{Limits, Meters};
 
 use super::{
-    ACL_CLASSES, ACL_RULES, COUNTERS, DEVICES, ENDPOINTS, FLOWS, FORWARDERS, HOSTS, KernelMaps,
-    LIMITS, METERS, NATS, PLACES, PUBLICS, Plain, ROUTES, RULES, Raw, SERVICES, TAPS, TableMap,
-    Trie,
+    ACL_CLASSES, ACL_RULES, COUNTERS, DEVICES, ENDPOINTS, ENDPOINTS_IPV6, FLOWS, FORWARDERS, HOSTS,
+    KernelMaps, LIMITS, METERS, NATS, PLACES, PORTS_IPV6, PUBLICS, Plain, ROUTES, ROUTES_IPV6,
+    RULES, Raw, SERVICES, TAPS, TableMap, Trie,
 };
 use crate::compiler::{Entries, Prefixed};
 use crate::fabric::Counters;
@@ -35,6 +35,16 @@ impl KernelMaps {
             let (Raw(key), Raw(endpoint)) = entry.map_err(map(ENDPOINTS))?;
             entries.endpoints.insert(key, endpoint);
         }
+        for slot in FIRST_PORT_SLOT..self.ports_ipv6.len() {
+            let Raw(port) = self.ports_ipv6.get(&slot, 0).map_err(map(PORTS_IPV6))?;
+            if port.is_there() {
+                entries.ports_ipv6.insert(slot, port);
+            }
+        }
+        for entry in self.endpoints_ipv6.iter() {
+            let (Raw(key), Raw(endpoint)) = entry.map_err(map(ENDPOINTS_IPV6))?;
+            entries.endpoints_ipv6.insert(key, endpoint);
+        }
         for entry in self.forwarders.iter() {
             let (Raw(key), address) = entry.map_err(map(FORWARDERS))?;
             entries.forwarders.insert(key, address);
@@ -50,6 +60,7 @@ impl KernelMaps {
         entries.rules = read_trie(&self.rules, RULES, |value| value)?;
         entries.places = read_trie(&self.places, PLACES, |Raw(value)| value)?;
         entries.routes = read_trie(&self.routes, ROUTES, |Raw(value)| value)?;
+        entries.routes_ipv6 = read_trie(&self.routes_ipv6, ROUTES_IPV6, |Raw(value)| value)?;
         entries.acl_classes = read_trie(&self.acl_classes, ACL_CLASSES, |value| value)?;
         entries.acl_rules = read_trie(&self.acl_rules, ACL_RULES, |value| value)?;
         entries.devices = self.read_devices()?;

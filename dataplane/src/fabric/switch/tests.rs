@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ocs_dataplane_shared::layout::{Direction as Way, EndpointKey, Identity};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
+use ocs_dataplane_shared::layout::{Direction as Way, EndpointKey, Identity, Tap};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
@@ -24,6 +25,10 @@ fn address(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, index)
 }
 
+fn address_ipv6(index: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, u16::from(index))
+}
+
 fn group(index: u8) -> GroupId {
     GroupId(format!("g{index}"))
 }
@@ -34,6 +39,10 @@ fn policies() -> impl Strategy<Value = Policy> {
         (0..GROUPS).prop_map(|index| Peer::Group(group(index))),
         (0..PORTS, 30..=32u8).prop_map(|(index, length)| {
             let prefix = ipnet::Ipv4Net::new(address(index), length).expect("a prefix");
+            Peer::Cidr(prefix.trunc().into())
+        }),
+        (0..PORTS, 126..=128u8).prop_map(|(index, length)| {
+            let prefix = ipnet::Ipv6Net::new(address_ipv6(index), length).expect("a prefix");
             Peer::Cidr(prefix.trunc().into())
         }),
     ];
@@ -70,8 +79,9 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
         ifindex: u32::from(index) + 1,
         vni: Vni(1),
         mac: Mac([2, 0, 0, 0, 0, index]),
-        addresses: [IpAddr::V4(address(index))].into(),
+        addresses: [address(index).into(), address_ipv6(index).into()].into(),
         subnet: "10.0.0.0/24".parse().expect("a prefix"),
+        ipv6_subnet: Some("fd00:0:0:1::/64".parse().expect("a prefix")),
         groups: groups.iter().map(|index| group(*index)).collect(),
         service_address: Ipv4Addr::new(169, 254, 1, index + 1),
         rate: Rate {
@@ -87,7 +97,8 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
     }
 }
 
-type Pairs = BTreeSet<(u8, u8)>;
+/// Whether it is IPv6, from whom, to whom.
+type Pairs = BTreeSet<(bool, u8, u8)>;
 
 /// Pairs of which the first may send to the second.
 fn allowed_by(policy: &Policy) -> Pairs {
@@ -95,17 +106,26 @@ fn allowed_by(policy: &Policy) -> Pairs {
         protocol: 6,
         port: 80,
     };
-    pairs(|from, to| {
+    pairs(|v6, from, to| {
         let id = PortId(format!("p{from}"));
-        let answer = ask(policy, &id, address(from), address(to), question);
+        let of = |index| -> IpAddr {
+            if v6 {
+                address_ipv6(index).into()
+            } else {
+                address(index).into()
+            }
+        };
+        let answer = ask(policy, &id, of(from), of(to), question);
         matches!(answer, Some(Answer::Passes(_)))
     })
 }
 
-fn pairs(allowed: impl Fn(u8, u8) -> bool) -> Pairs {
-    (0..PORTS)
-        .flat_map(|from| (0..PORTS).map(move |to| (from, to)))
-        .filter(|(from, to)| from != to && allowed(*from, *to))
+fn pairs(allowed: impl Fn(bool, u8, u8) -> bool) -> Pairs {
+    [false, true]
+        .into_iter()
+        .flat_map(|v6| (0..PORTS).map(move |from| (v6, from)))
+        .flat_map(|(v6, from)| (0..PORTS).map(move |to| (v6, from, to)))
+        .filter(|(v6, from, to)| from != to && allowed(*v6, *from, *to))
         .collect()
 }
 
@@ -130,12 +150,15 @@ impl Judge {
     }
 
     fn allowed(&self) -> Pairs {
-        pairs(|from, to| {
+        pairs(|v6, from, to| {
+            let sender = self.held.entries.taps.get(&(u32::from(from) + 1));
+            if v6 {
+                return sender.is_some_and(|tap| self.allowed_ipv6(tap, from, to));
+            }
             let key = EndpointKey {
                 vni: 1,
                 address: raw(address(to)),
             };
-            let sender = self.held.entries.taps.get(&(u32::from(from) + 1));
             let (Some(tap), Some(endpoint)) = (sender, self.held.entries.endpoints.get(&key))
             else {
                 return false;
@@ -143,6 +166,25 @@ impl Judge {
             self.allows(tap.identity, Way::Egress, endpoint.identity)
                 && self.allows(endpoint.identity, Way::Ingress, tap.identity)
         })
+    }
+
+    /// The set is the tap's, the atom the address's.
+    fn allowed_ipv6(&self, tap: &Tap, from: u8, to: u8) -> bool {
+        let entries = &self.held.entries;
+        let find = |index| {
+            let key = ipv6::EndpointKey {
+                vni: 1,
+                address: ipv6::address(address_ipv6(index).octets()),
+            };
+            entries.endpoints_ipv6.get(&key)
+        };
+        let (Some(own), Some(there)) = (find(from), find(to)) else {
+            return false;
+        };
+        own.is.slot == tap.slot
+            && entries.ports_ipv6.contains_key(&tap.slot)
+            && self.allows(tap.identity, Way::Egress, there.is.identity)
+            && self.allows(there.is.identity, Way::Ingress, own.is.identity)
     }
 
     fn wrote(&mut self) -> Result<(), FabricError> {
@@ -178,7 +220,7 @@ struct Turn {
 }
 
 fn turn(old: &Policy, new: &Policy) -> Turn {
-    let (mut numbers, mut slots) = (Numbers::after(0), Slots::default());
+    let (mut numbers, mut slots) = (Numbers::after(0, 0), Slots::default());
     let mut entries =
         |policy| compile(policy, &mut numbers, &mut slots, 100).expect("a valid policy");
     let before = entries(old);
