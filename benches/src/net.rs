@@ -27,6 +27,9 @@ const PEER_20: &str = "bridge + nftables + conntrack, 20 rules, established firs
 const PEER_1000: &str = "bridge + nftables + conntrack, 1,000 rules, established first";
 const PEER_MAP: &str = "bridge + nftables + conntrack, a verdict map of 1,000, established first";
 const ONE_RULE: &str = "ours with 1 rule";
+const ONE_FLOW: &str = "ours with 1 flow, same sender";
+/// Flows whose frames come in no order.
+const HOT_FLOWS: u16 = 1_024;
 /// What a change of an ENI's groups may take until it holds.
 const GROUP_CHANGE_MS: f64 = 100.0;
 /// What a frame of 64 bytes has of a core at 10 Gbit/s.
@@ -67,6 +70,7 @@ fn group_changes(runs: usize) -> Result<Row> {
 fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
     let ours = ours::Path::new(20)?;
     let (one, many) = (ours::Path::new(1)?, ours::Path::new(10_000)?);
+    let (hot, single) = (ours.sender_of(HOT_FLOWS)?, ours.sender_of(1)?);
     let peer = kernel::Path::new(Chain::Linear(20), false)?;
     let redirect = kernel::Redirect::new(false)?;
     let encap = ours::Encap::new()?;
@@ -80,10 +84,12 @@ fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
             &mut || Ok(vec![one.send_mpps(frames)?]),
             &mut || Ok(vec![many.send_mpps(frames)?]),
             &mut || Ok(vec![encap.send_mpps(frames)?]),
+            &mut || Ok(vec![ours.send_by_mpps(&hot, frames)?]),
+            &mut || Ok(vec![ours.send_by_mpps(&single, frames)?]),
         ],
     )?;
-    let [ours, peer, bare, one, many, encap] =
-        [0, 1, 2, 3, 4, 5].map(|side: usize| &figures[side][0]);
+    let [ours, peer, bare, one, many, encap, hot, single] =
+        [0, 1, 2, 3, 4, 5, 6, 7].map(|side: usize| &figures[side][0]);
     let limit = median(bare);
     let over: Vec<f64> = ours
         .iter()
@@ -100,6 +106,9 @@ fn established(runs: usize, frames: u32) -> Result<Vec<Row>> {
             .limited_by(limit),
         Row::new("established_10000_rules_mpps", "Mpps", Better::Higher, many)
             .against(ONE_RULE, one)
+            .limited_by(limit),
+        Row::new("established_1024_flows_mpps", "Mpps", Better::Higher, hot)
+            .against(ONE_FLOW, single)
             .limited_by(limit),
     ])
 }

@@ -62,20 +62,27 @@ const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) ->
     }
 }
 
+/// Every bit of a port.
+pub const ANY_PORT: u16 = u16::MAX;
+
 /// Makes each frame another flow's: a UDP source port by chance (helper 7,
-/// `bpf_get_prandom_u32`), at offset 34. Leaves the context in register 6.
-const ANOTHER_FLOW: [Instruction; 9] = [
-    instruction(0xbf, 6, 1, 0, 0),
-    instruction(0x61, 7, 1, 0, 0),
-    instruction(0x61, 3, 1, 4, 0),
-    instruction(0xbf, 4, 7, 0, 0),
-    instruction(0x07, 4, 0, 0, 36),
-    // A shorter frame is left as it is.
-    instruction(0x2d, 4, 3, 2, 0),
-    instruction(0x85, 0, 0, 0, 7),
-    instruction(0x6b, 7, 0, 34, 0),
-    instruction(0xbf, 1, 6, 0, 0),
-];
+/// `bpf_get_prandom_u32`) of which these bits may be set, at offset 34. Leaves the context in
+/// register 6.
+fn another_flow(bits: u16) -> [Instruction; 10] {
+    [
+        instruction(0xbf, 6, 1, 0, 0),
+        instruction(0x61, 7, 1, 0, 0),
+        instruction(0x61, 3, 1, 4, 0),
+        instruction(0xbf, 4, 7, 0, 0),
+        instruction(0x07, 4, 0, 0, 36),
+        // A shorter frame is left as it is.
+        instruction(0x2d, 4, 3, 3, 0),
+        instruction(0x85, 0, 0, 0, 7),
+        instruction(0x57, 0, 0, 0, i32::from(bits)),
+        instruction(0x6b, 7, 0, 34, 0),
+        instruction(0xbf, 1, 6, 0, 0),
+    ]
+}
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
@@ -173,7 +180,7 @@ impl Program {
 
     /// [`Self::pass`], each frame another flow's.
     pub fn pass_new_flows() -> Result<Self> {
-        Self::load(&[&ANOTHER_FLOW[..], &[mov(0, XDP_PASS), EXIT]].concat())
+        Self::load(&[&another_flow(ANY_PORT)[..], &[mov(0, XDP_PASS), EXIT]].concat())
     }
 
     /// [`Self::redirect`], each frame another flow's.
@@ -184,11 +191,12 @@ impl Program {
             CALL_REDIRECT,
             EXIT,
         ];
-        Self::load(&[&ANOTHER_FLOW[..], &redirect].concat())
+        Self::load(&[&another_flow(ANY_PORT)[..], &redirect].concat())
     }
 
-    /// Gives each frame, another flow's each, to a program.
-    pub fn call_with_new_flows(program: &OwnedFd) -> Result<Self> {
+    /// Gives each frame, another flow's each of those that differ in these bits of their source
+    /// port, to a program.
+    pub fn call_with_flows(program: &OwnedFd, bits: u16) -> Result<Self> {
         let create = Create {
             kind: BPF_MAP_TYPE_PROG_ARRAY,
             key_size: 4,
@@ -201,7 +209,7 @@ impl Program {
         let (key, value) = (0_u32, u32::try_from(program.as_raw_fd())?);
         let caller = Self::load(
             &[
-                &ANOTHER_FLOW[..],
+                &another_flow(bits)[..],
                 &[
                     // Register 2 is the map's address, in two instructions.
                     instruction(0x18, 2, 1, 0, map.as_raw_fd()),

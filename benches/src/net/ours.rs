@@ -1,6 +1,6 @@
 //! The real fabric with two ports and the policy of the peer: so many rules, default deny.
 
-use super::bpf::Program;
+use super::bpf::{ANY_PORT, Program};
 use super::{cpu_s, kernel, udp_frame};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
@@ -121,7 +121,7 @@ impl Path {
             let read = rustix::io::read(&tap.fd, &mut buffer)?;
             ensure!(read > super::FRAME_BYTES, "the path delivers nothing");
         }
-        let new_flows = Program::call_with_new_flows(&fabric.port_program()?)?;
+        let new_flows = Program::call_with_flows(&fabric.port_program()?, ANY_PORT)?;
         Ok(Self {
             new_flows,
             policy,
@@ -168,29 +168,39 @@ impl Path {
     /// Sends frames of which each but a few is another flow's: there are 65,536 source
     /// ports, and each port's table holds 4,096 flows.
     pub fn send_new_mpps(&self, frames: u32) -> Result<f64> {
+        self.send_by_mpps(&self.new_flows, frames)
+    }
+
+    /// A sender of so many flows' frames, in no order; a power of two.
+    pub fn sender_of(&self, flows: u16) -> Result<Program> {
+        let fabric = self.fabric.as_ref().context("the fabric is gone")?;
+        Program::call_with_flows(&fabric.port_program()?, flows - 1)
+    }
+
+    /// Sends frames by such a sender.
+    pub fn send_by_mpps(&self, sender: &Program, frames: u32) -> Result<f64> {
         let Some(fabric) = &self.fabric else {
             bail!("the fabric is gone")
         };
         let before = forwarded(fabric)?;
         let namespace = fabric.taps_namespace();
         let used = std::thread::scope(|scope| {
-            let sender = scope.spawn(|| {
+            let thread = scope.spawn(|| {
                 // SAFETY: changes this thread's network namespace alone.
                 let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
                 ensure!(entered == 0, "cannot enter the taps' namespace");
                 let start = cpu_s();
-                self.new_flows
-                    .send(self.tap_a.ifindex, &self.there, frames)?;
+                sender.send(self.tap_a.ifindex, &self.there, frames)?;
                 Ok(cpu_s() - start)
             });
-            sender
+            thread
                 .join()
                 .unwrap_or_else(|_| bail!("the sender panicked"))
         })?;
         let passed = forwarded(fabric)? - before;
         ensure!(
             passed == u64::from(frames),
-            "of {frames} frames of new flows {passed} were forwarded"
+            "of {frames} frames {passed} were forwarded"
         );
         Ok(f64::from(frames) / used / 1e6)
     }
