@@ -16,6 +16,7 @@
 //! replays the journal of a file system that was not unmounted.
 
 mod gpt;
+mod links;
 mod menu;
 
 use super::{Blob, Entry, Payload, load};
@@ -229,7 +230,8 @@ impl Place<'_> {
         let above = rooted.strip_prefix("/boot").unwrap_or(&rooted).to_owned();
         let mut problem = String::new();
         for path in [&rooted, &here, &above] {
-            match self.fs.open(path.as_str()) {
+            let opened = links::follow(self.fs, path).and_then(|path| self.fs.open(&path));
+            match opened {
                 Ok(file) => return Ok(file),
                 Err(Ext4Error::NotFound) if !problem.is_empty() => {}
                 Err(error) => problem = error.to_string(),
@@ -247,13 +249,17 @@ impl Folder for Place<'_> {
         } else {
             "/"
         };
-        let Ok(metadata) = self.fs.metadata(path) else {
+        let Ok(folder) = links::follow(self.fs, path) else {
             return Ok(Vec::new());
         };
-        if !metadata.is_dir() {
+        let metadata = self.fs.symlink_metadata(&folder);
+        if !metadata.is_ok_and(|metadata| metadata.is_dir()) {
             return Ok(Vec::new());
         }
-        let entries = self.fs.read_dir(path).map_err(|e| format!("{path}: {e}"))?;
+        let entries = self
+            .fs
+            .read_dir(&folder)
+            .map_err(|e| format!("{path}: {e}"))?;
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| format!("{path}: {e}"))?;
@@ -269,7 +275,8 @@ impl Folder for Place<'_> {
 
     fn text(&self, name: &str) -> std::result::Result<Option<String>, String> {
         let path = format!("{}/{name}", self.place.trim_end_matches('/'));
-        let Ok(file) = self.fs.open(path.as_str()) else {
+        let opened = links::follow(self.fs, &path).and_then(|path| self.fs.open(&path));
+        let Ok(file) = opened else {
             return Ok(None);
         };
         let bytes = read(file, MAX_TEXT_BYTES).map_err(|problem| format!("{path}: {problem}"))?;

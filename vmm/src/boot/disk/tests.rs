@@ -181,6 +181,25 @@ fn hostile_disks_are_refused_by_name() {
         let file = fs::File::create(root.join("boot/vmlinuz-1")).unwrap();
         file.set_len(1 << 40).unwrap();
     });
+    let endless = {
+        let link = |root: &Path| {
+            std::os::unix::fs::symlink("vmlinuz", root.join("boot/vmlinuz-1")).unwrap();
+        };
+        let image = tempfile::NamedTempFile::new().unwrap();
+        fs::write(image.path(), ext4(&["-t", "ext4"], link)).unwrap();
+        let made = Command::new("debugfs")
+            .args([
+                "-w",
+                "-R",
+                "set_inode_field /boot/vmlinuz-1 size 0x10000000000",
+            ])
+            .arg(image.path())
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .output()
+            .expect("debugfs, of Debian's e2fsprogs");
+        assert!(made.status.success(), "{made:?}");
+        fs::read(image.path()).unwrap()
+    };
     let many = ext4(&["-t", "ext4", "-N", "5000", "-b", "1024"], |root| {
         for n in 0..4200 {
             fs::write(root.join("boot").join(format!("f{n}")), "").unwrap();
@@ -217,6 +236,7 @@ fn hostile_disks_are_refused_by_name() {
             "the disk has none",
         ),
         ("loop", looped, "vmlinuz-2: too many levels"),
+        ("endless link", endless, "path is too long"),
         ("huge", huge, "more than 134217728"),
         ("many files", many, "more than 4096 files"),
         ("outside", outside, "partition 1 at sectors"),
