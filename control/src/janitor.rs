@@ -1,7 +1,7 @@
 //! Forgets what has been gone long enough.
 
 use crate::core::{Core, now_s};
-use crate::rows::{Instance, Peering, Reservation, Scope, Token};
+use crate::rows::{Instance, NatGateway, NatState, Peering, Reservation, Scope, Token};
 use crate::wire::ApiError;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -45,6 +45,16 @@ pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
             let peerings = view.all::<Peering>(&scope).filter(|row| ended(row));
             for row in peerings.take(GROUP) {
                 tx.delete::<Peering>(&row.id);
+            }
+            // Those that failed go by themselves.
+            let over = |row: &NatGateway| match row.state {
+                NatState::Failed => row.created_at_s + VISIBLE_S < now_s,
+                NatState::Deleted => row.deleted_at_s.is_some_and(|at| at + VISIBLE_S < now_s),
+                _ => false,
+            };
+            let gateways = view.all::<NatGateway>(&scope).filter(|row| over(row));
+            for row in gateways.take(GROUP) {
+                tx.delete::<NatGateway>(&row.id);
             }
             Ok(())
         })

@@ -83,6 +83,7 @@ shard! {
     subnets: Subnet,
     addresses: Addresses,
     gateways: Gateway,
+    nat_gateways: NatGateway,
     route_tables: RouteTable,
     acls: Acl,
     dhcp_options: DhcpOptions,

@@ -101,3 +101,66 @@ class Outside(unittest.TestCase):
                          "InsufficientAddressCapacity")
         for allocation in held:
             up.ec2.release_address(AllocationId=allocation)
+
+    def test_a_private_subnet_reaches_outside_through_a_nat_gateway_alone(self):
+        vpc = up.ec2.create_vpc(CidrBlock="10.40.0.0/16")["Vpc"]["VpcId"]
+        subnets = [up.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.40.{n}.0/24")["Subnet"]["SubnetId"]
+                   for n in (1, 2)]
+        public, private = subnets
+        gateway = up.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+        up.ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+        tables = [up.ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"] for _ in subnets]
+        for table, subnet in zip(tables, subnets):
+            up.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)
+        everywhere = {"DestinationCidrBlock": "0.0.0.0/0"}
+        up.ec2.create_route(RouteTableId=tables[0], GatewayId=gateway, **everywhere)
+        address = up.ec2.allocate_address(Domain="vpc")
+        allocation = {"AllocationId": address["AllocationId"]}
+        nat = up.ec2.create_nat_gateway(SubnetId=public, **allocation)["NatGateway"]["NatGatewayId"]
+        up.ec2.get_waiter("nat_gateway_available").wait(
+            NatGatewayIds=[nat], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
+
+        with socket.create_server((OUTSIDE.partition("/")[0], 7777)) as server:
+            server.settimeout(30)
+            guest = up.run("connect 203.0.113.1:7777 every 200ms\nlisten tcp 7", SubnetId=private)
+            group = guest.describe()["SecurityGroups"][0]["GroupId"]
+            up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+                {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}])
+            guest.wait_line("connect: 203.0.113.1:7777 timeout")
+            up.ec2.create_route(RouteTableId=tables[1], NatGatewayId=nat, **everywhere)
+            connection, peer = server.accept()
+            connection.close()
+            self.assertEqual(peer[0], address["PublicIp"], "seen as the gateway's Elastic IP")
+            guest.wait_line("connect: 203.0.113.1:7777 ok")
+            self.assertFalse(echoes(address["PublicIp"]), "nobody gets in that way")
+
+            up.ec2.delete_nat_gateway(NatGatewayId=nat)
+            up.ec2.get_waiter("nat_gateway_deleted").wait(
+                NatGatewayIds=[nat], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
+            guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
+            guest.terminate()
+        up.ec2.release_address(**allocation)
+        up.ec2.detach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+
+    def test_an_elastic_ip_stands_for_a_secondary_address(self):
+        guest = up.run("addresses\nlisten tcp 7")
+        row = guest.describe()
+        up.ec2.authorize_security_group_ingress(
+            GroupId=row["SecurityGroups"][0]["GroupId"], IpPermissions=[
+                {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+                 "IpRanges": [{"CidrIp": "198.18.0.0/15"}, {"CidrIp": "203.0.113.0/24"}]}])
+        card = row["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        second = up.ec2.assign_private_ip_addresses(
+            NetworkInterfaceId=card, SecondaryPrivateIpAddressCount=1,
+        )["AssignedPrivateIpAddresses"][0]["PrivateIpAddress"]
+        guest.wait_line("addresses: held=2", f"{guest.address},{second}")
+        given = up.ec2.allocate_address(Domain="vpc")
+        up.ec2.associate_address(AllocationId=given["AllocationId"], NetworkInterfaceId=card,
+                                 PrivateIpAddress=second)
+        wait_for("reached at the second address", lambda: echoes(given["PublicIp"]), 10)
+        at, _ = guest.newest("addresses:")
+        up.ec2.unassign_private_ip_addresses(NetworkInterfaceId=card, PrivateIpAddresses=[second])
+        wait_for("reached no more", lambda: not echoes(given["PublicIp"]), 10)
+        guest.wait_line("addresses: held=1", guest.address, after_s=at)
+        up.ec2.release_address(AllocationId=given["AllocationId"])
+        guest.terminate()

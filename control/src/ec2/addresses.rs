@@ -3,7 +3,7 @@
 
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, interfaces, public, quotas, tags};
+use super::{Ctx, interfaces, nat_gateways, public, quotas, tags};
 use crate::core::{Core, Tx};
 use crate::rows::*;
 use crate::view::View;
@@ -192,13 +192,24 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
             }
             (None, None) => return Err(ApiError::missing("NetworkInterfaceId")),
         };
-        let private = params.private_ip_address.as_ref();
-        if let Some(text) = private.filter(|text| **text != interface.private_ip.to_string()) {
-            return Err(ApiError::value(
-                text,
-                "PrivateIpAddress",
-                "It is not an address of the network interface.",
-            ));
+        let private_ip = match params.private_ip_address.as_ref() {
+            None => interface.private_ip,
+            Some(text) => interface
+                .private_ips()
+                .find(|ip| ip.to_string() == *text)
+                .ok_or_else(|| {
+                    let why = "It is not an address of the network interface.";
+                    ApiError::value(text, "PrivateIpAddress", why)
+                })?,
+        };
+        let secondary = Some(private_ip).filter(|ip| *ip != interface.private_ip);
+        let held = row.association.as_ref().map(|held| held.interface);
+        if held
+            .into_iter()
+            .chain([interface.id])
+            .any(|id| nat_gateways::has(tx, id))
+        {
+            return Err(nat_gateways::not_yours());
         }
         let gateways = tx.rows::<Gateway>();
         if !gateways
@@ -214,7 +225,11 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
             ));
         }
         let previous = row.association.as_ref().map(|held| held.interface);
-        if previous.is_some_and(|held| held != interface.id) && !params.allow_reassociation {
+        let at = row
+            .association
+            .as_ref()
+            .map(|held| (held.interface, held.private_ip));
+        if at.is_some_and(|at| at != (interface.id, secondary)) && !params.allow_reassociation {
             return Err(ApiError::new(
                 "Resource.AlreadyAssociated",
                 format!(
@@ -227,17 +242,17 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
                 ),
             ));
         }
-        // Another address of the interface gives way, as in EC2.
-        let mut holder = interface.as_ref().clone();
-        public::release(&ctx.core, tx, &mut holder)?;
-        if holder != *interface {
+        // Another that stands for the private address gives way, as in EC2.
+        if secondary.is_none() && interface.public_ip.is_some() {
+            let mut holder = interface.as_ref().clone();
+            public::release(&ctx.core, tx, &mut holder)?;
             tx.put(holder)?;
         }
         for other in tx.rows::<Address>() {
             let here = other
                 .association
                 .as_ref()
-                .is_some_and(|a| a.interface == interface.id);
+                .is_some_and(|a| (a.interface, a.private_ip) == (interface.id, secondary));
             if here && other.id != row.id {
                 tx.put(Address {
                     association: None,
@@ -249,6 +264,7 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
         row.association = Some(AddressAssociation {
             id,
             interface: interface.id,
+            private_ip: secondary,
         });
         tx.put(row)?;
         for interface in previous.into_iter().chain([interface.id]) {
@@ -270,10 +286,11 @@ fn retell(core: &Core, tx: &mut Tx<'_>, id: InterfaceId) -> Result<(), ApiError>
     let Some(row) = instance.filter(|row| row.state != State::Terminated) else {
         return Ok(());
     };
+    let stands = |held: &AddressAssociation| held.interface == id && held.private_ip.is_none();
     let has_elastic = tx
         .rows::<Address>()
         .iter()
-        .any(|row| row.association.as_ref().is_some_and(|a| a.interface == id));
+        .any(|row| row.association.as_ref().is_some_and(stands));
     if row.state.is_up() && !has_elastic {
         let mut interface = interface.as_ref().clone();
         public::assign(core, tx, &mut interface)?;
@@ -312,6 +329,12 @@ pub async fn disassociate(ctx: &Ctx, action: &str, request: Value) -> Result<Val
         };
         let mut row = row.as_ref().clone();
         let held = row.association.take();
+        if held
+            .as_ref()
+            .is_some_and(|held| nat_gateways::has(tx, held.interface))
+        {
+            return Err(nat_gateways::not_yours());
+        }
         tx.put(row)?;
         if let Some(held) = held {
             retell(&ctx.core, tx, held.interface)?;
@@ -337,7 +360,8 @@ fn present(view: &View, scope: &Scope, row: &Address) -> Value {
     item["NetworkInterfaceId"] = held.interface.to_string().into();
     item["NetworkInterfaceOwnerId"] = (*scope.account).into();
     if let Some(interface) = view.get::<Interface>(scope, &held.interface) {
-        item["PrivateIpAddress"] = interface.private_ip.to_string().into();
+        let private_ip = held.private_ip.unwrap_or(interface.private_ip);
+        item["PrivateIpAddress"] = private_ip.to_string().into();
         if let Some(attachment) = &interface.attachment {
             item["InstanceId"] = attachment.instance.to_string().into();
         }

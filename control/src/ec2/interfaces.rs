@@ -10,13 +10,13 @@
 
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
+use super::private_addresses::{self, PrivateIp, Wanted};
 use super::{Ctx, groups, launch, present, public, quotas, subnets, tags, types};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 /// DescribeNetworkInterfaces.
@@ -51,46 +51,6 @@ pub fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<Interface>, ApiError> {
         .ok_or_else(|| InterfaceId::not_found(text))
 }
 
-/// `PrivateIpAddresses.N`, of which only the primary one is offered.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct PrivateIp {
-    primary: Option<bool>,
-    private_ip_address: Option<String>,
-}
-
-/// The one address that a request asks for, in either of EC2's ways.
-///
-/// # Errors
-/// `UnsupportedOperation` for secondary addresses, and EC2's other codes.
-pub fn asked_address(
-    single: Option<&String>,
-    several: &[PrivateIp],
-    parameter: &str,
-) -> Result<Option<Ipv4Addr>, ApiError> {
-    let text = match (single, several) {
-        (single, []) => single,
-        (None, [only]) if only.primary != Some(false) => only.private_ip_address.as_ref(),
-        (Some(_), _) => {
-            return Err(ApiError::combination(
-                "The parameters privateIpAddress and privateIpAddresses cannot be used together.",
-            ));
-        }
-        (None, [_]) => {
-            return Err(ApiError::new(
-                "InvalidParameterValue",
-                "There is no primary address.",
-            ));
-        }
-        (None, _) => return Err(ApiError::unsupported_parameter(&format!("{parameter}.2"))),
-    };
-    let parse = |text: &String| {
-        text.parse()
-            .map_err(|_| ApiError::value(text, "PrivateIpAddress", "Invalid IPv4 address."))
-    };
-    text.map(parse).transpose()
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Create {
@@ -99,6 +59,7 @@ struct Create {
     private_ip_address: Option<String>,
     #[serde(default)]
     private_ip_addresses: Vec<PrivateIp>,
+    secondary_private_ip_address_count: Option<i64>,
     #[serde(default)]
     groups: Vec<String>,
     #[serde(default)]
@@ -111,10 +72,10 @@ struct Create {
 /// `InvalidIPAddress.InUse`, `InsufficientFreeAddressesInSubnet`, ….
 pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Create = ctx.params(action, request)?;
-    let asked = asked_address(
+    let wanted = Wanted::asked(
         params.private_ip_address.as_ref(),
         &params.private_ip_addresses,
-        "PrivateIpAddresses",
+        params.secondary_private_ip_address_count,
     )?;
     let kind = "network-interface";
     let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
@@ -127,7 +88,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let row = Interface {
             description: params.description.clone().unwrap_or_default(),
             tags: tags.clone(),
-            ..launch::interface(&subnet, &mut addresses, asked, groups)?
+            ..launch::interface(&subnet, &mut addresses, &wanted, groups)?
         };
         let mut answer = json!({"NetworkInterface": present::interface(tx.view, &tx.scope, &row)});
         answer["NetworkInterface"]["Status"] = "pending".into();
@@ -163,7 +124,7 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let params: Named = ctx.params(action, request)?;
     ctx.write(|tx| {
         let row = one(tx, &params.network_interface_id)?;
-        if row.attachment.is_some() {
+        if row.attachment.is_some() || row.nat_gateway.is_some() {
             return Err(in_use(row.id));
         }
         for address in tx.rows::<Address>() {
@@ -182,7 +143,7 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             public::give_back(&ctx.core, tx, address)?;
         }
         let mut addresses = launch::addresses_of(tx, row.subnet)?;
-        addresses.give_back(row.private_ip);
+        row.private_ips().for_each(|ip| addresses.give_back(ip));
         tx.put(addresses)?;
         tx.delete::<Interface>(&row.id);
         Ok(json!({}))
@@ -221,7 +182,7 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     ctx.write(|tx| {
         let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
         let mut instance = changeable(tx, InstanceId::parse(&params.instance_id)?)?;
-        if row.attachment.is_some() {
+        if row.attachment.is_some() || row.nat_gateway.is_some() {
             return Err(in_use(row.id));
         }
         if (&row.zone, row.vpc) != (&instance.zone, instance.vpc) {
@@ -237,6 +198,7 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 format!("Interface count {} exceeds the limit for {}", most + 1, instance.instance_type),
             ));
         }
+        private_addresses::room(types::find(&instance.instance_type)?, row.private_ips().count())?;
         let index = u32::try_from(params.device_index).map_err(|_| {
             ApiError::value(params.device_index, "deviceIndex", "It must not be negative.")
         })?;
@@ -370,6 +332,9 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     }
     ctx.write(|tx| {
         let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
+        if row.nat_gateway.is_some() {
+            return Err(super::nat_gateways::not_yours());
+        }
         if let Some(description) = &params.description {
             row.description.clone_from(&description.value);
         }
@@ -401,8 +366,11 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-/// Has an interface's instance follow its new groups or check.
-fn regroup(tx: &mut Tx<'_>, row: &Interface) -> Result<(), ApiError> {
+/// Has an interface's instance follow its new groups, check or addresses.
+///
+/// # Errors
+/// Only those of writing a row.
+pub fn regroup(tx: &mut Tx<'_>, row: &Interface) -> Result<(), ApiError> {
     let Some(attachment) = &row.attachment else {
         return Ok(());
     };

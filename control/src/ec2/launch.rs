@@ -1,5 +1,6 @@
 //! From a launch's plan to rows: reservation, instances, interfaces, volumes.
 
+use super::private_addresses::Wanted;
 use super::types::InstanceType;
 use super::volume_types::{self, Asked, Given};
 use super::volumes::Source;
@@ -85,8 +86,8 @@ pub enum NicSource {
         subnet: Arc<Subnet>,
         /// Its groups.
         groups: Vec<GroupId>,
-        /// The address asked for.
-        private_ip: Option<Ipv4Addr>,
+        /// Its private addresses.
+        wanted: Wanted,
         /// `Description`.
         description: String,
         /// It gets a public address.
@@ -105,9 +106,19 @@ impl Nic {
         }
     }
 
+    /// How many addresses of its subnet it takes.
+    fn addresses(&self) -> usize {
+        match &self.source {
+            NicSource::New { wanted, .. } => wanted.total(),
+            NicSource::Existing(_) => 0,
+        }
+    }
+
     fn is_one_of_a_kind(&self) -> bool {
         match &self.source {
-            NicSource::New { private_ip, .. } => private_ip.is_some(),
+            NicSource::New { wanted, .. } => {
+                wanted.primary.is_some() || !wanted.secondary.is_empty()
+            }
             NicSource::Existing(_) => true,
         }
     }
@@ -173,17 +184,16 @@ pub fn launch(
     let mut maps: BTreeMap<SubnetId, Addresses> = BTreeMap::new();
     let mut free = max;
     for nic in &plan.nics {
-        if let NicSource::New {
-            subnet, private_ip, ..
-        } = &nic.source
-        {
-            let wanted = plan.nics.iter().filter(|n| n.subnet() == subnet.id).count();
+        if let NicSource::New { subnet, wanted, .. } = &nic.source {
+            let here = plan.nics.iter().filter(|n| n.subnet() == subnet.id);
+            let needed: usize = here.map(Nic::addresses).sum();
             let map = addresses_of(tx, subnet.id)?;
-            free = free.min(map.free() / u32::try_from(wanted).unwrap_or(1).max(1));
+            let fit = map.free() / u32::try_from(needed).unwrap_or(u32::MAX).max(1);
+            free = free.min(fit);
             if free < min {
                 return Err(no_address(subnet.id));
             }
-            if let Some(wanted) = private_ip {
+            for wanted in wanted.primary.iter().chain(&wanted.secondary) {
                 take_this(&mut map.clone(), *wanted)?;
             }
             maps.insert(subnet.id, map);
@@ -227,13 +237,20 @@ pub fn addresses_of(tx: &Tx<'_>, subnet: SubnetId) -> Result<Addresses, ApiError
 pub fn interface(
     subnet: &Subnet,
     addresses: &mut Addresses,
-    asked: Option<Ipv4Addr>,
+    asked: &Wanted,
     groups: Vec<GroupId>,
 ) -> Result<Interface, ApiError> {
-    let private_ip = match asked {
-        Some(wanted) => take_this(addresses, wanted)?,
-        None => addresses.take().ok_or_else(|| no_address(subnet.id))?,
-    };
+    let mut secondary = Vec::with_capacity(asked.total());
+    // Those that are named first: none of them is given for another.
+    let primary = asked.primary.map(|wanted| take_this(addresses, wanted));
+    for wanted in &asked.secondary {
+        secondary.push(take_this(addresses, *wanted)?);
+    }
+    let mut any = || addresses.take().ok_or_else(|| no_address(subnet.id));
+    let private_ip = primary.unwrap_or_else(&mut any)?;
+    for _ in 0..asked.more {
+        secondary.push(any()?);
+    }
     Ok(Interface {
         id: InterfaceId::random(),
         vpc: subnet.vpc,
@@ -241,10 +258,12 @@ pub fn interface(
         zone: subnet.zone.clone(),
         mac: mac(private_ip)?,
         private_ip,
+        secondary,
         groups,
         description: String::new(),
         source_dest_check: true,
         attachment: None,
+        nat_gateway: None,
         left: None,
         wants_public: false,
         public_ip: None,
@@ -268,7 +287,8 @@ fn node_of(disks: &Disks) -> Result<Option<&str>, ApiError> {
     Ok(first)
 }
 
-fn no_address(subnet: SubnetId) -> ApiError {
+/// The error for a subnet that is full.
+pub fn no_address(subnet: SubnetId) -> ApiError {
     ApiError::new(
         "InsufficientFreeAddressesInSubnet",
         format!(
@@ -278,7 +298,11 @@ fn no_address(subnet: SubnetId) -> ApiError {
     )
 }
 
-fn take_this(addresses: &mut Addresses, wanted: Ipv4Addr) -> Result<Ipv4Addr, ApiError> {
+/// Takes a certain address of a subnet.
+///
+/// # Errors
+/// `InvalidIPAddress.InUse`, `InvalidParameterValue`.
+pub fn take_this(addresses: &mut Addresses, wanted: Ipv4Addr) -> Result<Ipv4Addr, ApiError> {
     if !addresses.cidr.contains(&wanted) {
         return Err(ApiError::value(
             wanted,
@@ -325,7 +349,7 @@ fn plug(
             NicSource::New {
                 subnet,
                 groups,
-                private_ip,
+                wanted,
                 description,
                 public,
             } => {
@@ -335,7 +359,7 @@ fn plug(
                     description: description.clone(),
                     tags: plan.interface_tags.clone(),
                     wants_public: *public != Public::No,
-                    ..interface(subnet, map, *private_ip, groups.clone())?
+                    ..interface(subnet, map, wanted, groups.clone())?
                 };
                 public::assign(&ctx.core, tx, &mut row)?;
                 if *public == Public::Asked && row.public_ip.is_none() {

@@ -31,6 +31,7 @@ pub mod list;
 pub mod metadata;
 pub mod modifications;
 pub mod monitoring;
+pub mod nat_gateways;
 pub mod network;
 pub mod params;
 pub mod peerings;
@@ -39,9 +40,11 @@ pub mod place;
 pub mod placement_groups;
 pub mod prefix_lists;
 pub mod present;
+pub mod private_addresses;
 pub mod public;
 pub mod quotas;
 pub mod regions;
+pub mod route_entries;
 pub mod routes;
 pub mod rule_changes;
 pub mod rules;
@@ -193,6 +196,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     match action {
         "AcceptVpcPeeringConnection" => peerings::accept(ctx, action, request).await,
         "AllocateAddress" => addresses::allocate(ctx, action, request).await,
+        "AssignPrivateIpAddresses" => private_addresses::assign(ctx, action, request).await,
         "AssociateAddress" => addresses::associate(ctx, action, request).await,
         "AssociateDhcpOptions" => dhcp_options::associate(ctx, action, request).await,
         "AssociateRouteTable" => routes::associate(ctx, action, request).await,
@@ -228,11 +232,12 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "CreateLaunchTemplate" => templates::create(ctx, action, request).await,
         "CreateLaunchTemplateVersion" => templates::create_version(ctx, action, request).await,
         "CreateManagedPrefixList" => prefix_lists::create(ctx, action, request).await,
+        "CreateNatGateway" => nat_gateways::create(ctx, action, request).await,
         "CreateNetworkAcl" => acls::create(ctx, action, request).await,
         "CreateNetworkAclEntry" => acls::put_entry(ctx, action, request, false).await,
         "CreateNetworkInterface" => interfaces::create(ctx, action, request).await,
         "CreatePlacementGroup" => placement_groups::create(ctx, action, request).await,
-        "CreateRoute" => routes::put_route(ctx, action, request, false).await,
+        "CreateRoute" => route_entries::put(ctx, action, request, false).await,
         "CreateRouteTable" => routes::create(ctx, action, request).await,
         "CreateSecurityGroup" => groups::create(ctx, action, request).await,
         "CreateSubnet" => subnets::create(ctx, action, request).await,
@@ -245,11 +250,12 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "DeleteLaunchTemplate" => templates::delete(ctx, action, request).await,
         "DeleteLaunchTemplateVersions" => templates::delete_versions(ctx, action, request).await,
         "DeleteManagedPrefixList" => prefix_lists::delete(ctx, action, request).await,
+        "DeleteNatGateway" => nat_gateways::delete(ctx, action, request).await,
         "DeleteNetworkAcl" => acls::delete(ctx, action, request).await,
         "DeleteNetworkAclEntry" => acls::delete_entry(ctx, action, request).await,
         "DeleteNetworkInterface" => interfaces::delete(ctx, action, request).await,
         "DeletePlacementGroup" => placement_groups::delete(ctx, action, request).await,
-        "DeleteRoute" => routes::delete_route(ctx, action, request).await,
+        "DeleteRoute" => route_entries::delete(ctx, action, request).await,
         "DeleteRouteTable" => routes::delete(ctx, action, request).await,
         "DeleteSecurityGroup" => groups::delete(ctx, action, request).await,
         "DeleteSubnet" => subnets::delete(ctx, action, request).await,
@@ -279,6 +285,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         }
         "DescribeLaunchTemplates" => templates::describe(ctx, action, request).await,
         "DescribeManagedPrefixLists" => prefix_lists::list(ctx, action, request).await,
+        "DescribeNatGateways" => nat_gateways::list(ctx, action, request).await,
         "DescribeNetworkAcls" => acls::list(ctx, action, request).await,
         "DescribeNetworkInterfaceAttribute" => interfaces::attribute(ctx, action, request).await,
         "DescribeNetworkInterfaces" => interfaces::list(ctx, action, request).await,
@@ -321,7 +328,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "ReleaseAddress" => addresses::release(ctx, action, request).await,
         "ReplaceNetworkAclAssociation" => acls::replace_association(ctx, action, request).await,
         "ReplaceNetworkAclEntry" => acls::put_entry(ctx, action, request, true).await,
-        "ReplaceRoute" => routes::put_route(ctx, action, request, true).await,
+        "ReplaceRoute" => route_entries::put(ctx, action, request, true).await,
         "ReplaceRouteTableAssociation" => routes::replace_association(ctx, action, request).await,
         "ResetNetworkInterfaceAttribute" => interfaces::reset(ctx, action, request).await,
         "RevokeSecurityGroupEgress" => rules::revoke(ctx, action, request, true).await,
@@ -330,6 +337,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "StartInstances" => lifecycle::start(ctx, action, request).await,
         "StopInstances" => lifecycle::stop(ctx, action, request).await,
         "TerminateInstances" => lifecycle::terminate(ctx, action, request).await,
+        "UnassignPrivateIpAddresses" => private_addresses::unassign(ctx, action, request).await,
         "UnmonitorInstances" => monitoring::set(ctx, action, request, false).await,
         "UpdateSecurityGroupRuleDescriptionsEgress" => {
             rule_changes::describe(ctx, action, request, true).await

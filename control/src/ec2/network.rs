@@ -20,6 +20,7 @@ struct Describe {
         alias = "SubnetIds",
         alias = "NetworkInterfaceIds",
         alias = "InternetGatewayIds",
+        alias = "NatGatewayIds",
         alias = "RouteTableIds",
         alias = "NetworkAclIds",
         alias = "DhcpOptionsIds",
@@ -27,7 +28,7 @@ struct Describe {
         alias = "VpcPeeringConnectionIds"
     )]
     ids: Vec<String>,
-    #[serde(default)]
+    #[serde(default, alias = "Filter")]
     filters: Vec<Filter>,
     max_results: Option<i64>,
     next_token: Option<String>,

@@ -173,16 +173,31 @@ pub fn metadata_options(options: &MetadataOptions) -> Value {
     })
 }
 
-/// The public address of an interface: an Elastic IP, or its own.
+/// The public address of an interface's primary private one: an Elastic IP, or its own.
 pub fn public_ip(view: &View, scope: &Scope, id: InterfaceId) -> Option<std::net::Ipv4Addr> {
-    let own = || view.get::<Interface>(scope, &id)?.public_ip;
-    address(view, scope, id).map_or_else(own, |row| Some(row.public_ip))
+    let row = view.get::<Interface>(scope, &id)?;
+    public_of(view, scope, row, row.private_ip).map(|(public, _)| public)
 }
 
-fn address<'a>(view: &'a View, scope: &Scope, id: InterfaceId) -> Option<&'a Address> {
-    let mut rows = view.all::<Address>(scope);
-    let row = rows.find(|row| row.association.as_ref().is_some_and(|a| a.interface == id));
-    row.map(AsRef::as_ref)
+/// The public address that stands for a private one of an interface, and whether it is an
+/// Elastic IP.
+pub fn public_of(
+    view: &View,
+    scope: &Scope,
+    row: &Interface,
+    private_ip: std::net::Ipv4Addr,
+) -> Option<(std::net::Ipv4Addr, bool)> {
+    let primary = private_ip == row.private_ip;
+    let stands = |held: &AddressAssociation| {
+        held.interface == row.id && held.private_ip.unwrap_or(row.private_ip) == private_ip
+    };
+    let elastic = view
+        .all::<Address>(scope)
+        .find(|address| address.association.as_ref().is_some_and(stands));
+    match elastic {
+        Some(address) => Some((address.public_ip, true)),
+        None => row.public_ip.filter(|_| primary).map(|own| (own, false)),
+    }
 }
 
 /// The public name of an interface, where its VPC gives such names.
@@ -226,19 +241,15 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
         "Groups": group_refs(view, scope, &row.groups),
         "InterfaceType": "interface",
         "Ipv6Addresses": [],
-        "PrivateIpAddresses": [
-            {"Primary": true, "PrivateIpAddress": row.private_ip.to_string(), "PrivateDnsName": dns}
-        ],
     });
-    if let Some(ip) = public_ip(view, scope, row.id) {
-        let elastic = address(view, scope, row.id);
-        item["Association"] = json!({
-            "IpOwnerId": elastic.map_or("amazon", |_| &*scope.account),
-            "PublicIp": ip.to_string(),
-            "PublicDnsName": public_dns(ip, &scope.region),
-        });
-        item["PrivateIpAddresses"][0]["Association"] = item["Association"].clone();
+    let addresses: Vec<Value> = row
+        .private_ips()
+        .map(|ip| private_address(view, scope, row, ip))
+        .collect();
+    if let Some(association) = addresses.first().and_then(|first| first.get("Association")) {
+        item["Association"] = association.clone();
     }
+    item["PrivateIpAddresses"] = addresses.into();
     if let Some(attachment) = &row.attachment {
         let status = match attachment {
             held if held.detaching != 0 => "detaching",
@@ -246,6 +257,27 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
             _ => "attached",
         };
         item["Attachment"] = interface_attachment(attachment, status);
+    }
+    item
+}
+
+fn private_address(
+    view: &View,
+    scope: &Scope,
+    row: &Interface,
+    private_ip: std::net::Ipv4Addr,
+) -> Value {
+    let mut item = json!({
+        "Primary": private_ip == row.private_ip,
+        "PrivateIpAddress": private_ip.to_string(),
+        "PrivateDnsName": private_dns(private_ip, &scope.region),
+    });
+    if let Some((public, elastic)) = public_of(view, scope, row, private_ip) {
+        item["Association"] = json!({
+            "IpOwnerId": if elastic { &*scope.account } else { "amazon" },
+            "PublicIp": public.to_string(),
+            "PublicDnsName": public_dns(public, &scope.region),
+        });
     }
     item
 }
@@ -269,7 +301,18 @@ const DETACHED_S: i64 = 5;
 pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
     let mut item = instance_interface(view, scope, row);
     item["AvailabilityZone"] = row.zone.clone().into();
-    item["RequesterManaged"] = false.into();
+    item["RequesterManaged"] = row.nat_gateway.is_some().into();
+    if row.nat_gateway.is_some() {
+        item["InterfaceType"] = "nat_gateway".into();
+        item["Status"] = "in-use".into();
+        item["Attachment"] = json!({
+            "AttachmentId": AttachmentId::derived(&row.id.to_string()).to_string(),
+            "DeleteOnTermination": false,
+            "DeviceIndex": 1,
+            "InstanceOwnerId": "amazon-aws",
+            "Status": "attached",
+        });
+    }
     item["TagSet"] = tag_set(&row.tags);
     let left = row.left.as_ref();
     let left = left.filter(|(_, at_s)| now_s() - at_s < DETACHED_S);

@@ -14,9 +14,6 @@ use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// Most routes of a table (EC2's default quota).
-const MAX_ROUTES: usize = 50;
-
 /// Whether a route leads somewhere; else its packets are dropped.
 pub fn is_active(view: &View, scope: &Scope, vpc: VpcId, target: &Target) -> bool {
     match target {
@@ -29,6 +26,9 @@ pub fn is_active(view: &View, scope: &Scope, vpc: VpcId, target: &Target) -> boo
         Target::Peering(id) => view
             .get::<Peering>(scope, id)
             .is_some_and(|row| row.state == PeeringState::Active),
+        Target::Nat(id) => view
+            .get::<NatGateway>(scope, id)
+            .is_some_and(|row| matches!(row.state, NatState::Pending | NatState::Available)),
     }
 }
 
@@ -46,6 +46,7 @@ fn show_route(view: &View, scope: &Scope, vpc: VpcId, route: &Route) -> Value {
     match &route.target {
         Target::Gateway(id) => item["GatewayId"] = id.to_string().into(),
         Target::Peering(id) => item["VpcPeeringConnectionId"] = id.to_string().into(),
+        Target::Nat(id) => item["NatGatewayId"] = id.to_string().into(),
         Target::Interface(id) => {
             item["NetworkInterfaceId"] = id.to_string().into();
             let attachment = view.get::<Interface>(scope, id);
@@ -124,6 +125,7 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             ),
             ("route.gateway-id", "Routes.GatewayId"),
             ("route.instance-id", "Routes.InstanceId"),
+            ("route.nat-gateway-id", "Routes.NatGatewayId"),
             ("route.origin", "Routes.Origin"),
             ("route.state", "Routes.State"),
             (
@@ -137,7 +139,11 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
     describe(ctx, action, request, kind, present).await
 }
 
-fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<RouteTable>, ApiError> {
+/// A route table of the caller's.
+///
+/// # Errors
+/// EC2's codes.
+pub fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<RouteTable>, ApiError> {
     tx.get::<RouteTable>(&RouteTableId::parse(text)?)
         .ok_or_else(|| RouteTableId::not_found(text))
 }
@@ -354,194 +360,6 @@ pub async fn replace_association(
         tx.put(new)?;
         retell(tx, vpc)?;
         Ok(associated("NewAssociationId", fresh))
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RouteRequest {
-    route_table_id: String,
-    destination_cidr_block: Option<String>,
-    gateway_id: Option<String>,
-    instance_id: Option<String>,
-    network_interface_id: Option<String>,
-    vpc_peering_connection_id: Option<String>,
-}
-
-fn destination(text: Option<&String>) -> Result<Ipv4Net, ApiError> {
-    let text = text.ok_or_else(|| ApiError::missing("destinationCidrBlock"))?;
-    text.parse::<Ipv4Net>().map(|net| net.trunc()).map_err(|_| {
-        ApiError::value(
-            text,
-            "destinationCidrBlock",
-            "This is not a valid IPv4 CIDR.",
-        )
-    })
-}
-
-impl RouteRequest {
-    fn route(&self, tx: &Tx<'_>, vpc: &Vpc) -> Result<Route, ApiError> {
-        let destination = destination(self.destination_cidr_block.as_ref())?;
-        if vpc.cidrs().any(|own| own.contains(&destination)) {
-            return Err(ApiError::new(
-                "InvalidParameterValue",
-                format!(
-                    "Route destination doesn't match any subnet CIDR blocks: {destination} lies \
-                     within the VPC's own."
-                ),
-            ));
-        }
-        let given = [
-            &self.gateway_id,
-            &self.instance_id,
-            &self.network_interface_id,
-            &self.vpc_peering_connection_id,
-        ];
-        match given.iter().filter(|target| target.is_some()).count() {
-            0 => return Err(ApiError::missing("gatewayId")),
-            1 => {}
-            _ => {
-                return Err(ApiError::combination("The route has more than one target."));
-            }
-        }
-        Ok(Route {
-            destination,
-            target: self.target(tx, vpc)?,
-        })
-    }
-
-    fn target(&self, tx: &Tx<'_>, vpc: &Vpc) -> Result<Target, ApiError> {
-        let elsewhere = |what: &str, vpc: VpcId| {
-            ApiError::new(
-                "InvalidParameterValue",
-                format!("The {what} does not belong to the network {vpc}."),
-            )
-        };
-        if let Some(text) = &self.gateway_id {
-            let id = GatewayId::parse(text)?;
-            let row = tx
-                .get::<Gateway>(&id)
-                .ok_or_else(|| GatewayId::not_found(text))?;
-            return match row.vpc {
-                Some(at) if at == vpc.id => Ok(Target::Gateway(id)),
-                _ => Err(elsewhere("gateway", vpc.id)),
-            };
-        }
-        if let Some(text) = &self.vpc_peering_connection_id {
-            let id = PeeringId::parse(text)?;
-            let row = tx
-                .get::<Peering>(&id)
-                .ok_or_else(|| PeeringId::not_found(text))?;
-            let ours = row.requester == vpc.id || row.accepter == vpc.id;
-            return match ours {
-                true => Ok(Target::Peering(id)),
-                false => Err(elsewhere("peering connection", vpc.id)),
-            };
-        }
-        let id = match (&self.network_interface_id, &self.instance_id) {
-            (Some(text), _) => InterfaceId::parse(text)?,
-            (None, Some(text)) => {
-                let id = InstanceId::parse(text)?;
-                let row = tx
-                    .get::<Instance>(&id)
-                    .ok_or_else(|| InstanceId::not_found(text))?;
-                *row.interfaces
-                    .first()
-                    .ok_or_else(|| InstanceId::not_found(text))?
-            }
-            (None, None) => return Err(ApiError::missing("gatewayId")),
-        };
-        let row = tx
-            .get::<Interface>(&id)
-            .ok_or_else(|| InterfaceId::not_found(id))?;
-        match row.vpc == vpc.id {
-            true => Ok(Target::Interface(id)),
-            false => Err(elsewhere("network interface", vpc.id)),
-        }
-    }
-}
-
-/// CreateRoute and ReplaceRoute.
-///
-/// # Errors
-/// `RouteAlreadyExists`, `InvalidRoute.NotFound`, `RouteLimitExceeded`, ….
-pub async fn put_route(
-    ctx: &Ctx,
-    action: &str,
-    request: Value,
-    replace: bool,
-) -> Result<Value, ApiError> {
-    let params: RouteRequest = ctx.params(action, request)?;
-    ctx.write(|tx| {
-        let mut row = one(tx, &params.route_table_id)?.as_ref().clone();
-        let vpc = tx
-            .get::<Vpc>(&row.vpc)
-            .ok_or_else(|| VpcId::not_found(row.vpc))?;
-        let route = params.route(tx, &vpc)?;
-        let same = |known: &Route| known.destination == route.destination;
-        let place = row.routes.iter().position(same);
-        match (place, replace) {
-            (Some(place), true) => row.routes[place] = route,
-            (None, false) if row.routes.len() < MAX_ROUTES => row.routes.push(route),
-            (None, false) => {
-                return Err(ApiError::new(
-                    "RouteLimitExceeded",
-                    format!(
-                        "The maximum number of routes of {} has been reached.",
-                        row.id
-                    ),
-                ));
-            }
-            (Some(place), false) if row.routes[place].target == route.target => {}
-            (Some(_), false) => {
-                return Err(ApiError::new(
-                    "RouteAlreadyExists",
-                    format!(
-                        "The route identified by {} already exists.",
-                        route.destination
-                    ),
-                ));
-            }
-            (None, true) => return Err(no_route(row.id, route.destination)),
-        }
-        tx.put(row)?;
-        Ok(json!({"Return": true}))
-    })
-    .await
-    .map(|answer| if replace { json!({}) } else { answer })
-}
-
-fn no_route(table: RouteTableId, destination: Ipv4Net) -> ApiError {
-    ApiError::new(
-        "InvalidRoute.NotFound",
-        format!("no route with destination-cidr-block {destination} in route table {table}"),
-    )
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DeleteRoute {
-    route_table_id: String,
-    destination_cidr_block: Option<String>,
-}
-
-/// DeleteRoute.
-///
-/// # Errors
-/// `InvalidRoute.NotFound`, and EC2's other codes.
-pub async fn delete_route(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: DeleteRoute = ctx.params(action, request)?;
-    let destination = destination(params.destination_cidr_block.as_ref())?;
-    ctx.write(|tx| {
-        let mut row = one(tx, &params.route_table_id)?.as_ref().clone();
-        let before = row.routes.len();
-        row.routes.retain(|route| route.destination != destination);
-        if row.routes.len() == before {
-            return Err(no_route(row.id, destination));
-        }
-        tx.put(row)?;
-        Ok(json!({}))
     })
     .await
 }

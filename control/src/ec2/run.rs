@@ -9,6 +9,7 @@
 
 use super::launch::{Disks, Nic, NicSource, Plan, Public, launch};
 use super::params::TagSpecification;
+use super::private_addresses::{self, PrivateIp, Wanted};
 use super::{
     Ctx, amis, disks, groups, instances, interfaces, keys, metadata, place, placement_groups,
     present, quotas, tags, templates, types,
@@ -86,7 +87,8 @@ struct NetworkInterface {
     groups: Vec<String>,
     private_ip_address: Option<String>,
     #[serde(default)]
-    private_ip_addresses: Vec<interfaces::PrivateIp>,
+    private_ip_addresses: Vec<PrivateIp>,
+    secondary_private_ip_address_count: Option<i64>,
     network_interface_id: Option<String>,
     delete_on_termination: Option<bool>,
     description: Option<String>,
@@ -280,11 +282,11 @@ fn nics(
 ) -> Result<(String, Vec<Nic>), ApiError> {
     if params.network_interfaces.is_empty() {
         let subnet = subnet(ctx, tx, params, params.subnet_id.as_deref())?;
-        let asked = interfaces::asked_address(params.private_ip_address.as_ref(), &[], "")?;
+        let wanted = Wanted::asked(params.private_ip_address.as_ref(), &[], None)?;
         let source = NicSource::New {
             groups: group_ids(tx, params, &subnet)?,
             subnet: Arc::clone(&subnet),
-            private_ip: asked,
+            wanted,
             description: String::new(),
             public: public(ctx, &subnet, None)?,
         };
@@ -318,7 +320,7 @@ fn nics(
     let mut nics = Vec::with_capacity(params.network_interfaces.len());
     let mut place: Option<(String, VpcId)> = None;
     for (number, asked) in (1..).zip(&params.network_interfaces) {
-        let (nic, zone, vpc) = nic(ctx, tx, params, asked, number)?;
+        let (nic, zone, vpc) = nic(ctx, tx, params, kind, asked, number)?;
         let first = place.get_or_insert((zone.clone(), vpc));
         if *first != (zone, vpc) {
             return Err(ApiError::combination(
@@ -361,6 +363,7 @@ fn nic(
     ctx: &Ctx,
     tx: &Tx<'_>,
     params: &Params,
+    kind: types::InstanceType,
     asked: &NetworkInterface,
     number: u32,
 ) -> Result<(Nic, String, VpcId), ApiError> {
@@ -388,15 +391,16 @@ fn nic(
     })?;
     let Some(text) = &asked.network_interface_id else {
         let subnet = subnet(ctx, tx, params, asked.subnet_id.as_deref())?;
-        let address = interfaces::asked_address(
+        let wanted = Wanted::asked(
             asked.private_ip_address.as_ref(),
             &asked.private_ip_addresses,
-            &parameter("PrivateIpAddresses"),
+            asked.secondary_private_ip_address_count,
         )?;
+        private_addresses::room(kind, wanted.total())?;
         let source = NicSource::New {
             groups: groups::or_default(tx, &asked.groups, subnet.vpc, subnet.id)?,
             subnet: Arc::clone(&subnet),
-            private_ip: address,
+            wanted,
             description: asked.description.clone().unwrap_or_default(),
             public: match (only, asked.associate_public_ip_address) {
                 (true, wish) => public(ctx, &subnet, wish)?,
@@ -414,6 +418,7 @@ fn nic(
         || !asked.groups.is_empty()
         || asked.private_ip_address.is_some()
         || !asked.private_ip_addresses.is_empty()
+        || asked.secondary_private_ip_address_count.is_some()
         || asked.description.is_some();
     if more {
         return Err(ApiError::combination(

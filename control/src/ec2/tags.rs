@@ -225,6 +225,7 @@ tagged! {
     "vpc-" => Vpc, VpcId, "vpc";
     "subnet-" => Subnet, SubnetId, "subnet";
     "igw-" => Gateway, GatewayId, "internet-gateway";
+    "nat-" => NatGateway, NatGatewayId, "natgateway";
     "rtb-" => RouteTable, RouteTableId, "route-table";
     "acl-" => Acl, AclId, "network-acl";
     "dopt-" => DhcpOptions, DhcpOptionsId, "dhcp-options";

@@ -13,7 +13,7 @@ pub type Key = (Scope, InterfaceId);
 /// What a node has been told of others.
 #[derive(Debug, Default)]
 pub struct Horizon {
-    told: BTreeMap<Key, api::RemoteEndpoint>,
+    told: BTreeMap<Key, Vec<api::RemoteEndpoint>>,
     /// The node's VPCs and those that they are peered with.
     vpcs: BTreeSet<(Scope, VpcId)>,
     /// Underlay addresses of the other nodes; none where the node has none itself.
@@ -74,46 +74,55 @@ impl Horizon {
         }
         let (mut gone, mut list) = (Vec::new(), Vec::new());
         for key in ids {
-            let new = self.endpoint(view, node, &key);
-            if self.told.get(&key) == new.as_ref() {
-                continue;
-            }
-            match new {
-                Some(endpoint) => {
-                    list.push(endpoint.clone());
-                    self.told.insert(key, endpoint);
-                }
-                None => gone.extend(self.told.remove(&key).map(|old| api::RemoteEndpoint {
-                    host: String::new(),
-                    ..old
-                })),
+            let new = self.endpoints(view, node, &key).unwrap_or_default();
+            let old = self.told.remove(&key).unwrap_or_default();
+            let left = old
+                .iter()
+                .filter(|old| new.iter().all(|new| new.ip != old.ip));
+            gone.extend(left.map(|old| api::RemoteEndpoint {
+                host: String::new(),
+                ..old.clone()
+            }));
+            list.extend(new.iter().filter(|new| !old.contains(new)).cloned());
+            if !new.is_empty() {
+                self.told.insert(key, new);
             }
         }
         gone.extend(list);
         gone
     }
 
-    /// The interface, if it is on another node, and the node is to know it.
-    fn endpoint(&self, view: &View, node: &str, (scope, id): &Key) -> Option<api::RemoteEndpoint> {
+    /// The interface by each of its addresses, if it is on another node, and the node is to
+    /// know it.
+    fn endpoints(
+        &self,
+        view: &View,
+        node: &str,
+        (scope, id): &Key,
+    ) -> Option<Vec<api::RemoteEndpoint>> {
         let row = view.get::<rows::Interface>(scope, id)?;
         if !self.vpcs.contains(&(scope.clone(), row.vpc)) {
             return None;
         }
-        let attachment = row.attachment.as_ref()?;
-        let instance = view.get::<rows::Instance>(scope, &attachment.instance)?;
-        if instance.node == node {
+        let at = match (&row.attachment, &row.nat_gateway) {
+            (Some(held), _) => &view.get::<rows::Instance>(scope, &held.instance)?.node,
+            (None, Some(id)) => &view.get::<rows::NatGateway>(scope, id)?.node,
+            (None, None) => return None,
+        };
+        if at == node {
             return None;
         }
-        let host = self.hosts.get(&instance.node)?;
+        let host = self.hosts.get(at)?;
         let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
-        Some(api::RemoteEndpoint {
+        let endpoint = |ip: Ipv4Addr| api::RemoteEndpoint {
             vni: vpc.vni,
-            ip: row.private_ip.to_string(),
+            ip: ip.to_string(),
             mac: row.mac.clone(),
             host: host.to_string(),
             security_groups: row.groups.iter().map(ToString::to_string).collect(),
             forwards: !row.source_dest_check,
-        })
+        };
+        Some(row.private_ips().map(endpoint).collect())
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod desired;
 pub mod endpoints;
 pub mod fleet;
+pub mod machine;
 pub mod networks;
 pub mod reports;
 pub mod session;

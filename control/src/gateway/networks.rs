@@ -1,7 +1,7 @@
 //! How packets of a VPC find their way, as nodes are told of it.
 
 use crate::ec2::routes::is_active;
-use crate::rows::{self, PeeringState, Scope, SubnetId, Target, VpcId};
+use crate::rows::{self, NatState, PeeringState, Scope, SubnetId, Target, VpcId};
 use crate::view::{Kept, View};
 use ipnet::IpNet;
 use ocs_node_api as api;
@@ -56,6 +56,9 @@ fn target(view: &View, scope: &Scope, vpc: &rows::Vpc, target: &Target) -> api::
         Target::Interface(id) => view
             .get::<rows::Interface>(scope, id)
             .map(|row| To::NextHopIp(row.private_ip.to_string())),
+        Target::Nat(id) => view
+            .get::<rows::NatGateway>(scope, id)
+            .and_then(|row| Some(To::NextHopIp(row.private_ip?.to_string()))),
         Target::Peering(id) => view.get::<rows::Peering>(scope, id).and_then(|row| {
             let peer = if row.requester == vpc.id {
                 row.accepter
@@ -67,6 +70,32 @@ fn target(view: &View, scope: &Scope, vpc: &rows::Vpc, target: &Target) -> api::
         }),
     };
     found.unwrap_or(To::Blackhole(true))
+}
+
+/// A NAT gateway, as the node that carries it is told of it; nothing where it could not be
+/// made, or is no more.
+pub fn nat_gateway(view: &View, scope: &Scope, row: &rows::NatGateway) -> Option<api::NatGateway> {
+    let desired = match row.state {
+        NatState::Pending | NatState::Available => api::Desired::Present,
+        NatState::Deleting => api::Desired::Absent,
+        NatState::Failed | NatState::Deleted => return None,
+    };
+    let interface = view.get::<rows::Interface>(scope, &row.interface?)?;
+    let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
+    let subnet = view.get::<rows::Subnet>(scope, &row.subnet)?;
+    let (route_table, network_acl) = ways(view, scope, row.vpc, row.subnet);
+    Some(api::NatGateway {
+        id: row.id.to_string(),
+        generation: row.generation,
+        desired: desired.into(),
+        vni: vpc.vni,
+        mac: interface.mac.clone(),
+        private_ip: interface.private_ip.to_string(),
+        public_ip: row.public_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        subnet_cidr: subnet.cidr.to_string(),
+        route_table,
+        network_acl,
+    })
 }
 
 fn acl(row: &rows::Acl) -> api::NetworkAcl {
@@ -114,6 +143,7 @@ pub fn concerned(view: &View, scope: &Scope, kind: &str, id: &str) -> Vec<VpcId>
         rows::Vpc::KIND => return id.parse().into_iter().collect(),
         rows::RouteTable::KIND => vpc_of(view, scope, id, |row: &rows::RouteTable| row.vpc),
         rows::Acl::KIND => vpc_of(view, scope, id, |row: &rows::Acl| row.vpc),
+        rows::NatGateway::KIND => vpc_of(view, scope, id, |row: &rows::NatGateway| row.vpc),
         rows::Interface::KIND => vpc_of(view, scope, id, |row: &rows::Interface| row.vpc),
         rows::Gateway::KIND | rows::Peering::KIND => None,
         _ => return Vec::new(),

@@ -9,14 +9,15 @@
 //! A report on a generation older than the last change of state is dropped.
 
 use crate::core::{Core, Tx, now_s};
-use crate::ec2::{lifecycle::desire, place, public};
+use crate::ec2::{lifecycle::desire, nat_gateways, place, public};
 use crate::rows::{
-    Address, Addresses, Instance, InstanceId, Interface, Reason, Scope, Snapshot, SnapshotId,
-    SnapshotState, State, Volume, VolumeId, VolumeState,
+    Address, Addresses, Instance, InstanceId, Interface, NatGateway, NatGatewayId, NatState,
+    Reason, Scope, Snapshot, SnapshotId, SnapshotState, State, Volume, VolumeId, VolumeState,
 };
 use crate::wire::ApiError;
 use ocs_node_api::{
-    ObservedInstance, ObservedSnapshot, ObservedVolume, Phase, Report, report::Object,
+    ObservedInstance, ObservedNatGateway, ObservedSnapshot, ObservedVolume, Phase, Report,
+    report::Object,
 };
 
 /// Reports of one transaction: each may touch half a dozen rows, and a
@@ -40,7 +41,10 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
                     }
                     Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
                     Some(Object::Snapshot(seen)) => snapshot(tx, node, report.generation, seen)?,
-                    Some(Object::NatGateway(_)) | None => {}
+                    Some(Object::NatGateway(seen)) => {
+                        nat_gateway(tx, node, report.generation, seen)?;
+                    }
+                    None => {}
                 }
             }
             Ok(())
@@ -202,7 +206,9 @@ fn gone(
         }
         if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
             let mut addresses = addresses.as_ref().clone();
-            addresses.give_back(interface.private_ip);
+            interface
+                .private_ips()
+                .for_each(|ip| addresses.give_back(ip));
             tx.put_in(scope, addresses)?;
         }
         let held = tx.view.all::<Address>(scope).filter(|address| {
@@ -367,6 +373,39 @@ fn volume(
         }
         _ => Ok(()),
     }
+}
+
+fn nat_gateway(
+    tx: &mut Tx<'_>,
+    node: &str,
+    generation: u64,
+    seen: &ObservedNatGateway,
+) -> Result<(), ApiError> {
+    let found = seen
+        .id
+        .parse::<NatGatewayId>()
+        .ok()
+        .and_then(|id| tx.view.find::<NatGateway>(&id));
+    let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
+        return Ok(());
+    };
+    let scope = scope.clone();
+    let row = tx
+        .get_in::<NatGateway>(&scope, &row.id)
+        .unwrap_or_else(|| row.clone());
+    if generation < row.generation {
+        return Ok(());
+    }
+    let mut new = row.as_ref().clone();
+    match (row.state, seen.phase()) {
+        (NatState::Pending, Phase::Up) => new.state = NatState::Available,
+        (NatState::Deleting, Phase::Gone) => {
+            new.state = NatState::Deleted;
+            nat_gateways::unplug(tx, &scope, &row)?;
+        }
+        _ => return Ok(()),
+    }
+    tx.put_in(&scope, new)
 }
 
 fn snapshot(

@@ -189,10 +189,12 @@ async fn know(
             used_memory_mib: 0,
             underlay: None,
             guest_mtu: 0,
+            outside: false,
         });
         (row.vcpus, row.memory_mib) = (hello.vcpus, hello.memory_mib);
         row.underlay = underlay;
         row.guest_mtu = hello.guest_mtu;
+        row.outside = hello.outside;
         if before.as_deref() == Some(&row) {
             Ok(())
         } else {

@@ -149,6 +149,8 @@ ids! {
     SubnetId = "subnet-", "InvalidSubnetID.Malformed", "InvalidSubnetID.NotFound", "subnet ID";
     /// An internet gateway.
     GatewayId = "igw-", "InvalidInternetGatewayId.Malformed", "InvalidInternetGatewayID.NotFound", "internetGateway ID";
+    /// A NAT gateway.
+    NatGatewayId = "nat-", "NatGatewayMalformed", "NatGatewayNotFound", "NAT gateway";
     /// A route table.
     RouteTableId = "rtb-", "InvalidRouteTableId.Malformed", "InvalidRouteTableID.NotFound", "routeTable ID";
     /// A route table's association.

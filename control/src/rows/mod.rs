@@ -3,17 +3,21 @@
 //! Keys: `REGION/ACCOUNT/KIND/ID`; rows of no region and no account have `-`
 //! in both places. What a tenant sees is made from rows by `ec2`.
 
+pub mod addresses;
 pub mod ids;
 pub mod instance;
 pub mod launching;
 pub mod network;
+pub mod routing;
 pub mod storage;
 pub mod system;
 
+pub use addresses::*;
 pub use ids::*;
 pub use instance::*;
 pub use launching::*;
 pub use network::*;
+pub use routing::*;
 pub use storage::*;
 pub use system::*;
 
@@ -81,6 +85,7 @@ records! {
     Subnet: "subnet", SubnetId, id;
     Addresses: "addresses", SubnetId, subnet;
     Gateway: "gateway", GatewayId, id;
+    NatGateway: "nat", NatGatewayId, id;
     RouteTable: "routes", RouteTableId, id;
     Acl: "acl", AclId, id;
     DhcpOptions: "dhcp", DhcpOptionsId, id;

@@ -55,6 +55,9 @@ pub struct Node {
     /// The longest IP packet that its guests may send; 0: not known.
     #[serde(default)]
     pub guest_mtu: u32,
+    /// Public addresses are answered for there.
+    #[serde(default)]
+    pub outside: bool,
 }
 
 impl Node {

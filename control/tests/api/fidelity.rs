@@ -236,8 +236,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
   word only (`Low`), the figure is ours, and so are all packet rates.
 * **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
-  as they change; peering is between VPCs of one account in one region. NAT gateways and IPv6
-  are not offered.
+  as they change; peering is between VPCs of one account in one region. IPv6 is not offered.
+* **NAT gateways** are public ones with one Elastic IP. One is carried by a host that answers for
+  public addresses, and its translations live and die with that host.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.
 * **CPU credits** are told, not spent: burstable instances have their whole CPUs.

@@ -8,6 +8,7 @@ mod grpc;
 mod hosts;
 mod lifecycle;
 mod linear;
+mod nat;
 mod networks;
 mod shape;
 mod storage;

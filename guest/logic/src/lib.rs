@@ -3,7 +3,7 @@
 //! ```text
 //!  user data ──▶ order (size, url) ──▶ the tasks ──▶ fold ──▶ console lines
 //!  firmware  ──▶ acpi ──▶ where ECAM, CPUs, power registers are
-//!  servers   ──▶ http (heads)          disks, bodies ◀──▶ pattern
+//!  servers   ──▶ http (heads), dns     disks, bodies ◀──▶ pattern
 //! ```
 //!
 //! Everything here reads bytes that a tenant, a network or a host wrote, so nothing
@@ -15,6 +15,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod dns;
 pub mod fold;
 pub mod http;
 pub mod latency;

@@ -2,6 +2,7 @@
 //!
 //! The table of orders with their results is in `guest/README.md`.
 
+use crate::dns::Question;
 use crate::size::{parse_bytes, parse_millis};
 use crate::url::Url;
 use alloc::string::String;
@@ -64,6 +65,17 @@ pub enum Order {
         /// Interval between datagrams.
         every_ms: u32,
     },
+    /// Asks a DNS server each time.
+    Resolve {
+        /// What for.
+        question: Question,
+        /// Interval between questions.
+        every_ms: u32,
+        /// Whom; nobody: the resolver of the lease.
+        at: Option<Ipv4Addr>,
+    },
+    /// Takes every private address that the metadata service names.
+    Addresses,
     /// Fetches once, retrying until there is an answer.
     HttpGet(Url),
     /// Work on a disk.
@@ -248,6 +260,8 @@ fn parse_line(raw: &[u8]) -> Result<Order, OrderError> {
             to: words.parse("peer")?,
             every_ms: words.every()?,
         },
+        "resolve" => parse_resolve(&mut words)?,
+        "addresses" => Order::Addresses,
         "http-get" => Order::HttpGet(Url::parse(words.need("url")?).ok_or(OrderError::Bad("url"))?),
         "disk" => Order::Disk {
             index: words.parse("disk")?,
@@ -263,6 +277,22 @@ fn parse_line(raw: &[u8]) -> Result<Order, OrderError> {
         Some(_) => Err(OrderError::Trailing),
         None => Ok(order),
     }
+}
+
+/// `resolve NAME|IP every T [at IP]`.
+fn parse_resolve(words: &mut Words<'_>) -> Result<Order, OrderError> {
+    let question = Question::parse(words.need("name")?).ok_or(OrderError::Bad("name"))?;
+    let every_ms = words.every()?;
+    let at = match words.0.next() {
+        None => None,
+        Some("at") => Some(words.parse("server")?),
+        Some(_) => return Err(OrderError::Bad("at")),
+    };
+    Ok(Order::Resolve {
+        question,
+        every_ms,
+        at,
+    })
 }
 
 fn parse_listen(words: &mut Words<'_>) -> Result<Order, OrderError> {

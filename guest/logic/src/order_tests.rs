@@ -37,6 +37,15 @@ fn every_order_of_the_table() {
                 every_ms: 100,
             },
         ),
+        (
+            "resolve a.internal every 1s at 10.0.0.2",
+            Order::Resolve {
+                question: Question::parse("a.internal").unwrap(),
+                every_ms: 1000,
+                at: Some(Ipv4Addr::new(10, 0, 0, 2)),
+            },
+        ),
+        ("addresses", Order::Addresses),
         ("stream 172.31.0.5:9000", Order::Stream(peer)),
         (
             "ping 172.31.0.5 every 1s",

@@ -48,6 +48,7 @@ impl Lease {
                 handle
                     .net()
                     .configure(change.address.map(|a| (a, change.router)));
+                handle.net().resolver.set(change.dns);
                 kept.address.set(change.address.map(|a| a.address()));
                 change.report();
                 known = change;

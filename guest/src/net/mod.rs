@@ -14,6 +14,7 @@ pub mod tcp;
 use crate::{clock, executor};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use device::NetDevice;
@@ -39,6 +40,8 @@ struct Inner {
 pub struct Net {
     inner: RefCell<Inner>,
     next_port: Cell<u16>,
+    /// The lease's.
+    resolver: Cell<Option<Ipv4Address>>,
 }
 
 fn now() -> Instant {
@@ -61,6 +64,7 @@ impl Net {
                 count: 0,
             }),
             next_port: Cell::new(FIRST_EPHEMERAL_PORT + offset),
+            resolver: Cell::new(None),
         });
         let driven = net.clone();
         executor::add_driver(move || driven.poll());
@@ -116,13 +120,44 @@ impl Net {
         port
     }
 
+    /// The name server that the lease names first.
+    pub fn resolver(&self) -> Option<Ipv4Address> {
+        self.resolver.get()
+    }
+
+    /// Its Ethernet address, as the metadata service writes it.
+    pub fn mac(&self) -> String {
+        self.inner.borrow().interface.hardware_addr().to_string()
+    }
+
+    /// Has these addresses beside the lease's, as far as there is room. Yields how many it
+    /// has in all.
+    pub fn add_addresses(&self, more: &[Ipv4Address]) -> usize {
+        let mut inner = self.inner.borrow_mut();
+        inner.interface.update_ip_addrs(|list| {
+            list.truncate(1);
+            let Some(IpCidr::Ipv4(first)) = list.first().copied() else {
+                return;
+            };
+            for address in more.iter().filter(|address| **address != first.address()) {
+                if list
+                    .push(IpCidr::Ipv4(Ipv4Cidr::new(*address, first.prefix_len())))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        inner.interface.ip_addrs().len()
+    }
+
     /// Sets or takes away address and default route.
     fn configure(&self, address: Option<(Ipv4Cidr, Option<Ipv4Address>)>) {
         let mut inner = self.inner.borrow_mut();
         inner.interface.update_ip_addrs(|list| {
             list.clear();
             if let Some((cidr, _)) = address {
-                // The list has room for one and is empty.
+                // The list has room and is empty.
                 let _ = list.push(IpCidr::Ipv4(cidr));
             }
         });

@@ -65,6 +65,28 @@ async fn attempt(net: &Rc<Net>) -> Result<Vec<Line>, ImdsError> {
     Ok(lines)
 }
 
+/// All private addresses of the interface, one a line; nothing where the service does not
+/// answer.
+pub async fn private_addresses(net: &Rc<Net>) -> Option<String> {
+    let token = token(net).await.ok()?;
+    let headers = format!("X-aws-ec2-metadata-token: {token}\r\n");
+    let path = format!(
+        "/latest/meta-data/network/interfaces/macs/{}/local-ipv4s",
+        net.mac()
+    );
+    let request = Request {
+        server: SERVER,
+        method: "GET",
+        path: &path,
+        headers: &headers,
+        patience_us: PATIENCE_US,
+    };
+    match request.fetch(net, MAX_USER_DATA_BYTES).await {
+        Ok((200, body)) => String::from_utf8(body).ok(),
+        _ => None,
+    }
+}
+
 async fn token(net: &Rc<Net>) -> Result<String, ImdsError> {
     const PATH: &str = "/latest/api/token";
     let request = Request {

@@ -6,6 +6,7 @@
 //!  events ─▶ power button; rack: devices that come and go
 //! ```
 
+mod addresses;
 mod attempts;
 mod bench;
 mod disk;
@@ -14,6 +15,7 @@ mod imds;
 mod listen;
 mod probes;
 mod rack;
+mod resolve;
 mod stream;
 
 use crate::console::say;
@@ -194,6 +196,12 @@ fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
         Order::Ping { to, every_ms } => {
             executor::spawn(probes::ping(net, to, every_ms, report_us));
         }
+        Order::Resolve {
+            question,
+            every_ms,
+            at,
+        } => executor::spawn(resolve::run(net, question, every_ms, at)),
+        Order::Addresses => executor::spawn(addresses::follow(net)),
         Order::Udp { to, every_ms } => executor::spawn(probes::udp(net, to, every_ms, report_us)),
         Order::Stream(to) => executor::spawn(stream::run(net, to, report_us)),
         Order::BenchTcp { .. }

@@ -63,7 +63,7 @@ pub async fn udp(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) 
 
 /// Each datagram has a socket and so a port of its own: as flow tracking sees it, a new
 /// flow each time.
-fn udp_socket(net: &Rc<Net>) -> Option<Handle> {
+pub fn udp_socket(net: &Rc<Net>) -> Option<Handle> {
     let packets = || {
         udp::PacketBuffer::new(
             vec![udp::PacketMetadata::EMPTY; DATAGRAMS],

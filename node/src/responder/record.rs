@@ -102,8 +102,11 @@ pub struct Interface {
     pub id: String,
     /// `02:00:00:00:00:01` form.
     pub mac: String,
-    /// Its only address.
+    /// Its primary address.
     pub private_ip: Ipv4Addr,
+    /// Its other addresses.
+    #[serde(default)]
+    pub secondary: Vec<Ipv4Addr>,
     /// The subnet; its first address is the router.
     pub subnet_cidr: Ipv4Net,
     /// The VPC's primary block; its base + 2 is the resolver.
@@ -135,8 +138,9 @@ pub struct Facts {
     pub vpc_cidrs: Vec<String>,
     /// Private DNS name.
     pub hostname: String,
-    /// Its public address.
-    pub public_ip: Option<Ipv4Addr>,
+    /// Each public address, and the private one that it stands for.
+    #[serde(default)]
+    pub publics: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// Public DNS name, or empty.
     pub public_hostname: String,
 }
@@ -350,6 +354,12 @@ impl Interface {
                 .private_ip
                 .parse()
                 .map_err(|_| bad("private_ip", &desired.private_ip))?,
+            secondary: {
+                let parse =
+                    |text: &String| text.parse().map_err(|_| bad("secondary_private_ips", text));
+                let texts = desired.secondary_private_ips.iter();
+                texts.map(parse).collect::<Result<_, _>>()?
+            },
             subnet_cidr: desired
                 .subnet_cidr
                 .parse()
@@ -372,21 +382,24 @@ impl Interface {
 
 impl Facts {
     fn from_desired(desired: &api::NetworkInterface) -> Result<Self, RecordError> {
-        let public = desired.public_addresses.first();
-        let public_ip = public.map(|pair| {
-            pair.public_ip.parse().map_err(|_| RecordError::Field {
+        let address = |text: &String| {
+            text.parse::<Ipv4Addr>().map_err(|_| RecordError::Field {
                 id: desired.id.clone(),
-                field: "public_ip",
-                value: pair.public_ip.clone(),
+                field: "public_addresses",
+                value: text.clone(),
             })
-        });
+        };
+        let pairs = desired.public_addresses.iter();
+        let publics = pairs
+            .map(|pair| Ok((address(&pair.public_ip)?, address(&pair.private_ip)?)))
+            .collect::<Result<_, RecordError>>()?;
         Ok(Self {
             subnet_id: desired.subnet_id.clone(),
             device_number: desired.device_index,
             security_group_names: desired.security_group_names.clone(),
             vpc_cidrs: desired.vpc_cidrs.clone(),
             hostname: desired.hostname.clone(),
-            public_ip: public_ip.transpose()?,
+            publics,
             public_hostname: desired.public_hostname.clone(),
         })
     }

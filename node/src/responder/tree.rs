@@ -194,10 +194,13 @@ impl<'a> Tree<'a> {
         let (it, facts) = (&record.instance, &interface.facts);
         let folder = format!("meta-data/network/interfaces/macs/{}", interface.mac);
         let mut put = |name: &str, value: &str| self.put(format!("{folder}/{name}"), value);
-        let ip = interface.private_ip.to_string();
+        let private: Vec<String> = std::iter::once(&interface.private_ip)
+            .chain(&interface.secondary)
+            .map(ToString::to_string)
+            .collect();
         put("device-number", &facts.device_number.to_string());
         put("interface-id", &interface.id);
-        put("local-ipv4s", &ip);
+        put("local-ipv4s", &private.join("\n"));
         put("mac", &interface.mac);
         put("owner-id", &it.account_id);
         put("security-group-ids", &interface.security_groups.join("\n"));
@@ -208,9 +211,12 @@ impl<'a> Tree<'a> {
         put("local-hostname", &facts.hostname);
         put("security-groups", &facts.security_group_names.join("\n"));
         put("subnet-id", &facts.subnet_id);
-        if let Some(public) = facts.public_ip {
-            put("public-ipv4s", &public.to_string());
-            put(&format!("ipv4-associations/{public}"), &ip);
+        let publics: Vec<String> = facts.publics.iter().map(|(ip, _)| ip.to_string()).collect();
+        if !publics.is_empty() {
+            put("public-ipv4s", &publics.join("\n"));
+        }
+        for (public, private) in &facts.publics {
+            put(&format!("ipv4-associations/{public}"), &private.to_string());
         }
         if !facts.public_hostname.is_empty() {
             put("public-hostname", &facts.public_hostname);

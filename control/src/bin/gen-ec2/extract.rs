@@ -35,7 +35,9 @@ pub fn extract(model: &Value, actions: &[&str]) -> Result<Extract> {
             }
         }
         if let Some(input) = operation["input"]["shape"].as_str() {
-            let documented = filters(&shapes[input]["members"]["Filters"]);
+            // A few actions call them `Filter`.
+            let members = &shapes[input]["members"];
+            let documented = filters(members.get("Filters").unwrap_or(&members["Filter"]));
             if !documented.is_empty() {
                 kept.insert("filters".to_owned(), documented.into());
             }

@@ -3,8 +3,9 @@
 
 use ocs_node_api::node_gateway_client::NodeGatewayClient;
 use ocs_node_api::{
-    Answer, Desired, FromNode, Hello, Instance, ObservedInstance, ObservedSnapshot, ObservedVolume,
-    Phase, Report, ToNode, Volume, VolumeSnapshot, from_node, query, report, to_node,
+    Answer, Desired, FromNode, Hello, Instance, NatGateway, ObservedInstance, ObservedNatGateway,
+    ObservedSnapshot, ObservedVolume, Phase, Report, ToNode, Volume, VolumeSnapshot, from_node,
+    query, report, to_node,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,6 +29,8 @@ pub struct Seen {
     pub networks: BTreeMap<u32, ocs_node_api::Network>,
     /// Interfaces on other nodes by network and address.
     pub remotes: BTreeMap<(u32, String), ocs_node_api::RemoteEndpoint>,
+    /// NAT gateways by id, as last desired.
+    pub nat_gateways: BTreeMap<String, NatGateway>,
     /// Instances are not reported: the test does that.
     pub silent: bool,
 }
@@ -130,6 +133,7 @@ impl FakeNode {
                         .groups
                         .insert(group.id.clone(), group);
                 }
+                self.carry(all.nat_gateways).await;
                 self.freeze(all.volume_snapshots).await;
                 self.follow(all.volumes, all.instances).await;
             }
@@ -146,6 +150,7 @@ impl FakeNode {
                 for id in delta.security_groups_gone {
                     self.seen.lock().unwrap().groups.remove(&id);
                 }
+                self.carry(delta.nat_gateways).await;
                 self.freeze(delta.volume_snapshots).await;
                 self.follow(delta.volumes, delta.instances).await;
             }
@@ -181,6 +186,24 @@ impl FakeNode {
             } else {
                 seen.remotes.insert(key, endpoint);
             }
+        }
+    }
+
+    async fn carry(&self, gateways: Vec<NatGateway>) {
+        for gateway in gateways {
+            let phase = match gateway.desired() {
+                Desired::Absent => Phase::Gone,
+                _ => Phase::Up,
+            };
+            let (id, generation) = (gateway.id.clone(), gateway.generation);
+            let seen = ObservedNatGateway {
+                id: id.clone(),
+                phase: phase.into(),
+                message: String::new(),
+            };
+            self.seen.lock().unwrap().nat_gateways.insert(id, gateway);
+            self.report(generation, report::Object::NatGateway(seen))
+                .await;
         }
     }
 

@@ -1,0 +1,191 @@
+//! Addresses: which of a block are taken, and Elastic IPs.
+
+use super::{AddressAssociationId, AllocationId, InterfaceId, SubnetId, Tags};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// Which addresses of a subnet, or of a public block, are taken: one value, compared
+/// and swapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The subnet.
+    pub subnet: SubnetId,
+    /// Its addresses.
+    pub cidr: Ipv4Net,
+    /// Offsets from the network's address that are held, in order.
+    pub taken: Vec<u32>,
+    /// A public block, all of which is given out, in turn from this offset: what was
+    /// given back rests as long as it can. Nothing: a subnet.
+    #[serde(default)]
+    pub next: Option<u32>,
+}
+
+/// Addresses that EC2 keeps at the start and at the end of each subnet.
+const KEPT: (u32, u32) = (4, 1);
+
+impl Addresses {
+    /// The offsets that may be given.
+    fn range(&self) -> std::ops::Range<u32> {
+        let size = 1 << (32 - u32::from(self.cidr.prefix_len()).max(1));
+        match self.next {
+            Some(_) => 0..size,
+            None => KEPT.0..size.saturating_sub(KEPT.1),
+        }
+    }
+
+    /// How many are free.
+    pub fn free(&self) -> u32 {
+        let taken = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
+        (self.range().len() as u32).saturating_sub(taken)
+    }
+
+    fn address(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.cidr.network()).wrapping_add(offset))
+    }
+
+    /// Takes the lowest free one; of a public block, the next.
+    pub fn take(&mut self) -> Option<Ipv4Addr> {
+        let range = self.range();
+        let first = self.next.unwrap_or(range.start).min(range.end);
+        let (offset, place) = self
+            .free_in(first..range.end)
+            .or_else(|| self.free_in(range.start..first))?;
+        self.taken.insert(place, offset);
+        if self.next.is_some() {
+            self.next = Some(offset + 1);
+        }
+        Some(self.address(offset))
+    }
+
+    /// The lowest free offset of a range, and its place among those taken.
+    fn free_in(&self, range: std::ops::Range<u32>) -> Option<(u32, usize)> {
+        let mut offset = range.start;
+        let mut place = self.taken.partition_point(|taken| *taken < offset);
+        while self.taken.get(place) == Some(&offset) {
+            (offset, place) = (offset + 1, place + 1);
+        }
+        (offset < range.end).then_some((offset, place))
+    }
+
+    /// Takes a certain one; false if it is taken, kept or elsewhere.
+    pub fn take_this(&mut self, address: Ipv4Addr) -> bool {
+        if !self.cidr.contains(&address) {
+            return false;
+        }
+        let offset = u32::from(address) - u32::from(self.cidr.network());
+        match self.taken.binary_search(&offset) {
+            Err(place) if self.range().contains(&offset) => {
+                self.taken.insert(place, offset);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives one back.
+    pub fn give_back(&mut self, address: Ipv4Addr) {
+        let offset = u32::from(address).wrapping_sub(u32::from(self.cidr.network()));
+        if let Ok(place) = self.taken.binary_search(&offset) {
+            self.taken.remove(place);
+        }
+    }
+}
+
+/// An Elastic IP address's association.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressAssociation {
+    /// Its id.
+    pub id: AddressAssociationId,
+    /// The interface whose private address it stands for.
+    pub interface: InterfaceId,
+    /// The private address; nothing: the primary one.
+    #[serde(default)]
+    pub private_ip: Option<Ipv4Addr>,
+}
+
+/// An Elastic IP address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// Its id.
+    pub id: AllocationId,
+    /// The address.
+    pub public_ip: Ipv4Addr,
+    /// What it is associated with.
+    pub association: Option<AddressAssociation>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn subnet(prefix: u8) -> Addresses {
+        let cidr = Ipv4Net::new_assert(Ipv4Addr::new(172, 31, 16, 0), prefix);
+        Addresses {
+            subnet: SubnetId::random(),
+            cidr,
+            taken: Vec::new(),
+            next: None,
+        }
+    }
+
+    #[test]
+    fn a_public_block_is_given_whole_and_in_turn() {
+        let mut map = Addresses {
+            next: Some(0),
+            ..subnet(30)
+        };
+        let base = map.cidr.network();
+        assert_eq!((map.free(), map.take()), (4, Some(base)));
+        map.give_back(base);
+        let given: Vec<_> = std::iter::from_fn(|| map.take()).collect();
+        let offsets: Vec<_> = given
+            .iter()
+            .map(|ip| u32::from(*ip) - u32::from(base))
+            .collect();
+        assert_eq!(offsets, [1, 2, 3, 0]);
+        map.give_back(given[0]);
+        assert!(map.take_this(given[0]) && !map.take_this(given[0]));
+    }
+
+    #[test]
+    fn a_subnet_runs_out_at_eleven_of_sixteen() {
+        let mut map = subnet(28);
+        let given: Vec<_> = std::iter::from_fn(|| map.take()).collect();
+        assert_eq!(given.len(), 11);
+        assert_eq!(given[0], Ipv4Addr::new(172, 31, 16, 4));
+        assert_eq!(given[10], Ipv4Addr::new(172, 31, 16, 14));
+        assert_eq!(map.free(), 0);
+        assert!(!map.take_this(Ipv4Addr::new(172, 31, 16, 15)));
+        assert!(!map.take_this(Ipv4Addr::new(172, 31, 17, 5)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice(steps in prop::collection::vec((0_u8..3, 0_u32..40), 0..200)) {
+            let mut map = subnet(27);
+            let mut held = BTreeSet::new();
+            for (step, n) in steps {
+                let this = Ipv4Addr::from(u32::from(map.cidr.network()) + n);
+                match step {
+                    0 => if let Some(address) = map.take() {
+                        prop_assert!(held.insert(address));
+                    },
+                    1 => if map.take_this(this) {
+                        prop_assert!(held.insert(this));
+                    },
+                    _ => {
+                        map.give_back(this);
+                        held.remove(&this);
+                    }
+                }
+                prop_assert_eq!(map.taken.len(), held.len());
+                prop_assert_eq!(usize::try_from(map.free()).unwrap(), 27 - held.len());
+            }
+        }
+    }
+}
