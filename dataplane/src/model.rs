@@ -171,6 +171,8 @@ pub struct Port {
     pub groups: BTreeSet<GroupId>,
     /// The unique link-local address under which the responder knows it.
     pub service_address: Ipv4Addr,
+    /// Its network's resolver, beside 169.254.169.253.
+    pub resolver: Option<Ipv4Addr>,
     /// How fast it may be.
     pub rate: Rate,
     /// Its subnet's route table; without one its own network is all that it reaches.

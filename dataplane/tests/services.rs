@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ocs_dataplane::model::{Port, PortId};
-use ocs_dataplane::shared::layout::{Direction, METADATA, ROUTER_MAC, Reason};
+use ocs_dataplane::shared::layout::{
+    DNS_LINK_LOCAL_PORT, Direction, METADATA, RESOLVER, ROUTER_MAC, Reason,
+};
 use support::frames::{
     ACK, End, Numbers, SYN, SYN_ACK, arp, checksums_hold, destination, ethernet, icmp, metadata,
     payload, source, tcp, tcp_at, udp,
@@ -89,6 +91,52 @@ fn dhcp_renewal_is_answered_to_the_address() {
     assert_eq!(destination(&frame), from.ip);
     assert!(checksums_hold(&frame));
     overlap.guests[0].hears_nothing();
+}
+
+#[test]
+fn the_resolver_answers_from_the_address_that_was_asked() {
+    let lab = Lab::new();
+    let mut guest = Guest::new(&lab, "tap-a");
+    let mut eni = port(guest.ifindex, 5, [10, 0, 0, 10], &["g"], SERVICES[0]);
+    eni.1.resolver = Some(Ipv4Addr::new(10, 0, 0, 2));
+    lab.apply(&policy([eni.clone()], [("g", vec![])]))
+        .expect("a policy in which no rule lets anything out");
+    let sockets = [53, DNS_LINK_LOCAL_PORT].map(|port| responder::datagrams(&lab, port));
+    let from = end(&eni.1, 4000);
+    for (asked, socket) in [[10, 0, 0, 2], RESOLVER].into_iter().zip(&sockets) {
+        let asked = Ipv4Addr::from(asked);
+        guest.send(&arp(from, 1, asked));
+        assert_eq!(
+            guest.receive()[6..12],
+            ROUTER_MAC,
+            "{asked} is behind the router"
+        );
+        let to = End {
+            mac: ROUTER_MAC,
+            ip: asked,
+            port: 53,
+        };
+        guest.send(&udp(from, to, b"question"));
+        let (heard, who) = responder::receive(socket);
+        assert_eq!(
+            (heard.as_slice(), who.ip()),
+            (&b"question"[..], IpAddr::from(SERVICES[0]))
+        );
+        socket.send_to(b"answer", who).expect("an answer");
+        let frame = guest.receive();
+        assert_eq!((source(&frame), destination(&frame)), (asked, from.ip));
+        assert_eq!(payload(&frame)[..2], 53u16.to_be_bytes());
+        assert_eq!(payload(&frame)[8..], *b"answer");
+        assert!(checksums_hold(&frame));
+        guest.send(&udp(from, End { port: 54, ..to }, b"anything else"));
+        guest.hears_nothing();
+    }
+    // Where the network has no resolver of its own, that address is a stranger's.
+    eni.1.resolver = None;
+    lab.apply(&policy([eni], [("g", vec![])]))
+        .expect("a policy");
+    guest.send(&arp(from, 1, Ipv4Addr::new(10, 0, 0, 2)));
+    guest.hears_nothing();
 }
 
 /// Fetches something by hand: a handshake, a request, an answer.

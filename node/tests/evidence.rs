@@ -45,6 +45,7 @@ impl Bed {
                 ipv6_subnet: None,
                 groups: BTreeSet::from([GroupId("sg-1".into())]),
                 service_address: Ipv4Addr::new(169, 254, 1, last),
+                resolver: None,
                 rate: Rate {
                     baseline_bps: 8_000_000,
                     peak_bps: 80_000_000,

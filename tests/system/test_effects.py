@@ -126,6 +126,27 @@ class Networks(unittest.TestCase):
         self.assertEqual(word(vm.wait_line("dhcp:", "dns=")[1], "dns"), "10.7.0.9")
         vm.terminate()
 
+    def test_names_are_resolved_both_ways_while_the_vpc_supports_it(self):
+        vpc, subnet = vpc_with_subnet("10.8.0.0/16", "10.8.3.0/24")
+        vm = up.run("resolve ip-10-8-3-9.ec2.internal every 200ms\n"
+                    "resolve ip-10-8-3-10.ec2.internal every 1s at 169.254.169.253\n"
+                    "resolve 10.8.3.10 every 1s\n"
+                    "resolve ip-10-9-0-1.ec2.internal every 1s",
+                    SubnetId=subnet, PrivateIpAddress="10.8.3.9")
+        own = "resolve: ip-10-8-3-9.ec2.internal server=10.8.0.2"
+        vm.wait_line(own, "rcode=0 found=10.8.3.9")
+        vm.wait_line("resolve: ip-10-8-3-10.ec2.internal server=169.254.169.253",
+                     "rcode=0 found=10.8.3.10")
+        vm.wait_line("resolve: 10.8.3.10 server=10.8.0.2",
+                     "rcode=0 found=ip-10-8-3-10.ec2.internal")
+        vm.wait_line("resolve: ip-10-9-0-1.ec2.internal", "rcode=3")
+        self.assertEqual(vm.describe()["PrivateDnsName"], "ip-10-8-3-9.ec2.internal")
+        up.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsSupport={"Value": False})
+        at, _ = vm.wait_line(own, "rcode=5")
+        up.ec2.modify_vpc_attribute(VpcId=vpc, EnableDnsSupport={"Value": True})
+        vm.wait_line(own, "rcode=0 found=10.8.3.9", after_s=at)
+        vm.terminate()
+
     def test_an_interface_keeps_its_address_from_guest_to_guest(self):
         subnet = up.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
         eni = up.ec2.create_network_interface(SubnetId=subnet)["NetworkInterface"]

@@ -5,6 +5,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import threading
 import unittest
 
 from installation import Installation, error_code, wait_for
@@ -16,6 +17,7 @@ OUTSIDE = "203.0.113.1/32"
 
 up = None
 old_namespace = None
+resolver = None
 
 
 def setUpModule():
@@ -25,7 +27,34 @@ def setUpModule():
     assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "add", OUTSIDE, "dev", "lo"], check=True)
+    be_the_hosts_resolver()
     up = Installation("--outside", "ocs-out", "--public-cidrs", BLOCK)
+
+
+def be_the_hosts_resolver():
+    """Answers what is asked of the first name server of this host, in the namespace."""
+    global resolver
+    with open("/etc/resolv.conf", encoding="ascii") as lines:
+        servers = [words[1] for words in map(str.split, lines)
+                   if words[:1] == ["nameserver"] and ":" not in words[1]]
+    if not servers:
+        return
+    if not servers[0].startswith("127."):
+        subprocess.run(["ip", "address", "add", servers[0] + "/32", "dev", "lo"], check=True)
+    resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    resolver.bind((servers[0], 53))
+    threading.Thread(target=answer_names, daemon=True).start()
+
+
+def answer_names():
+    """192.0.2.53 to every question (RFC 1035 §4.1); an OPT record stays unanswered."""
+    with contextlib.suppress(OSError):
+        while True:
+            message, peer = resolver.recvfrom(4096)
+            end = message.index(b"\0", 12) + 5
+            head = message[:2] + b"\x81\x80\0\1\0\1\0\0\0\0"
+            answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + bytes([192, 0, 2, 53])
+            resolver.sendto(head + message[12:end] + answer, peer)
 
 
 def tearDownModule():
@@ -34,6 +63,8 @@ def tearDownModule():
             up.close()
     finally:
         libc = ctypes.CDLL(None, use_errno=True)
+        if resolver:
+            resolver.close()
         assert libc.setns(old_namespace, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
         os.close(old_namespace)
 
@@ -101,6 +132,14 @@ class Outside(unittest.TestCase):
                          "InsufficientAddressCapacity")
         for allocation in held:
             up.ec2.release_address(AllocationId=allocation)
+
+    def test_what_no_vpc_knows_the_hosts_resolver_is_asked_for(self):
+        if not resolver:
+            self.skipTest("this host has no name server with an IPv4 address")
+        guest = up.run("resolve www.example.com every 1s\nresolve 8.8.0.10 every 1s")
+        guest.wait_line("resolve: www.example.com", "rcode=0 found=192.0.2.53")
+        guest.wait_line("resolve: 8.8.0.10", "rcode=0 found=")
+        guest.terminate()
 
     def test_a_private_subnet_reaches_outside_through_a_nat_gateway_alone(self):
         vpc = up.ec2.create_vpc(CidrBlock="10.40.0.0/16")["Vpc"]["VpcId"]

@@ -98,6 +98,7 @@ impl Path {
                     ipv6_subnet: None,
                     groups: [GroupId("sg".into())].into(),
                     service_address: Ipv4Addr::new(169, 254, 1, last),
+                    resolver: None,
                     rate: Rate::default(),
                     table: None,
                     acl: None,

@@ -118,6 +118,7 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         source_dest_check: row.source_dest_check,
         mtu: mtu(view),
         domain_name: option("domain-name").pop().unwrap_or_default(),
+        no_dns: !vpc.dns_support,
         no_resolver: option("domain-name-servers").is_empty(),
         route_table,
         network_acl,

@@ -8,6 +8,7 @@ use crate::layout::{Direction, EndpointKey, METADATA_ADDRESS, ROUTER_MAC, Reason
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{ETH_LEN, ETH_SOURCE};
+use crate::service;
 
 const HARDWARE_AND_PROTOCOL: usize = ETH_LEN;
 const LENGTHS: usize = ETH_LEN + 4;
@@ -107,7 +108,7 @@ pub(crate) fn answer_outside(
 /// The Ethernet address that stands for `target` on the port's subnet.
 #[inline(always)]
 fn owner_of(maps: &impl Maps, tap: &Tap, target: u32) -> Option<[u8; 6]> {
-    if target == tap.gateway || target == METADATA_ADDRESS {
+    if target == tap.gateway || target == METADATA_ADDRESS || service::is_resolver(tap, target) {
         return Some(ROUTER_MAC);
     }
     if target & tap.mask != tap.subnet {

@@ -72,7 +72,7 @@ pub fn host_cell(address: Address) -> u32 {
 
 const _: () = {
     assert!(TAP_CELLS.is_power_of_two());
-    assert!(size_of::<KnownTap>() == 76);
+    assert!(size_of::<KnownTap>() == 80);
     assert!(size_of::<KnownEndpoint>() == 64);
     assert!(size_of::<KnownHost>() == 64);
 };

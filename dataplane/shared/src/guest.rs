@@ -52,7 +52,10 @@ fn decide(
                 return Err(Reason::Malformed);
             }
             let ip = parse::ipv4_of(&head, packet.len()).ok_or(Reason::Malformed)?;
-            if ip.destination == METADATA_ADDRESS || service::is_dhcp(packet, &ip) {
+            let served = ip.destination == METADATA_ADDRESS
+                || service::is_resolver(tap, ip.destination)
+                || service::is_dhcp(packet, &ip);
+            if served {
                 if too_long::is(packet, tap) {
                     return Err(Reason::TooLong);
                 }

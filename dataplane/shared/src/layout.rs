@@ -86,6 +86,9 @@ pub const SVC1_MAC: [u8; 6] = [0x02, 0x6f, 0x63, 0x73, 0x00, 0x03];
 /// Where the metadata service listens, in every network.
 pub const METADATA: [u8; 4] = [169, 254, 169, 254];
 
+/// Where the resolver answers in every network, beside its address in each.
+pub const RESOLVER: [u8; 4] = [169, 254, 169, 253];
+
 /// The longest IPv4 packet that a network carries.
 pub const MTU: usize = 1500;
 
@@ -94,6 +97,12 @@ pub type Address = u32;
 
 /// [`METADATA`] as it lies in a packet.
 pub const METADATA_ADDRESS: Address = Address::from_ne_bytes(METADATA);
+
+/// Where the responder hears those who asked at [`RESOLVER`].
+pub const DNS_LINK_LOCAL_PORT: u16 = 5300;
+
+/// [`RESOLVER`] as it lies in a packet.
+pub const RESOLVER_ADDRESS: Address = Address::from_ne_bytes(RESOLVER);
 
 /// How long a port's flows are remembered, in jiffies
 /// (EC2 User Guide, "Idle connection tracking timeout").
@@ -143,6 +152,8 @@ pub struct Tap {
     pub mask: Address,
     /// The address under which the responder knows it.
     pub service: Address,
+    /// Its network's resolver; 0: none.
+    pub resolver: Address,
     /// What `address` is judged by.
     pub identity: Identity,
     /// Its flows' timeouts.
@@ -347,6 +358,8 @@ pub struct Service {
     pub slot: u32,
     /// The port's first address.
     pub address: Address,
+    /// Its network's resolver; 0: none.
+    pub resolver: Address,
     /// The port's Ethernet address.
     pub mac: [u8; 6],
     /// Zero.
@@ -490,8 +503,8 @@ const _: () = {
     assert!(size_of::<RuleKey>() * 8 == RULE_BITS as usize);
     assert!(NAT_BUCKETS.is_power_of_two());
     assert!(size_of::<AclRuleKey>() * 8 == ACL_BITS as usize);
-    assert!(size_of::<Tap>() == 72);
+    assert!(size_of::<Tap>() == 76);
     assert!(size_of::<Endpoint>() == 56);
     assert!(size_of::<Host>() == 60);
-    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<Service>() == 20);
 };

@@ -274,6 +274,7 @@ impl Making<'_> {
             subnet: endpoint.subnet,
             mask: endpoint.mask,
             service,
+            resolver: port.resolver.map_or(0, raw),
             identity: self.identity(port.vni, first.into()),
             timeouts: endpoint.timeouts,
             table,
@@ -305,6 +306,7 @@ impl Making<'_> {
         let answer = Service {
             slot,
             address: raw(first),
+            resolver: port.resolver.map_or(0, raw),
             mac: port.mac.0,
             reserved: [0; 2],
         };

@@ -30,6 +30,7 @@ pub fn port(
         ipv6_subnet: None,
         groups: groups.iter().map(|name| GroupId((*name).into())).collect(),
         service_address: Ipv4Addr::from(service),
+        resolver: None,
         rate: Rate::default(),
         table: None,
         acl: None,

@@ -25,8 +25,12 @@ pub fn within<T: Send>(path: &std::path::Path, work: impl FnOnce() -> T + Send) 
 }
 
 pub fn dhcp(lab: &Lab) -> UdpSocket {
+    datagrams(lab, 67)
+}
+
+pub fn datagrams(lab: &Lab, port: u16) -> UdpSocket {
     within(&lab.config().svc_netns, || {
-        let socket = UdpSocket::bind((ADDRESS, 67)).expect("port 67");
+        let socket = UdpSocket::bind((ADDRESS, port)).expect("the port");
         socket
             .set_read_timeout(Some(Duration::from_secs(5)))
             .expect("a time-out");

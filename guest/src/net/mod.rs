@@ -127,7 +127,8 @@ impl Net {
 
     /// Its Ethernet address, as the metadata service writes it.
     pub fn mac(&self) -> String {
-        self.inner.borrow().interface.hardware_addr().to_string()
+        let address = self.inner.borrow().interface.hardware_addr().to_string();
+        address.replace('-', ":")
     }
 
     /// Has these addresses beside the lease's, as far as there is room. Yields how many it

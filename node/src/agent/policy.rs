@@ -200,6 +200,7 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
         ipv6_subnet: None,
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
+        resolver: resolver(&eni.vpc_cidr),
         rate: Rate {
             baseline_bps: plugged.rate.baseline_bps,
             peak_bps: plugged.rate.peak_bps,
@@ -220,6 +221,12 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
             mtu => u16::try_from(mtu).ok()?.min(MTU),
         },
     })
+}
+
+/// The base of the VPC's first block plus two.
+fn resolver(vpc_cidr: &str) -> Option<Ipv4Addr> {
+    let block: ipnet::Ipv4Net = vpc_cidr.parse().ok()?;
+    Some(Ipv4Addr::from(u32::from(block.network()).wrapping_add(2)))
 }
 
 fn named(id: &str) -> Option<String> {

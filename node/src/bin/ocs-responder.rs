@@ -1,4 +1,4 @@
-//! `ocs-responder`: DHCP and instance metadata for the guests of one host.
+//! `ocs-responder`: DHCP, instance metadata and DNS for the guests of one host.
 
 use clap::Parser;
 use ocs_node::responder::{Config, run};
@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Answers DHCP and instance metadata requests of this host's guests.
+/// Answers DHCP, instance metadata and DNS requests of this host's guests.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     let served = run(&Config {
         records: run_folder.join("responder"),
         token_key: run_folder.join("token.key"),
+        resolv_conf: PathBuf::from("/etc/resolv.conf"),
         identities: arguments.state.join("pki/identity"),
         netns: Some(netns),
         interface: arguments.interface,

@@ -1,8 +1,8 @@
-//! `ocs-responder`: DHCP and the instance metadata service (IMDS) for guests.
+//! `ocs-responder`: DHCP, the instance metadata service (IMDS) and DNS for guests.
 //!
 //! ```text
 //!  guest ─ tap ─ XDP (source := the ENI's service address) ─▶ svc1, netns `svc`
-//!                                                               │ UDP 67, TCP 80
+//!                                                               │ UDP 67, TCP 80, 53
 //!    run/responder/169.254.x.y.json ◀── node              ┌─────▼─────┐
 //!        [record]   └────────── read per request ────────▶│ peer addr │ identifies the ENI
 //!                                                         └───────────┘
@@ -12,6 +12,7 @@
 //! tokens is on disk.
 
 mod dhcp;
+pub mod dns;
 mod identity;
 mod imds;
 mod limits;
@@ -44,6 +45,8 @@ pub struct Config {
     /// The folder with a key and a certificate a region, which sign identity documents;
     /// there or not.
     pub identities: PathBuf,
+    /// What names the host's own resolvers, which are asked for what no VPC knows.
+    pub resolv_conf: PathBuf,
     /// The namespace to serve in, waited for; the caller's own where there is none.
     pub netns: Option<PathBuf>,
     /// The interface that guests are behind.
@@ -109,6 +112,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
         source,
     })?;
     let signers = identity::load(&config.identities).map_err(Error::Identities)?;
+    // The host's resolvers are reached from the host's namespace, which is left next.
+    let upstream = dns::upstream::open(&config.resolv_conf);
     let place = place::enter(config).map_err(|source| Error::Enter {
         netns: config.netns.clone(),
         interface: config.interface.clone(),
@@ -118,22 +123,34 @@ pub fn run(config: &Config) -> Result<(), Error> {
         place::drop_privileges(uid, gid).map_err(|source| Error::Identity { uid, gid, source })?;
     }
     sandbox::enter(&config.records).map_err(Error::Sandbox)?;
-    let service = Arc::new(serve::Service {
-        records: config.records.clone(),
-        key,
-        signers,
-        limits: Arc::default(),
-    });
+    let records = config.records.clone();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(serve_in(place, service))
+        .block_on(async {
+            let service = Arc::new(serve::Service {
+                records,
+                key,
+                signers,
+                limits: Arc::default(),
+                upstream: dns::upstream::Upstream::serve(upstream)?,
+            });
+            serve_in(place, service).await
+        })
 }
 
 async fn serve_in(place: place::Place, service: Arc<serve::Service>) -> Result<(), Error> {
     let dhcp = UdpSocket::from_std(place.dhcp.try_clone()?)?;
     let imds = TcpListener::from_std(place.imds.try_clone()?)?;
+    for socket in &place.dns_datagrams {
+        let socket = Arc::new(UdpSocket::from_std(socket.try_clone()?)?);
+        tokio::spawn(dns::serve::datagrams(Arc::clone(&service), socket));
+    }
+    for listener in &place.dns_connections {
+        let listener = Arc::new(TcpListener::from_std(listener.try_clone()?)?);
+        tokio::spawn(dns::serve::connections(Arc::clone(&service), listener));
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(interface = place.interface(), "serving");

@@ -3,6 +3,7 @@
 
 use super::Config;
 use super::dhcp::SERVER;
+use ocs_dataplane::shared::layout::DNS_LINK_LOCAL_PORT;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
@@ -18,6 +19,8 @@ use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where questions come: those to the VPC's own address, and those to 169.254.169.253.
+const DNS_PORTS: [u16; 2] = [53, DNS_LINK_LOCAL_PORT];
 const RETRY: Duration = Duration::from_millis(200);
 /// Two descriptors a connection, and room.
 const MAX_OPEN_FILES: u64 = 2 * super::limits::CONNECTIONS as u64 + 256;
@@ -28,6 +31,10 @@ pub struct Place {
     pub dhcp: UdpSocket,
     /// TCP, [`SERVER`]:80.
     pub imds: TcpListener,
+    /// UDP, [`SERVER`] at each of [`DNS_PORTS`].
+    pub dns_datagrams: Vec<UdpSocket>,
+    /// TCP, likewise.
+    pub dns_connections: Vec<TcpListener>,
     netns: Option<PathBuf>,
     netns_inode: u64,
     interface: String,
@@ -75,11 +82,25 @@ fn try_enter(config: &Config) -> io::Result<Place> {
     let dhcp = UdpSocket::bind((SERVER, 67))?;
     let imds = TcpListener::bind((SERVER, 80))?;
     let index = name_to_index(&dhcp, &config.interface)?;
+    let dns_datagrams = DNS_PORTS.map(|port| UdpSocket::bind((SERVER, port)));
+    let dns_datagrams = dns_datagrams.into_iter().collect::<io::Result<Vec<_>>>()?;
+    let dns_connections = DNS_PORTS.map(|port| TcpListener::bind((SERVER, port)));
+    let dns_connections = dns_connections
+        .into_iter()
+        .collect::<io::Result<Vec<_>>>()?;
+    for socket in &dns_datagrams {
+        socket.set_nonblocking(true)?;
+    }
+    for listener in &dns_connections {
+        listener.set_nonblocking(true)?;
+    }
     dhcp.set_nonblocking(true)?;
     imds.set_nonblocking(true)?;
     Ok(Place {
         dhcp,
         imds,
+        dns_datagrams,
+        dns_connections,
         netns: config.netns.clone(),
         netns_inode,
         interface: config.interface.clone(),

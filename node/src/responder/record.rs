@@ -152,6 +152,9 @@ pub struct Options {
     pub domain_name_servers: Vec<Ipv4Addr>,
     /// No resolver at all.
     pub no_resolver: bool,
+    /// The VPC's resolver refuses.
+    #[serde(default)]
+    pub no_dns: bool,
     /// Option 42.
     pub ntp_servers: Vec<Ipv4Addr>,
     /// Option 44.
@@ -420,6 +423,7 @@ impl Options {
         Ok(Self {
             domain_name_servers: addresses("domain_name_servers", &desired.domain_name_servers)?,
             no_resolver: desired.no_resolver,
+            no_dns: desired.no_dns,
             ntp_servers: addresses("ntp_servers", &desired.ntp_servers)?,
             netbios_name_servers: addresses("netbios_name_servers", &desired.netbios_name_servers)?,
             netbios_node_type: u8::try_from(kind)

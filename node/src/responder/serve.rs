@@ -1,5 +1,6 @@
 //! The two sockets' loops.
 
+use super::dns::upstream::Upstream;
 use super::identity::Signer;
 use super::limits::{self, Limits};
 use super::record::Record;
@@ -46,11 +47,13 @@ pub struct Service {
     pub signers: BTreeMap<String, Signer>,
     /// Every ENI's allowance.
     pub limits: Arc<Limits>,
+    /// The host's resolvers.
+    pub upstream: Arc<Upstream>,
 }
 
 impl Service {
     /// The record of a peer; a record that cannot be read is logged and is none.
-    fn record(&self, peer: Ipv4Addr) -> Option<Record> {
+    pub fn record(&self, peer: Ipv4Addr) -> Option<Record> {
         Record::read(&self.records, peer).unwrap_or_else(|error| {
             tracing::warn!(%peer, %error, "record refused");
             None

@@ -124,22 +124,43 @@ impl Bed {
 
     /// One datagram of `peer`, port 68, and its answer.
     pub fn datagram(&self, peer: Ipv4Addr, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.datagram_to(peer, 67, bytes)
+    }
+
+    /// A datagram to a port of the responder's, from a DHCP client's, and what comes back.
+    pub fn datagram_to(&self, peer: Ipv4Addr, port: u16, bytes: &[u8]) -> Option<Vec<u8>> {
         let socket = self.inside(|| UdpSocket::bind((peer, 68)).unwrap());
-        socket.send_to(bytes, (RESPONDER, 67)).unwrap();
+        socket.send_to(bytes, (RESPONDER, port)).unwrap();
         socket.set_read_timeout(Some(SILENCE)).unwrap();
         let mut buffer = [0u8; 2048];
         let (length, from) = socket.recv_from(&mut buffer).ok()?;
-        assert_eq!(from, SocketAddr::from((RESPONDER, 67)));
+        assert_eq!(from, SocketAddr::from((RESPONDER, port)));
         Some(buffer[..length].to_vec())
     }
 
+    /// A message behind its length on a connection, and the one that comes back.
+    pub fn framed(&self, peer: Ipv4Addr, port: u16, message: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect_to(peer, port);
+        let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+        stream.write_all(&[&length, message].concat()).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut answer).unwrap();
+        answer
+    }
+
     pub fn connect(&self, peer: Ipv4Addr) -> TcpStream {
+        self.connect_to(peer, 80)
+    }
+
+    fn connect_to(&self, peer: Ipv4Addr, port: u16) -> TcpStream {
         // std cannot bind before it connects.
         self.inside(|| {
             use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
             let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
             bind(&socket, &SocketAddr::from((peer, 0))).unwrap();
-            connect(&socket, &SocketAddr::from((RESPONDER, 80))).unwrap();
+            connect(&socket, &SocketAddr::from((RESPONDER, port))).unwrap();
             let stream = TcpStream::from(socket);
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream
@@ -314,6 +335,7 @@ fn record(instance: &str) -> Record {
             id: format!("eni-of-{instance}"),
             mac: text("02:00:00:00:00:2a"),
             private_ip: [172, 31, 16, 5].into(),
+            secondary: Vec::new(),
             subnet_cidr: "172.31.16.0/20".parse().unwrap(),
             vpc_cidr: "172.31.0.0/16".parse().unwrap(),
             security_groups: Vec::new(),

@@ -64,6 +64,37 @@ fn two_enis_with_one_private_address_are_told_apart() {
     }
 }
 
+/// A question for an address of a name (RFC 1035 §4.1).
+fn question(labels: &[&str]) -> Vec<u8> {
+    let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in labels {
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+#[test]
+fn names_are_answered_by_datagram_and_connection_at_both_ports() {
+    let bed = Bed::new();
+    bed.put(A, "i-a", |_| {});
+    bed.put(B, "i-b", |record| {
+        record.interfaces[0].options.no_dns = true
+    });
+    let _responder = bed.start();
+    let own = question(&["ip-172-31-16-5", "ec2", "internal"]);
+    for port in [53, 5300] {
+        let answer = bed.datagram_to(A, port, &own).unwrap();
+        assert_eq!(answer[..2], [0, 7]);
+        assert_eq!(answer[answer.len() - 4..], [172, 31, 16, 5]);
+        assert_eq!(bed.framed(A, port, &own), answer);
+        let refused = bed.datagram_to(B, port, &own).unwrap();
+        assert_eq!(refused[3] & 0x0f, 5, "enableDnsSupport is off");
+        assert_eq!(bed.datagram_to(STRANGER, port, &own), None);
+    }
+}
+
 #[test]
 fn tokens_survive_the_responder_and_records_are_read_afresh() {
     let bed = Bed::new();

@@ -84,6 +84,7 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
         ipv6_subnet: Some("fd00:0:0:1::/64".parse().expect("a prefix")),
         groups: groups.iter().map(|index| group(*index)).collect(),
         service_address: Ipv4Addr::new(169, 254, 1, index + 1),
+        resolver: None,
         rate: Rate {
             packets_per_s: 1_000 * (groups.len() as u64),
             ..Rate::default()

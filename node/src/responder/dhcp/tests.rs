@@ -172,6 +172,7 @@ fn a_vpc_s_own_options_are_in_the_lease() {
     let mut record = record();
     let server = |n| Ipv4Addr::new(10, 9, 8, n);
     record.interfaces[0].options = crate::responder::record::Options {
+        no_dns: false,
         domain_name_servers: vec![server(1), server(2)],
         no_resolver: false,
         ntp_servers: vec![server(3)],
