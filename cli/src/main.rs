@@ -15,6 +15,7 @@
 //! Start reading at [`up::run`].
 
 mod account;
+mod console;
 mod evidence;
 mod host;
 mod image;
@@ -69,6 +70,8 @@ enum Command {
     Metrics(evidence::Place),
     /// Writes a network interface's frames to a pcapng file.
     Capture(evidence::Capture),
+    /// Shows what an instance of this host writes to its serial console.
+    Console(console::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Top(place) => evidence::top(&place),
         Command::Metrics(place) => evidence::metrics(&place),
         Command::Capture(arguments) => evidence::capture(&arguments),
+        Command::Console(arguments) => console::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
