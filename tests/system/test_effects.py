@@ -1,10 +1,11 @@
 """What an action does, as a running guest sees it, and its undoing."""
 
 import hashlib
+import subprocess
 import unittest
 
 from guest import number, word
-from installation import Installation, error_code, wait_for
+from installation import BINARIES, Installation, error_code, wait_for
 from test_network import fails_from_now
 
 up = None
@@ -82,7 +83,32 @@ class Launch(unittest.TestCase):
         self.assertEqual(number(vm.newest("probe: boot")[1], "memory_mib"), 1024)
         self.assertEqual(number(vm.newest("user-data:")[1], "orders"), 2)
         vm.terminate()
+        up.ec2.create_launch_template_version(
+            LaunchTemplateName="web", SourceVersion="1",
+            LaunchTemplateData={"InstanceType": "t2.nano"})
+        up.ec2.modify_launch_template(LaunchTemplateName="web", DefaultVersion="2")
+        up.ec2.delete_launch_template_versions(LaunchTemplateName="web", Versions=["1"])
+        launched = up.ec2.run_instances(
+            MinCount=1, MaxCount=1, LaunchTemplate={"LaunchTemplateName": "web"})
+        vm = up.guest(launched["Instances"][0])
+        vm.wait_line("ready")
+        self.assertEqual(number(vm.newest("probe: boot")[1], "memory_mib"), 512)
+        vm.terminate()
         up.ec2.delete_launch_template(LaunchTemplateName="web")
+
+    def test_metadata_options_of_a_running_instance_are_felt(self):
+        vm = up.run()
+        self.assertIn("v1_status=200", vm.newest("imds:")[1])
+        up.ec2.modify_instance_metadata_options(InstanceId=vm.id, HttpTokens="required")
+        up.ec2.reboot_instances(InstanceIds=[vm.id])
+        wait_for("the second boot", lambda: vm.boots() == 2)
+        self.assertIn("v1_status=401", vm.wait_line("imds:")[1])
+        vm.terminate()
+        up.ec2.modify_instance_metadata_defaults(HttpTokens="required")
+        vm = up.run()
+        self.assertIn("v1_status=401", vm.newest("imds:")[1])
+        up.ec2.modify_instance_metadata_defaults(HttpTokens="no-preference")
+        vm.terminate()
 
     def test_a_placement_group_is_in_the_metadata_and_is_kept_to(self):
         up.ec2.create_placement_group(GroupName="apart", Strategy="spread")
@@ -261,6 +287,17 @@ class Operator(unittest.TestCase):
         up.ocs("key", "delete", other["access_key_id"])
         self.assertEqual(error_code(stranger.describe_regions), "AuthFailure")
 
+    def test_a_console_is_shown_and_followed_to_its_end(self):
+        vm = up.run()
+        self.assertIn("ready", up.say("console", vm.id))
+        follower = subprocess.Popen(
+            [BINARIES / "ocs", "console", "--follow", vm.id, "--state", up.state],
+            stdout=subprocess.PIPE, text=True)
+        vm.terminate()
+        said = follower.communicate(timeout=30)[0]
+        self.assertEqual((follower.returncode, said.count("probe: boot")), (0, 1))
+        self.assertIn("power: ", said)
+
     def test_tls_is_served_on_the_same_port(self):
         secure = up.client("ec2", secure=True)
         self.assertTrue(secure.describe_regions()["Regions"])
@@ -289,8 +326,33 @@ class Ways(unittest.TestCase):
         up.ec2.replace_network_acl_association(
             AssociationId=new, NetworkAclId=held["NetworkAclId"])
         client.wait_line(topic, " ok ", after_s=client.now())
+        deny = {"NetworkAclId": held["NetworkAclId"], "RuleNumber": 100, "Protocol": "-1",
+                "Egress": False, "CidrBlock": "0.0.0.0/0"}
+        up.ec2.replace_network_acl_entry(RuleAction="deny", **deny)
+        client.wait_line(topic, " timeout ", after_s=client.now())
+        up.ec2.replace_network_acl_entry(RuleAction="allow", **deny)
+        client.wait_line(topic, " ok ", after_s=client.now())
+        up.ec2.delete_network_acl(NetworkAclId=acl)
         server.terminate()
         client.terminate()
+
+    def test_a_further_block_of_a_vpc_is_part_of_it(self):
+        vpc, subnet = vpc_with_subnet("10.11.0.0/16", "10.11.1.0/24")
+        block = up.ec2.associate_vpc_cidr_block(VpcId=vpc, CidrBlock="10.12.0.0/16")
+        block = block["CidrBlockAssociation"]["AssociationId"]
+        other = up.ec2.create_subnet(VpcId=vpc, CidrBlock="10.12.1.0/24")["Subnet"]["SubnetId"]
+        server = up.run("listen tcp 7", SubnetId=subnet)
+        client = up.run(f"connect {server.address}:7 every 200ms", SubnetId=other)
+        topic = f"connect: {server.address}:7"
+        client.wait_line(topic, " timeout ")
+        group = server.describe()["SecurityGroups"][0]["GroupId"]
+        up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+            {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.12.0.0/16"}]}])
+        client.wait_line(topic, " ok ", after_s=client.now())
+        server.terminate()
+        client.terminate()
+        up.ec2.delete_subnet(SubnetId=other)
+        up.ec2.disassociate_vpc_cidr_block(AssociationId=block)
 
     def test_a_peering_joins_two_vpcs_until_it_is_deleted(self):
         (a, near), (b, far) = vpc_with_subnet(), vpc_with_subnet("10.8.0.0/16", "10.8.1.0/24")

@@ -109,6 +109,9 @@ class Groups(unittest.TestCase):
         everything = {"IpProtocol": "-1", **from_cidr("0.0.0.0/0")}
         up.ec2.revoke_security_group_egress(GroupId=self.client_group, IpPermissions=[everything])
         fails_from_now(self, client, start)
+        up.ec2.authorize_security_group_egress(
+            GroupId=self.client_group, IpPermissions=[everything])
+        client.wait_line(start, " ok ", after_s=client.now())
 
     def test_a_file_is_whole(self):
         server, client = self.pair("listen http 80 3MiB", "http-get http://{server}/")

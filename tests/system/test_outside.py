@@ -173,11 +173,18 @@ class Outside(unittest.TestCase):
             guest.wait_line("connect: 203.0.113.1:7777 ok")
             self.assertFalse(echoes(address["PublicIp"]), "nobody gets in that way")
 
+            way = {"RouteTableId": tables[1], "DestinationCidrBlock": "0.0.0.0/0"}
+            up.ec2.replace_route(GatewayId=gateway, **way)
+            guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
+            up.ec2.replace_route(NatGatewayId=nat, **way)
+            guest.wait_line("connect: 203.0.113.1:7777 ok", after_s=guest.now())
+
             up.ec2.delete_nat_gateway(NatGatewayId=nat)
             up.ec2.get_waiter("nat_gateway_deleted").wait(
                 NatGatewayIds=[nat], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
             guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
             guest.terminate()
+        up.ec2.delete_route(**way)
         up.ec2.release_address(**allocation)
         up.ec2.detach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
 

@@ -116,3 +116,5 @@ class Terraform(unittest.TestCase):
         self.assertEqual(up.ec2.describe_vpcs()["Vpcs"], before)
         self.assertEqual(up.ec2.describe_volumes()["Volumes"], [])
         self.assertEqual(up.ec2.describe_addresses()["Addresses"], [])
+        gateways = up.ec2.describe_nat_gateways()["NatGateways"]
+        self.assertEqual([row["State"] for row in gateways], ["deleted"])

@@ -199,8 +199,9 @@ fn is_its_own(error: &ApiError) -> bool {
 
 fn room(tx: &Tx<'_>, subnet: &Subnet) -> Result<(), ApiError> {
     let here = |row: &&Arc<NatGateway>| {
+        let counts = !matches!(row.state, NatState::Failed | NatState::Deleted);
         let at = tx.view.get::<Subnet>(&tx.scope, &row.subnet);
-        row.deleted_at_s.is_none() && at.is_some_and(|at| at.zone == subnet.zone)
+        counts && at.is_some_and(|at| at.zone == subnet.zone)
     };
     let rows = tx.view.all::<NatGateway>(&tx.scope);
     if quotas::limits(tx) == Limits::Ec2 && rows.filter(here).count() >= MOST_OF_A_ZONE {

@@ -2,9 +2,11 @@
 //! refused by name, none is ignored. What was found is `docs/ec2-fidelity.md`;
 //! `OCS_WRITE_DOCS=1 cargo test -p ocs-control fidelity` writes it anew.
 
+use crate::evidence;
 use crate::support::{Control, text};
 use ocs_control::wire::shapes::{Shape, ShapeId};
 use ocs_control::wire::{Model, ec2};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Deepest structures in requests that are walked.
@@ -87,6 +89,8 @@ fn fidelity_no_parameter_is_ignored() {
     let control = Control::start(dir.path());
     let model = ec2();
     let mut table = String::new();
+    let (codes, observers) = (evidence::codes(), evidence::observers());
+    let mut unobserved = Vec::new();
     let (mut all_honoured, mut all_refused) = (0, 0);
     for (action, operation) in &model.operations {
         let (mut honoured, mut refused) = (Vec::new(), Vec::new());
@@ -138,15 +142,24 @@ fn fidelity_no_parameter_is_ignored() {
         }
         (all_honoured, all_refused) = (all_honoured + honoured.len(), all_refused + refused.len());
         let total = honoured.len() + refused.len();
+        let seen = observers.get(&evidence::method(action));
+        let effect = seen.and_then(|tests| tests.first());
+        if effect.is_none() && !READS.iter().any(|verb| action.starts_with(verb)) {
+            unobserved.push(action.as_str());
+        }
         writeln!(
             table,
-            "| {action} | {} of {total} | {} | {} |",
+            "| {action} | {}/{}/{total} | {} | {} | {} | {} |",
             honoured.len(),
-            operation.filters.len(),
+            refused.len(),
+            filters(&control, model, action),
+            codes.get(action).map_or(0, BTreeSet::len),
+            effect.map_or("", String::as_str),
             groups(&refused)
         )
         .unwrap();
     }
+    assert_eq!(unobserved, UNOBSERVED, "changes that no system test makes");
     assert!(
         all_honoured > 100 && all_refused > 50,
         "{all_honoured} {all_refused}"
@@ -162,6 +175,61 @@ fn fidelity_no_parameter_is_ignored() {
         written == text,
         "docs/ec2-fidelity.md is out of date: run with OCS_WRITE_DOCS=1"
     );
+}
+
+/// Verbs of actions that change nothing.
+const READS: [&str; 2] = ["Describe", "Get"];
+
+/// Actions that change something and that no system test calls by name. Tests of the API see
+/// what they change, and Terraform's provider calls those that delete; a new action is not to
+/// join them.
+const UNOBSERVED: [&str; 20] = [
+    "CreateDefaultSubnet",
+    "CreateDefaultVpc",
+    "DeleteDhcpOptions",
+    "DeleteInternetGateway",
+    "DeleteManagedPrefixList",
+    "DeleteRouteTable",
+    "DisassociateRouteTable",
+    "ModifyImageAttribute",
+    "ModifySnapshotAttribute",
+    "ModifySubnetAttribute",
+    "MonitorInstances",
+    "RegisterImage",
+    "RejectVpcPeeringConnection",
+    "ReplaceRouteTableAssociation",
+    "ResetImageAttribute",
+    "ResetNetworkInterfaceAttribute",
+    "ResetSnapshotAttribute",
+    "UnmonitorInstances",
+    "UpdateSecurityGroupRuleDescriptionsEgress",
+    "UpdateSecurityGroupRuleDescriptionsIngress",
+];
+
+/// How many of an action's documented filters it takes, of how many; nothing where it has
+/// none.
+fn filters(control: &Control, model: &Model, action: &str) -> String {
+    let operation = &model.operations[action];
+    if operation.filters.is_empty() {
+        return String::new();
+    }
+    let taken = operation.filters.iter().filter(|name| {
+        let mut params = vec![
+            ("Filter.1.Name".to_owned(), (*name).clone()),
+            ("Filter.1.Value.1".to_owned(), "x".to_owned()),
+        ];
+        let mut needed = Vec::new();
+        if let Some(input) = operation.input {
+            required(model, input, "", "", &mut needed);
+        }
+        params.extend(needed);
+        let pairs: Vec<(&str, &str)> = params
+            .iter()
+            .map(|(a, b)| (a.as_str(), b.as_str()))
+            .collect();
+        !control.call(action, &pairs).1.contains("The filter '")
+    });
+    format!("{}/{}", taken.count(), operation.filters.len())
 }
 
 /// Without list indices.
@@ -211,6 +279,11 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 
 ## Where behaviour differs
 
+* **The resolver** of a VPC answers for the names and addresses of that VPC's blocks, whether or
+  not something has them, and asks the resolvers that the host's `/etc/resolv.conf` named when its
+  responder started for all else.
+  Public names of other instances lead to their public addresses. Where enableDnsSupport is off
+  it refuses rather than stay silent.
 * **Public addresses** come from the blocks that the operator gives (`--public-cidrs`), all
   of whose addresses are used. Without a block instances simply have none, whatever their
   subnet says, and `AssociatePublicIpAddress=true` is refused. Where a block is used up, who
@@ -256,9 +329,13 @@ carry EC2's code in the metadata `ocs-error-code`.
 
 ## Actions
 
-Filters: documented names, all accepted, with wildcards; one about something that this
-cloud does not have matches nothing. Any other name is refused.
+* Parameters: honoured / refused by name / all of the model's; what is refused is named last.
+* Filters: taken / documented, with wildcards; one about something that this cloud does not
+  have matches nothing, and any other name is refused.
+* Errors: distinct codes that tests provoke (`control/tests/api/bad_requests.txt` and others).
+* Effect: a system test (`tests/system`) that makes the call while guests run; of helpers that
+  all of them use, the helper.
 
-| action | parameters honoured | filters | refused by name |
-|---|---|---|---|
+| action | parameters | filters | errors | effect | refused by name |
+|---|---|---|---|---|---|
 ";

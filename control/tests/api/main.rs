@@ -3,6 +3,7 @@
 mod actions;
 mod bad_requests;
 mod crowd;
+mod evidence;
 mod fidelity;
 mod grpc;
 mod hosts;
