@@ -16,6 +16,7 @@ mod aws;
 mod fleet;
 mod load;
 mod null_node;
+mod scale;
 mod servers;
 mod up;
 
@@ -87,6 +88,9 @@ pub fn measure(places: &Places<'_>, quick: bool) -> Result<Vec<Row>> {
         .enable_all()
         .build()?;
     let mut rows = throughput(&runtime, places, &effort)?;
+    if !quick {
+        rows.extend(scale::measure(&runtime, places, effort.runs)?);
+    }
     rows.push(first_instruction(&runtime, places, &effort)?);
     Ok(rows)
 }

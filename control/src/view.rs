@@ -6,6 +6,7 @@
 use crate::rows::*;
 use crate::store::{Entry, Revision};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// A row and the revision that wrote it.
@@ -133,6 +134,17 @@ impl View {
         scope: &Scope,
     ) -> impl Iterator<Item = &'a Arc<T>> + use<'a, T> {
         T::table(self.shard(scope)).values().map(|held| &held.row)
+    }
+
+    /// Rows of one kind, by id, from behind one on.
+    pub fn after<'a, T: Kept>(
+        &'a self,
+        scope: &Scope,
+        id: Option<T::Id>,
+    ) -> impl Iterator<Item = &'a Arc<T>> + use<'a, T> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = T::table(self.shard(scope)).range((from, Bound::Unbounded));
+        rows.map(|(_, held)| &held.row)
     }
 
     /// A row whose scope is not known, and its scope.

@@ -25,20 +25,71 @@ pub async fn launch(client: &Client, image: &str, count: usize) -> Result<Vec<St
     Ok(ids)
 }
 
+/// Waits until the instances launched last run: what comes before them does, too.
+pub async fn settled(client: &Client, ids: &[String]) -> Result<()> {
+    let last = ids.len().saturating_sub(CHUNK);
+    wait_for(client, &ids[last..], "running").await
+}
+
+/// Subnets with room for a fleet: each a VPC's whole /16.
+#[derive(Default)]
+pub struct Subnets {
+    /// The one that is being filled, and how many instances fit still.
+    current: Option<(String, usize)>,
+}
+
+/// Instances of one subnet.
+const OF_A_SUBNET: usize = 60_000;
+
+impl Subnets {
+    /// Launches a chunk of instances.
+    pub async fn run(&mut self, client: &Client, image: &str) -> Result<Vec<String>> {
+        if self.current.as_ref().is_none_or(|(_, left)| *left == 0) {
+            let block = "10.0.0.0/16";
+            let vpc = client.call("CreateVpc", &[("CidrBlock", block)]).await?;
+            let vpc = element(&vpc, "vpcId")?;
+            let parameters = [("VpcId", vpc.as_str()), ("CidrBlock", block)];
+            let subnet = client.call("CreateSubnet", &parameters).await?;
+            self.current = Some((element(&subnet, "subnetId")?, OF_A_SUBNET));
+        }
+        let Some((subnet, left)) = &mut self.current else {
+            return Ok(Vec::new());
+        };
+        let ids = launch_in(client, image, CHUNK, &[("SubnetId", subnet)]).await?;
+        *left -= CHUNK;
+        Ok(ids)
+    }
+}
+
+/// The text of an answer's first element of a name.
+fn element(answer: &[u8], name: &str) -> Result<String> {
+    let text = std::str::from_utf8(answer)?;
+    let (_, rest) = text.split_once(&format!("<{name}>")).unwrap_or_default();
+    let (value, _) = rest.split_once('<').unwrap_or_default();
+    ensure!(!value.is_empty(), "no {name} in {text}");
+    Ok(value.to_owned())
+}
+
 /// One RunInstances of `count` instances, no fewer.
 pub async fn run(client: &Client, image: &str, count: usize) -> Result<Vec<String>> {
+    launch_in(client, image, count, &[]).await
+}
+
+async fn launch_in(
+    client: &Client,
+    image: &str,
+    count: usize,
+    more: &[(&str, &str)],
+) -> Result<Vec<String>> {
     let number = count.to_string();
-    let answer = client
-        .call(
-            "RunInstances",
-            &[
-                ("ImageId", image),
-                ("InstanceType", INSTANCE_TYPE),
-                ("MinCount", &number),
-                ("MaxCount", &number),
-            ],
-        )
-        .await?;
+    let mut parameters = vec![
+        ("ImageId", image),
+        ("InstanceType", INSTANCE_TYPE),
+        ("MinCount", &number),
+        ("MaxCount", &number),
+    ];
+    parameters.extend(more);
+    let answer = client.call("RunInstances", &parameters).await?;
     let ids = instance_ids(&answer)?;
     ensure!(
         ids.len() == count,

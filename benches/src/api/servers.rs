@@ -24,7 +24,14 @@ pub struct Server {
     /// An image that it launches.
     pub image: String,
     _node: Option<NullNode>,
-    _process: Guarded,
+    process: Guarded,
+}
+
+impl Server {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
 }
 
 /// What control says of itself once it serves.
@@ -82,7 +89,7 @@ pub fn control(program: &Path, dir: &Path) -> Result<Server> {
         client: Client::new(ready.listen, credentials),
         image: image.clone(),
         _node: Some(NullNode::connect(&ready.node_listen, dir)?),
-        _process: process,
+        process,
     })
 }
 
@@ -110,7 +117,7 @@ pub fn moto(program: &Path, dir: &Path) -> Result<Server> {
         client: Client::new(host.unwrap_or_default(), credentials),
         image: ANY_IMAGE.to_owned(),
         _node: None,
-        _process: process,
+        process,
     })
 }
 

@@ -193,20 +193,24 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         member: "Reservations",
         by_id: !params.instance_ids.is_empty(),
         filters: &params.filters,
-        paths: &[],
+        paths: PATHS,
         max_results: params.max_results,
         next_token: params.next_token.as_deref(),
     };
-    let page = Query {
-        paths: PATHS,
-        ..query
-    }
-    .page()?;
+    let page = query.page()?;
     ctx.read(|view| {
-        let rows = named(view, &ctx.scope, &params.instance_ids)?;
-        let mut reservations = Vec::with_capacity(rows.len());
-        let items = rows.iter().filter(|row| page.is_ahead(&row.id.to_string()));
-        let items = items.map(|row| {
+        let named = match query.by_id {
+            true => named(view, &ctx.scope, &params.instance_ids)?,
+            false => Vec::new(),
+        };
+        // Of all that there are a page makes its own alone.
+        let after = page.after().and_then(|key| key.parse().ok());
+        let all = view.after::<Instance>(&ctx.scope, after);
+        let rows = named
+            .iter()
+            .chain(all.take(if query.by_id { 0 } else { usize::MAX }));
+        let mut reservations = Vec::new();
+        let items = rows.map(|row| {
             let mut item = present::instance(view, &ctx.scope, row);
             // For filters of the reservation; taken off again below.
             item["ReservationId"] = row.reservation.to_string().into();

@@ -112,8 +112,13 @@ fn bounds(action: &str) -> (i64, i64) {
 
 impl Page {
     /// Whether an item is on this page or a later one.
-    pub fn is_ahead(&self, key: &str) -> bool {
+    fn is_ahead(&self, key: &str) -> bool {
         self.after.as_deref().is_none_or(|after| key > after)
+    }
+
+    /// The key of the last item of the page before.
+    pub fn after(&self) -> Option<&str> {
+        self.after.as_deref()
     }
 
     /// Takes what belongs to this page; items come in the order of their keys.

@@ -121,8 +121,11 @@ impl Front {
         let answer = ec2::dispatch(&ctx, action, request).await;
         match &answer {
             Ok(value) => {
-                let strangers = validate::strangers(model, operation.output, value);
-                debug_assert!(strangers.is_empty(), "{action} answers {strangers:?}");
+                // A slip of ours, which tests find: too dear to look for in each answer.
+                if cfg!(debug_assertions) {
+                    let strangers = validate::strangers(model, operation.output, value);
+                    assert!(strangers.is_empty(), "{action} answers {strangers:?}");
+                }
                 tracing::info!(action, account = identity.account, request_id, "answered");
             }
             Err(error) => {
