@@ -20,6 +20,7 @@ mod scale;
 mod servers;
 mod up;
 
+use crate::Common;
 use crate::alternate::alternate;
 use crate::boot;
 use crate::report::{Better, Row, median};
@@ -57,7 +58,8 @@ struct Effort {
 }
 
 /// Measures the area.
-pub fn measure(places: &Places<'_>, quick: bool) -> Result<Vec<Row>> {
+pub fn measure(places: &Places<'_>, common: &Common) -> Result<Vec<Row>> {
+    let quick = common.quick;
     for program in ["ocs-control", "ocs"] {
         let path = places.bin_dir.join(program);
         ensure!(
@@ -87,11 +89,16 @@ pub fn measure(places: &Places<'_>, quick: bool) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut rows = throughput(&runtime, places, &effort)?;
-    if !quick {
+    let mut rows = Vec::new();
+    if common.takes("throughput") {
+        rows.extend(throughput(&runtime, places, &effort)?);
+    }
+    if !quick && common.takes("scale") {
         rows.extend(scale::measure(&runtime, places, effort.runs)?);
     }
-    rows.push(first_instruction(&runtime, places, &effort)?);
+    if common.takes("launch") {
+        rows.push(first_instruction(&runtime, places, &effort)?);
+    }
     Ok(rows)
 }
 

@@ -171,7 +171,7 @@ fn main() -> Result<()> {
                 probe: &probe,
                 disk_dir: &disk_dir,
             };
-            let rows = api::measure(&places, common.quick)?;
+            let rows = api::measure(&places, &common)?;
             common.publish("api", rows)
         }
         Area::Floor { probe } => floor::run(&probe),

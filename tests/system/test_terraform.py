@@ -99,8 +99,9 @@ class Terraform(unittest.TestCase):
         web = self.row(out["web"])
         self.assertEqual(web["State"]["Name"], "running")
         self.assertEqual(web["PublicIpAddress"], out["address"])
-        self.assertEqual([row["PrivateIpAddress"] for row in web["NetworkInterfaces"]][1:],
-                         ["10.20.2.50"])
+        second = web["NetworkInterfaces"][1]["PrivateIpAddresses"]
+        self.assertCountEqual([row["PrivateIpAddress"] for row in second],
+                              ["10.20.2.50", "10.20.2.51"])
         self.assertIn({"Key": "Stage", "Value": "test"}, web["Tags"])
 
         self.choose("t3.micro", "production")

@@ -33,7 +33,7 @@
 //! a slot start empty each time. The first three are the host's own.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Slots, the host's own included.
 pub const MAX_SLOTS: usize = 4096;
