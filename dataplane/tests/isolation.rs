@@ -21,6 +21,10 @@ struct Neighbours {
 
 impl Neighbours {
     fn new() -> Self {
+        Self::by(|lab, name| Guest::new(lab, name))
+    }
+
+    fn by(guest: impl Fn(&Lab, &str) -> Guest) -> Self {
         let lab = Lab::new();
         let places = [
             (5, [10, 0, 0, 10]),
@@ -32,7 +36,7 @@ impl Neighbours {
         let mut guests = Vec::new();
         let mut ports = Vec::new();
         for (last, (vni, address)) in (1..).zip(places) {
-            let guest = Guest::new(&lab, &format!("tap{last}"));
+            let guest = guest(&lab, &format!("tap{last}"));
             ports.push(port(
                 guest.ifindex,
                 vni,
@@ -284,7 +288,17 @@ fn reattach(fabric: &Fabric, ifindex: u32) {
 
 #[test]
 fn without_its_program_a_tap_reaches_nobody() {
-    let mut net = Neighbours::new();
+    reaches_nobody_without_program(Neighbours::new());
+}
+
+/// Nor does one whose guest may leave work to others.
+#[test]
+fn without_its_twin_a_tap_reaches_nobody() {
+    let net = Neighbours::by(|lab, name| Guest::with_offloads(lab, name, 0));
+    reaches_nobody_without_program(net);
+}
+
+fn reaches_nobody_without_program(mut net: Neighbours) {
     let a = net.end(0);
     let ifindex = net.guests[0].ifindex;
     let counted = net.counters(0);

@@ -35,9 +35,9 @@ struct Load {
 }
 
 impl Load {
-    fn new() -> Self {
+    fn new(guest: impl Fn(&Lab, &str) -> Guest) -> Self {
         let lab = Lab::new();
-        let (a, b) = (Guest::new(&lab, "tap-a"), Guest::new(&lab, "tap-b"));
+        let (a, b) = (guest(&lab, "tap-a"), guest(&lab, "tap-b"));
         let port_a = port(a.ifindex, 7, CLIENT.octets(), &["client"], [169, 254, 1, 1]);
         let port_b = port(b.ifindex, 7, SERVER.octets(), &["server"], [169, 254, 1, 2]);
         let (mac_a, mac_b) = (port_a.1.mac.0, port_b.1.mac.0);
@@ -194,7 +194,16 @@ fn echo(connections: &mut [TcpStream]) -> bool {
 
 #[test]
 fn programs_are_swapped_under_a_thousand_connections() {
-    let mut load = Load::new();
+    are_swapped(Load::new(|lab, name| Guest::new(lab, name)));
+}
+
+/// The twin of guests that may leave work to others, too.
+#[test]
+fn twins_are_swapped_under_a_thousand_connections() {
+    are_swapped(Load::new(|lab, name| Guest::with_offloads(lab, name, 0)));
+}
+
+fn are_swapped(mut load: Load) {
     load.go_round();
     let mut programs = load.lab.inventory().expect("an inventory").links;
     assert_eq!(programs.len(), 2);
