@@ -9,6 +9,7 @@
 #[path = "../../dataplane/tests/support"]
 mod support {
     pub mod frames;
+    pub mod ipv6;
     pub mod memory;
     pub mod policy;
 }
