@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Where the API listens in the emulated host.
 const PORT: u16 = 8080;
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(300);
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
 /// Memory that the guest fills and frees.
 const FILL_MIB: u64 = 64;
@@ -95,7 +95,7 @@ pub fn stock(binaries: &Path) -> Result<Table> {
 }
 
 /// Has `claims` checked while an installation with the image `stock` runs in the emulated host.
-fn installation(
+pub fn installation(
     binaries: &Path,
     work: &Work,
     import: &[String],
@@ -257,7 +257,7 @@ fn run(aws: &Aws) -> Result<String> {
 }
 
 /// The imported image's id: control looks for new images every other second.
-fn stock_image(aws: &Aws) -> Result<String> {
+pub fn stock_image(aws: &Aws) -> Result<String> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let images = aws.call(&[
@@ -274,7 +274,7 @@ fn stock_image(aws: &Aws) -> Result<String> {
 }
 
 /// The guest's console once it is done.
-fn wait_end(aws: &Aws, id: &str, limit: Duration) -> Result<String> {
+pub fn wait_end(aws: &Aws, id: &str, limit: Duration) -> Result<String> {
     let until = Instant::now() + limit;
     loop {
         let answer = aws.call(&["ec2", "get-console-output", "--instance-id", id, "--latest"])?;
@@ -295,11 +295,17 @@ fn wait_end(aws: &Aws, id: &str, limit: Duration) -> Result<String> {
 }
 
 /// The text of the first line that holds `start`; the kernel's messages may stand before it.
-fn line<'a>(console: &'a str, start: &str) -> Result<&'a str> {
+pub fn line<'a>(console: &'a str, start: &str) -> Result<&'a str> {
     console
         .lines()
         .find_map(|line| Some(&line[line.find(start)?..]))
         .with_context(|| format!("the console has no line `{start}…`"))
+}
+
+/// The number behind `name=`.
+pub fn key_value(line: &str, name: &str) -> Option<u64> {
+    let mut words = line.split_whitespace();
+    words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
 }
 
 fn equal(line: &str, one: &str, other: &str) -> Result<String> {

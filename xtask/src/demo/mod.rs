@@ -12,6 +12,7 @@
 mod aws;
 mod bpf;
 mod console;
+mod debian;
 mod guest;
 mod installation;
 mod lab;
@@ -45,6 +46,9 @@ pub struct Options {
     /// Boot stock Linux in the emulated host instead
     #[arg(long, conflicts_with = "sabotage")]
     lab: bool,
+    /// Boot Debian with cloud-init in the emulated host instead, as its cloud images are: minutes
+    #[arg(long, conflicts_with_all = ["sabotage", "lab"])]
+    debian: bool,
     /// Break one part; its row must turn false
     #[arg(long)]
     sabotage: Option<Sabotage>,
@@ -59,6 +63,8 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let table = if options.lab {
         prove_in_lab(&binaries)?
+    } else if options.debian {
+        prove_debian(&binaries)?
     } else if Path::new("/dev/kvm").exists() {
         script::run(&binaries, options.sabotage, Extent::Whole)
     } else {
@@ -80,6 +86,11 @@ pub fn disprove(binaries: &Path, sabotage: Sabotage) -> Table {
 /// The claims about stock Linux, in the emulated host.
 pub fn prove_in_lab(binaries: &Path) -> Result<Table> {
     lab::stock(binaries)
+}
+
+/// The claims about Debian and its cloud-init, in the emulated host.
+pub fn prove_debian(binaries: &Path) -> Result<Table> {
+    debian::prove(binaries)
 }
 
 fn finish(table: &Table, json: Option<&Path>) -> Result<()> {

@@ -10,6 +10,7 @@
 //! layer of its own memory: what it writes is gone with it, except in `/lab`, which
 //! is the session's work folder here.
 
+mod debian;
 mod initramfs;
 mod judge;
 mod kernels;
@@ -20,6 +21,7 @@ mod stock;
 mod terminal;
 mod tree;
 
+pub use debian::image as debian;
 pub use session::{Forward, Session, Work};
 pub use stock::{CMDLINE, StockGuest};
 
@@ -50,6 +52,8 @@ pub enum Action {
     },
     /// Run fio, which verifies, in Debian's kernel under QEMU in front of storaged
     Judge,
+    /// Make the disk image that `demo --debian` boots, and say where it is
+    Debian,
     /// Put the stock guest's vmlinux, initrd and root.ext4 into a folder
     Guest {
         /// Made if it is not there
@@ -76,6 +80,10 @@ pub fn run(action: Option<Action>) -> Result<u8> {
         }
         Some(Action::Judge) => {
             print!("{}", judge()?);
+            Ok(0)
+        }
+        Some(Action::Debian) => {
+            sh::say(&format!("it is {}", debian()?.display()));
             Ok(0)
         }
         Some(Action::Guest { folder }) => {

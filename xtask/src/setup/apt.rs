@@ -56,6 +56,11 @@ const GROUPS: &[Group] = &[
         present: || sh::has("mke2fs") && sh::has("xz") && sh::has("zstd"),
     },
     Group {
+        needs: &[Need::Debian],
+        packages: &["mmdebstrap", "debian-archive-keyring", "fdisk"],
+        present: || sh::has("mmdebstrap") && sh::has("sfdisk"),
+    },
+    Group {
         needs: &[Need::BlockPeers],
         packages: &["fio", "openssl"],
         present: || sh::has("fio") && sh::has("openssl"),

@@ -33,6 +33,8 @@ pub enum Need {
     Fuzzer,
     /// QEMU, and what makes the lab's images.
     Lab,
+    /// What makes a Debian from its packages.
+    Debian,
     /// The Python environment with aws CLI and boto3.
     Clients,
     /// What the block benches are held against, beside the lab's QEMU.

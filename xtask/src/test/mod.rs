@@ -136,9 +136,9 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
 }
 
 /// The demo's claims about stock Linux, the VMM's tests with stock kernels, and QEMU's and
-/// fio's verdict on storaged.
+/// fio's verdict on storaged; with `long`, the claims about a whole Debian, too.
 fn lab(long: bool) -> Result<Counts> {
-    let mut counts = demo::lab()?;
+    let mut counts = demo::lab(long)?;
     let mut lines = Vec::new();
     let code = lab::vmm_tests(&[], long, &mut lines)?;
     for line in String::from_utf8_lossy(&lines).lines() {
