@@ -176,13 +176,6 @@ fn taken(size: Size) -> Vec<(&'static str, Ran)> {
     assert_eq!(cable.within(|| lab.refresh_hosts()).expect("hosts"), 0);
     let [from, to, far] = ends;
     let run = |ifindex, frame: &[u8]| lab.run_port(ifindex, frame, 1, None).expect("a run");
-    for (ifindex, frame) in [
-        (a.ifindex, frames::udp(from, to, b"first")),
-        (b.ifindex, frames::udp(to, from, b"answer")),
-        (a.ifindex, frames::udp(from, far, b"first")),
-    ] {
-        assert_eq!(run(ifindex, &frame).action, XDP_REDIRECT);
-    }
     // Each port that is there for that has flows with the next one.
     let is_other = |ifindex| others.iter().any(|guest| guest.ifindex == ifindex);
     let others: Vec<_> = desired
@@ -195,6 +188,14 @@ fn taken(size: Size) -> Vec<(&'static str, Ran)> {
             let frame = frames::udp(end(pair[0], n), end(pair[1], PORT), b"another");
             assert_eq!(run(pair[0].ifindex, &frame).action, XDP_REDIRECT);
         }
+    }
+    // Last, or they would be forgotten before all others are there.
+    for (ifindex, frame) in [
+        (a.ifindex, frames::udp(from, to, b"first")),
+        (b.ifindex, frames::udp(to, from, b"answer")),
+        (a.ifindex, frames::udp(from, far, b"first")),
+    ] {
+        assert_eq!(run(ifindex, &frame).action, XDP_REDIRECT);
     }
     let object = std::fs::read(env!("OCS_BPF_OBJECT")).expect("the object");
     let pins = lab.config().bpffs.join(format!("v{LAYOUT_VERSION}/maps"));
