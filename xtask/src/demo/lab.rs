@@ -252,7 +252,7 @@ fn run(aws: &Aws) -> Result<String> {
             .replace("FILL_MIB", &FILL_MIB.to_string()),
     ])?;
     let id = text(&stock, "/Instances/0/InstanceId")?.to_owned();
-    wait_state(aws, &[&id], "running", Duration::from_secs(60))?;
+    wait_state(aws, &[&id], "running", GUEST_LIMIT)?;
     Ok(id)
 }
 
