@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 const LOOKS: u32 = 8;
 /// With so many pieces on the ring, completions are awaited several at a time.
 const DEEP: usize = 8;
-/// Of a deep queue so many completions are shown, and so many operations submitted, before
-/// the rest: a disk that answers in batches would idle until a whole one is made ready.
-pub(super) const EARLY: usize = 8;
+/// Of a deep queue so many completions are shown before the rest, and so many operations
+/// submitted: a disk that answers in batches would idle until a whole one is made ready. The
+/// latter costs a system call, so half a batch at least is worth it.
+pub(super) const SHOWN_EARLY: usize = 8;
+const SUBMITTED_EARLY: usize = 16;
 /// How long a driver that was just given completions is expected to offer more.
 const REFILL: Duration = Duration::from_micros(4);
 /// How long several completions are awaited: longer than a fast disk takes, and what
@@ -53,7 +55,7 @@ impl Worker {
             return Ok(());
         }
         let want = self.on_ring / 2;
-        self.early = EARLY;
+        self.early = SUBMITTED_EARLY;
         let most = self.sleepers.next().map_or(GATHER, |due| due.min(GATHER));
         match self.enter(Some((want, Some(most)))) {
             // A slow disk: one completion at a time, and kicks, until it is fast again.

@@ -1,7 +1,7 @@
 //! The shard's loop.
 
 use super::device::{Device, Running, Scratch};
-use super::idle::EARLY;
+use super::idle::SHOWN_EARLY;
 use super::share::Share;
 use super::sleep::Sleepers;
 use super::slot::Slot;
@@ -148,7 +148,7 @@ impl Worker {
                 let Some(done) = done else { break };
                 self.completed(&done);
                 // Of many, the first ones' drivers offer more while we look at the others.
-                if reaped % EARLY == 0 {
+                if reaped % SHOWN_EARLY == 0 {
                     self.publish();
                     self.dispatch();
                 }
