@@ -180,7 +180,7 @@ impl Programs {
         Ok(!pins.buffer_links()?.is_empty())
     }
 
-    /// [`Self::translate`] for what is no XDP program.
+    /// The program that does for socket buffers what [`TRANSLATE`] does for frames.
     pub(super) fn translate_buffer(&mut self) -> Result<&ProgramFd, FabricError> {
         let program = self.load_classifier(TRANSLATE_BUFFER)?;
         program.fd().map_err(failed(TRANSLATE_BUFFER))
