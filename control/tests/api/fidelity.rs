@@ -171,9 +171,10 @@ fn fidelity_no_parameter_is_ignored() {
         std::fs::write(path, &text).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap_or_default();
+    let differs = text.lines().zip(written.lines()).find(|(a, b)| a != b);
     assert!(
         written == text,
-        "docs/ec2-fidelity.md is out of date: run with OCS_WRITE_DOCS=1"
+        "docs/ec2-fidelity.md is out of date: run with OCS_WRITE_DOCS=1\n{differs:#?}"
     );
 }
 

@@ -1,6 +1,6 @@
 //! The clients' way to a control that may be gone the next moment.
 
-use crate::support::{Control, Credentials, escape, post_to, sign, text};
+use crate::support::{Control, Credentials, escape, post_to, sign};
 use std::io::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -64,19 +64,12 @@ impl Wire {
         for (name, value) in params {
             body += &format!("&{}={}", escape(name), escape(value));
         }
-        loop {
-            let (life, host, key) = self.await_life_but(0);
-            match post(&host, &key, &body) {
-                Ok((503, answer)) if text(&answer, "Code") == ["RequestLimitExceeded"] => {
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-                Ok(answer) => return Some(answer),
-                Err(_) => {
-                    self.await_life_but(life);
-                    return None;
-                }
-            }
+        let (life, host, key) = self.await_life_but(0);
+        if let Ok(answer) = post(&host, &key, &body) {
+            return Some(answer);
         }
+        self.await_life_but(life);
+        None
     }
 }
 
