@@ -14,6 +14,8 @@ up = None
 MODEL = pathlib.Path(__file__).parents[2] / "control" / "model" / "ec2.json"
 OFFERED = set(json.loads(MODEL.read_text(encoding="utf-8"))["operations"])
 PAGE = 5
+# Waited for in test_outside: a NAT gateway needs an address of the outside.
+ELSEWHERE = {"nat_gateway_available", "nat_gateway_deleted"}
 
 
 def setUpModule():
@@ -88,7 +90,7 @@ class Clients(unittest.TestCase):
             self.wait("vpc_peering_connection_exists", VpcPeeringConnectionIds=[peering])
             up.ec2.delete_vpc_peering_connection(VpcPeeringConnectionId=peering)
             self.wait("vpc_peering_connection_deleted", VpcPeeringConnectionIds=[peering])
-        self.assertEqual(waiters() - self.waited, set(), "waiters that nobody waited for")
+        self.assertEqual(waiters() - self.waited, ELSEWHERE, "waiters that nobody waited for")
 
     def test_every_paginator_gives_each_item_once(self):
         subnet = up.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
