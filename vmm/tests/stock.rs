@@ -121,7 +121,6 @@ fn own_kernel(guests: &Path) {
     );
     let (_, stderr, record) = vmm.finish();
     assert_eq!(record.reason, ExitReason::GuestReset, "{stderr}");
-    assert!(record.message.contains("asked for a reset"), "{record:?}");
 }
 
 fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
@@ -191,9 +190,6 @@ fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
         status.success() && record.reason == expected,
         "{record:?} {stderr}: {console}"
     );
-    // Not by running into something that faults three times.
-    let asked = record.message.contains("asked for a reset");
-    assert_eq!(asked, end == End::Reboot, "{record:?}");
     for line in console.lines().filter(|line| line.contains("stock: ")) {
         println!("    {}", line.trim_end());
     }

@@ -7,7 +7,7 @@ mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /tmp
-if grep -q boot=test /proc/cmdline; then
+if grep -qw boot=test /proc/cmdline; then
     echo "stock: userland"
     while :; do sleep 1000; done
 fi
