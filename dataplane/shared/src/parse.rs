@@ -285,6 +285,13 @@ fn icmp(packet: &(impl Packet + ?Sized), ip: &Ipv4) -> Option<Transport> {
         3 | 4 | 11 | 12 => Role::Error { quote: at + 8 },
         _ => Role::Notice,
     };
+    message(packet, at, role)
+}
+
+/// What an ICMP message of either IP is to a flow: an echo's number in its ports' place; a
+/// rule asks for its type and code.
+#[inline(always)]
+pub(crate) fn message(packet: &(impl Packet + ?Sized), at: usize, role: Role) -> Option<Transport> {
     let id = match role {
         Role::Query(_) | Role::Answer(_) => packet.load_u16(at + 4)?,
         _ => 0,

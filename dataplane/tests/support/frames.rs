@@ -13,9 +13,9 @@ pub const RST: u8 = 0x04;
 
 /// An end of a conversation.
 #[derive(Clone, Copy, Debug)]
-pub struct End {
+pub struct End<A = Ipv4Addr> {
     pub mac: [u8; 6],
-    pub ip: Ipv4Addr,
+    pub ip: A,
     pub port: u16,
 }
 

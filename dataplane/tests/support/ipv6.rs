@@ -17,13 +17,7 @@ pub const FRAGMENT: u8 = 44;
 /// Where the payload of a packet without extension headers begins in its frame.
 pub const PAYLOAD: usize = 54;
 
-/// An end of a conversation.
-#[derive(Clone, Copy, Debug)]
-pub struct End {
-    pub mac: [u8; 6],
-    pub ip: Ipv6Addr,
-    pub port: u16,
-}
+pub type End = frames::End<Ipv6Addr>;
 
 /// A port's first IPv6 address as an end.
 pub fn end(port: &Port, at: u16) -> End {

@@ -8,7 +8,7 @@
 
 use super::layout::Address6;
 use crate::packet::Packet;
-use crate::parse::{ETH_LEN, Family, ICMPV6, Ip, Part, Role, TCP, Transport, UDP};
+use crate::parse::{ETH_LEN, Family, ICMPV6, Ip, Part, Role, TCP, Transport, UDP, message};
 use crate::verifier::{blur, forget, forget_number};
 
 /// Length of an IPv6 header.
@@ -210,16 +210,7 @@ pub(crate) fn icmp(
         1..=4 => Role::Error { quote: at + 8 },
         _ => Role::Notice,
     };
-    let id = match role {
-        Role::Query(_) | Role::Answer(_) => packet.load_u16(at + 4)?,
-        _ => 0,
-    };
-    Some(Transport {
-        source: id,
-        destination: id,
-        rule_port: packet.load_u16(at)?,
-        role,
-    })
+    message(packet, at, role)
 }
 
 /// Reads the packet that an ICMPv6 error quotes, if it is one that the error's receiver sent
