@@ -11,7 +11,7 @@
 //! go in the time of a wait, and two of the largest frames at least, so that what another's
 //! frame was too large for is no turn: shares are alike whatever the frames' size.
 
-use super::shaper::Shaper;
+use super::shaper::{Cost, Shaper};
 use crate::cpu::monotonic_ns;
 use ocs_vmm_spec::TransmitLimits;
 use std::collections::VecDeque;
@@ -70,9 +70,10 @@ impl Line {
     }
 
     /// In how many ns the interface has to come again; 0: its frame may go now.
-    pub fn wait_ns(&mut self, ticket: Ticket, frame_bytes: u64) -> u64 {
-        let wait_ns = self.limits.wait_ns(frame_bytes);
-        self.largest_frame_bytes = self.largest_frame_bytes.max(frame_bytes);
+    pub fn wait_ns(&mut self, ticket: Ticket, frame: impl Into<Cost>) -> u64 {
+        let frame = frame.into();
+        let wait_ns = self.limits.wait_ns(frame);
+        self.largest_frame_bytes = self.largest_frame_bytes.max(frame.bytes);
         let front = self.waiting.front().copied();
         if front.is_none_or(|front| front == ticket) {
             if wait_ns == 0 {
@@ -92,10 +93,11 @@ impl Line {
     }
 
     /// Takes what a frame costs that goes.
-    pub fn spend(&mut self, ticket: Ticket, frame_bytes: u64) {
-        self.limits.spend(frame_bytes);
+    pub fn spend(&mut self, ticket: Ticket, frame: impl Into<Cost>) {
+        let frame = frame.into();
+        self.limits.spend(frame);
         if self.waiting.front() == Some(&ticket) {
-            self.turn_bytes += frame_bytes;
+            self.turn_bytes += frame.bytes;
         }
     }
 

@@ -8,6 +8,7 @@
 //! A driver that accepts none gets and sends only finished frames, whatever its headers say.
 
 use super::HEADER_BYTES;
+use super::shaper::Cost;
 
 /// `VIRTIO_NET_F_CSUM`: of what the guest sends.
 const CSUM: u64 = 1 << 0;
@@ -44,6 +45,8 @@ const OFFSET: usize = 8;
 /// Where UDP and TCP have their checksums.
 const OF_UDP: u16 = 6;
 const OF_TCP: u16 = 16;
+/// A TCP header without options.
+const TCP_BYTES: u64 = 20;
 /// Where they begin behind an IPv4 header without options, an IPv6 header, and at least in
 /// what is tunnelled (Ethernet, IPv4, UDP, VXLAN, Ethernet, IPv4).
 const BEHIND_IPV4: u16 = 14 + 20;
@@ -132,6 +135,22 @@ impl Offloads {
     }
 }
 
+/// What a frame of `frame_bytes` takes of the limits, by the header that the tap is told.
+///
+/// Each segment repeats the headers. A TCP header counts as one without options, which are at
+/// most 40 bytes more a segment: how long it is stands in memory that the guest may change.
+pub(super) fn cost(told: &[u8; HEADER_BYTES], frame_bytes: u64) -> Cost {
+    let word = |at: usize| u64::from(u16::from_le_bytes([told[at], told[at + 1]]));
+    if told[1] == 0 {
+        return frame_bytes.into();
+    }
+    let headers = word(START) + TCP_BYTES;
+    let payload = frame_bytes.saturating_sub(headers);
+    let packets = payload.div_ceil(word(SEGMENT).max(1)).max(1);
+    let bytes = frame_bytes + (packets - 1) * headers;
+    Cost { bytes, packets }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +225,16 @@ mod tests {
         assert_eq!(all.header(endless), None);
         let checksums = Offloads::new(CSUM);
         assert_eq!(checksums.header(said(1, 1, [34, 16])), None);
+    }
+
+    #[test]
+    fn a_frame_costs_what_its_segments_do() {
+        let segmented = said(1, 1, [34, 16]);
+        for (payload, packets) in [(0, 1), (1_448, 1), (1_449, 2), (3 * 1_448, 3)] {
+            let bytes = packets * 54 + payload;
+            assert_eq!(cost(&segmented, 54 + payload), Cost { bytes, packets });
+        }
+        assert_eq!(cost(&said(1, 0, [34, 16]), 9_000), 9_000.into());
     }
 
     #[test]

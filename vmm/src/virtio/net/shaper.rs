@@ -70,6 +70,22 @@ impl Bucket {
     }
 }
 
+/// What a frame takes of the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Packets on the wire: segments, of a frame that is to be cut.
+    pub packets: u64,
+}
+
+impl From<u64> for Cost {
+    /// Of a frame of so many bytes that goes as it is.
+    fn from(bytes: u64) -> Self {
+        Self { bytes, packets: 1 }
+    }
+}
+
 /// Limits that hold together: a frame goes when it may by all of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shaper {
@@ -91,47 +107,49 @@ impl Shaper {
 
     /// Is there a limit at all?
     pub fn is_limited(&self) -> bool {
-        self.buckets(0).next().is_some()
+        self.buckets(0.into()).next().is_some()
     }
 
     /// Brings the levels up to date.
     pub fn refill(&mut self, now_ns: u64) {
-        for (bucket, _) in self.buckets_mut(0) {
+        for (bucket, _) in self.buckets_mut(0.into()) {
             bucket.refill(now_ns);
         }
     }
 
     /// In how many ns to look again whether a frame may go; 0: it may now.
-    pub fn wait_ns(&self, frame_bytes: u64) -> u64 {
-        let waits = self.buckets(frame_bytes);
+    pub fn wait_ns(&self, frame: impl Into<Cost>) -> u64 {
+        let waits = self.buckets(frame.into());
         let wait_ns = waits.map(|(bucket, cost)| bucket.wait_ns(cost)).max();
         match wait_ns.unwrap_or(0) {
             0 => 0,
             wait_ns => {
-                let rooms = self.buckets(0).map(|(bucket, _)| bucket.half_ns());
+                let rooms = self.buckets(0.into()).map(|(bucket, _)| bucket.half_ns());
                 wait_ns.max(COALESCE_NS.min(rooms.min().unwrap_or(0)))
             }
         }
     }
 
     /// Takes what a frame costs that goes.
-    pub fn spend(&mut self, frame_bytes: u64) {
-        for (bucket, cost) in self.buckets_mut(frame_bytes) {
+    pub fn spend(&mut self, frame: impl Into<Cost>) {
+        for (bucket, cost) in self.buckets_mut(frame.into()) {
             bucket.spend(cost);
         }
     }
 
     /// The limits that there are, and what a frame costs of each.
-    fn buckets(&self, frame_bytes: u64) -> impl Iterator<Item = (&Bucket, u64)> {
+    fn buckets(&self, frame: Cost) -> impl Iterator<Item = (&Bucket, u64)> {
         let bytes = [&self.peak, &self.baseline].into_iter().flatten();
-        let bytes = bytes.map(move |bucket| (bucket, frame_bytes));
-        bytes.chain(self.packets.iter().map(|bucket| (bucket, 1)))
+        let bytes = bytes.map(move |bucket| (bucket, frame.bytes));
+        let packets = self.packets.iter();
+        bytes.chain(packets.map(move |bucket| (bucket, frame.packets)))
     }
 
-    fn buckets_mut(&mut self, frame_bytes: u64) -> impl Iterator<Item = (&mut Bucket, u64)> {
+    fn buckets_mut(&mut self, frame: Cost) -> impl Iterator<Item = (&mut Bucket, u64)> {
         let bytes = [&mut self.peak, &mut self.baseline].into_iter().flatten();
-        let bytes = bytes.map(move |bucket| (bucket, frame_bytes));
-        bytes.chain(self.packets.iter_mut().map(|bucket| (bucket, 1)))
+        let bytes = bytes.map(move |bucket| (bucket, frame.bytes));
+        let packets = self.packets.iter_mut();
+        bytes.chain(packets.map(move |bucket| (bucket, frame.packets)))
     }
 }
 
@@ -198,7 +216,7 @@ mod tests {
                 }
                 now += pause;
                 shaper.refill(now);
-                let exact_wait = shaper.buckets(cost).map(|(b, cost)| b.wait_ns(cost)).max().unwrap();
+                let exact_wait = shaper.buckets(cost.into()).map(|(b, cost)| b.wait_ns(cost)).max().unwrap();
                 prop_assert_eq!(shaper.wait_ns(cost) == 0, goes(&naives, cost));
                 if goes(&naives, cost) {
                     shaper.spend(cost);
@@ -306,5 +324,21 @@ mod tests {
         assert!(!shaper.is_limited());
         shaper.spend(u64::MAX);
         assert_eq!(shaper.wait_ns(u64::MAX), 0);
+    }
+
+    #[test]
+    fn segments_count_as_packets() {
+        let limits = TransmitLimits {
+            packets: limit(1_000, 50),
+            ..TransmitLimits::default()
+        };
+        let mut shaper = Shaper::new(&limits, 0);
+        let frame = Cost {
+            bytes: 60_000,
+            packets: 45,
+        };
+        assert_eq!(shaper.wait_ns(frame), 0);
+        shaper.spend(frame);
+        assert!(shaper.wait_ns(frame) >= 40_000_000);
     }
 }

@@ -11,7 +11,7 @@
 
 use super::buffers::{move_up, read_header, set_buffer_count, skip, take_buffers};
 use super::line::{SharedLine, Ticket};
-use super::offloads::Offloads;
+use super::offloads::{Offloads, cost};
 use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
 use super::shaper::Shaper;
 use super::tap::Tap;
@@ -306,7 +306,7 @@ impl NetWorker {
                 continue;
             };
             chain.header = told;
-            let cost = frame_bytes as u64;
+            let cost = cost(&told, frame_bytes as u64);
             let wait_ns = match shaper.wait_ns(cost) {
                 0 => line.wait_ns(self.ticket, cost),
                 wait_ns => {
