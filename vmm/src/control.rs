@@ -28,7 +28,8 @@ use vmm_sys_util::eventfd::EventFd;
 const MAX_CLIENTS: usize = 8;
 const SOURCE_LISTENER: u32 = 0;
 const SOURCE_ANSWERED: u32 = 1;
-const FIRST_CLIENT: u32 = 2;
+const SOURCE_CHANGED: u32 = 2;
+const FIRST_CLIENT: u32 = 3;
 
 /// The listener and its clients.
 pub struct ControlServer {
@@ -52,6 +53,8 @@ type Answer = (u32, Reply);
 struct Client {
     /// Waits for a job's reply: what it asks meanwhile is answered after that.
     busy: bool,
+    /// Likewise, for another count of changes than this.
+    seen: Option<u64>,
     stream: UnixStream,
     line: Vec<u8>,
     /// Came with the line.
@@ -71,6 +74,10 @@ impl ControlServer {
         epoll
             .add(handler, SOURCE_ANSWERED, borrow(&answered), EventFlags::IN)
             .map_err(host("watch for replies"))?;
+        let changes = machine.devices.changes();
+        epoll
+            .add(handler, SOURCE_CHANGED, changes.as_ref(), EventFlags::IN)
+            .map_err(host("watch for changes"))?;
         epoll
             .add(handler, SOURCE_LISTENER, &listener, EventFlags::IN)
             .map_err(host("watch the control socket"))?;
@@ -101,6 +108,7 @@ impl ControlServer {
             .add(self.handler, source, &stream, EventFlags::IN)?;
         let client = Client {
             busy: false,
+            seen: None,
             stream,
             line: Vec::new(),
             passed: Vec::new(),
@@ -129,11 +137,18 @@ impl ControlServer {
             return Ok(false);
         };
         while !client.busy
+            && client.seen.is_none()
             && let Some(end) = client.line.iter().position(|byte| *byte == b'\n')
         {
             let line: Vec<u8> = client.line.drain(..=end).collect();
             let mut passed = Passed::from(std::mem::take(&mut client.passed));
             let reply = match serde_json::from_slice::<Request>(&line) {
+                Ok(Request::AwaitChange { seen })
+                    if seen == self.machine.devices.changes().count() =>
+                {
+                    client.seen = Some(seen);
+                    continue;
+                }
                 Ok(request) => match job(&request, &mut passed) {
                     Ok(Some(job)) => {
                         client.busy = true;
@@ -161,18 +176,41 @@ impl ControlServer {
         Ok(client.line.len() <= MAX_LINE_BYTES)
     }
 
-    /// Hands replies of jobs to those who asked, and goes on with what they asked meanwhile.
+    /// Tells those who wait for it that something changed.
+    fn announce(&mut self) {
+        self.machine.devices.changes().take_signal();
+        let count = self.machine.devices.changes().count();
+        let waiting = self.clients.iter_mut();
+        let heard: Vec<u32> = waiting
+            .filter_map(|(source, client)| {
+                client.seen.take_if(|seen| *seen != count)?;
+                Some(*source)
+            })
+            .collect();
+        for source in heard {
+            let status = self.machine.handle(&Request::Status, Passed::default());
+            self.reply_later(source, &status);
+        }
+    }
+
+    /// Gives a client the reply that it waited for, and goes on with what it asked meanwhile.
+    fn reply_later(&mut self, source: u32, reply: &Reply) {
+        let Some(client) = self.clients.get_mut(&source) else {
+            return;
+        };
+        client.busy = false;
+        let kept = client.reply(reply).is_ok() && self.answer(source).unwrap_or(false);
+        if !kept {
+            self.clients.remove(&source);
+        }
+    }
+
+    /// Hands replies of jobs to those who asked.
     fn deliver(&mut self) {
         // Reading only clears the event.
         let _ = self.answered.read();
         while let Ok((source, reply)) = self.replies.1.try_recv() {
-            if let Some(client) = self.clients.get_mut(&source) {
-                client.busy = false;
-                let kept = client.reply(&reply).is_ok() && self.answer(source).unwrap_or(false);
-                if !kept {
-                    self.clients.remove(&source);
-                }
-            }
+            self.reply_later(source, &reply);
             // Whoever asked has heard of it, or has gone.
             if let Reply::Migrated { .. } = reply {
                 let message = "moved to another process".to_owned();
@@ -245,6 +283,8 @@ impl Handler for ControlServer {
     fn ready(&mut self, source: u32, _flags: EventFlags) -> bool {
         if source == SOURCE_ANSWERED {
             self.deliver();
+        } else if source == SOURCE_CHANGED {
+            self.announce();
         } else if source == SOURCE_LISTENER {
             if let Err(error) = self.accept() {
                 tracing::warn!(%error, "a control client was lost");

@@ -30,13 +30,14 @@ use crate::outcome::Outcome;
 use crate::pci::root::{Function, Slot};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{BlockWorker, DiskKind, Look, Nursery, WorkerThread};
+use crate::virtio::changes::Changes;
 use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::net::tap::Tap;
 use crate::virtio::net::{NetWorker, SharedLine, SharedRing, TapRing, tap_error};
 use crate::virtio::pci::VirtioPci;
 use inner::{Device, Disk, Inner};
 use kvm_ioctls::VmFd;
-use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus};
+use ocs_vmm_spec::control::{DeviceKind, DeviceState, DeviceStatus, NET_OFFLOADS};
 use ocs_vmm_spec::{Block, Net, TransmitLimits, Transport};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -57,6 +58,7 @@ pub struct Devices {
     ring: SharedRing,
     line: SharedLine,
     outcome: Arc<Outcome>,
+    changes: Arc<Changes>,
     /// Signalled when [`Self::tend`] has something to do.
     news: EventFd,
     inner: Mutex<Inner>,
@@ -95,6 +97,7 @@ impl Devices {
             ring: TapRing::new().map_err(host("make an io_uring for taps"))?,
             line: SharedLine::default(),
             outcome,
+            changes: Arc::new(Changes::new()?),
             news,
             inner: Mutex::default(),
         })
@@ -188,6 +191,24 @@ impl Devices {
         Ok(())
     }
 
+    /// Offers an interface's driver no offloads any more.
+    pub fn withdraw_offloads(&self, id: &str) -> Result<()> {
+        let mut inner = self.lock();
+        let device = inner.find(DeviceKind::Net, id)?;
+        if device.function.withdraw(NET_OFFLOADS) {
+            return Ok(());
+        }
+        Err(Error::Device {
+            device: id.to_owned(),
+            problem: "has no driver that declined offloads".to_owned(),
+        })
+    }
+
+    /// What happens to devices.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
+    }
+
     /// Begins to take a device away: once the guest let it go, or at once with `force`.
     /// Asking again reminds the guest.
     pub fn remove(&self, kind: DeviceKind, id: &str, force: bool) -> Result<()> {
@@ -229,6 +250,7 @@ impl Devices {
             .filter(|device| device.state == DeviceState::Waiting && !device.is_missing())
             .filter_map(|device| {
                 device.state = DeviceState::Plugged;
+                self.changes.note();
                 (device.when == When::Later).then_some(device.slot)
             })
             .collect();
@@ -245,7 +267,10 @@ impl Devices {
         let grown: Vec<_> = grown.map(|device| Arc::clone(&device.function)).collect();
         drop(inner);
         grown.iter().for_each(|function| function.announce_config());
-        gone.into_iter().for_each(Device::join);
+        for device in gone {
+            device.join();
+            self.changes.note();
+        }
     }
 
     /// Interrupts the guest again if it has not read what it was told: an edge is lost on a
@@ -324,11 +349,13 @@ impl Devices {
             .devices
             .iter()
             .map(|device| {
+                let features = device.function.driven_with();
                 let status = DeviceStatus {
                     kind: device.kind,
                     slot: device.slot.number(),
                     state: device.state,
-                    driven: device.function.is_driven(),
+                    driven: features.is_some(),
+                    features: features.unwrap_or(0),
                 };
                 (device.id.clone(), status)
             })
@@ -364,6 +391,7 @@ impl Devices {
             self.ram.clone(),
             Arc::clone(&self.vm),
             Arc::clone(&self.irqs),
+            Arc::clone(&self.changes),
         )?;
         Ok(Arc::new(function))
     }

@@ -241,7 +241,8 @@ impl Machine {
     /// Answers a control request that came with `passed` descriptors.
     pub fn handle(&self, request: &Request, passed: Passed) -> Reply {
         match request {
-            Request::Status => self.status(),
+            // Who has to wait does so before: `crate::control`.
+            Request::Status | Request::AwaitChange { .. } => self.status(),
             Request::Metrics => Reply::Metrics {
                 counters: self.metrics(),
             },
@@ -267,6 +268,12 @@ impl Machine {
                 Ok(()) => Reply::Ok,
                 Err(error) => Reply::Error {
                     message: format!("the power button cannot be pressed: {error}"),
+                },
+            },
+            Request::WithdrawOffloads { id } => match self.devices.withdraw_offloads(id) {
+                Ok(()) => Reply::Ok,
+                Err(error) => Reply::Error {
+                    message: error.to_string(),
                 },
             },
             Request::Stop => {
@@ -339,6 +346,8 @@ impl Machine {
 
     fn status(&self) -> Reply {
         self.devices.remind();
+        // Counted before they are looked at: what comes between is seen twice, not never.
+        let changes = self.devices.changes().count();
         let state = match self.gate.state() {
             _ if self.outcome.record().is_some() => RunState::Stopping,
             GateState::Open => RunState::Running,
@@ -352,6 +361,7 @@ impl Machine {
             state,
             block_connected: self.devices.block_connected(),
             devices: self.devices.status(),
+            changes,
             started_ns: self.started_ns,
             first_run_ns: self.gate.first_run_ns(),
         }

@@ -4,7 +4,7 @@ mod common;
 
 use common::dhcp::{self, SERVER_MAC};
 use common::{Bench, tap};
-use ocs_vmm_spec::control::Request;
+use ocs_vmm_spec::control::{Reply, Request};
 use serde_json::json;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -15,6 +15,7 @@ fn a_guest_gets_its_address_over_an_inherited_tap() {
     let mut bench = Bench::probe("");
     bench.spec["net"] = json!([{
         "id": "eni-1", "tap": {"fd": tap.as_raw_fd()}, "mac": "02:00:00:00:00:01", "mtu": 1500,
+        "offloads": true,
     }]);
     let fd = tap.as_raw_fd();
     let mut command = bench.command();
@@ -26,6 +27,29 @@ fn a_guest_gets_its_address_over_an_inherited_tap() {
         });
     }
     let mut vmm = bench.adopt(command.spawn().unwrap());
+    // Whoever waits hears that the driver is ready, and what it declined.
+    let mut waiting = vmm.control();
+    let mut seen = 0;
+    loop {
+        let Reply::Status {
+            devices, changes, ..
+        } = waiting.ask(&Request::AwaitChange { seen })
+        else {
+            panic!("no status");
+        };
+        assert_ne!(changes, seen);
+        seen = changes;
+        if devices["eni-1"].driven {
+            assert!(devices["eni-1"].declined_offloads(), "{devices:?}");
+            break;
+        }
+    }
+    let withdraw = |id: &str| Request::WithdrawOffloads { id: id.to_owned() };
+    assert_eq!(waiting.ask(&withdraw("eni-1")), Reply::Ok);
+    let Reply::Error { message } = waiting.ask(&withdraw("eni-2")) else {
+        panic!("there is no such interface");
+    };
+    assert!(message.contains("eni-2"), "{message}");
     dhcp::serve(&host);
     let console = vmm.wait_console("dhcp: address=172.31.0.5/20");
     assert!(

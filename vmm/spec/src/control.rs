@@ -10,6 +10,8 @@
 //! Hot-plug: `add_block`, `add_net` → `status` until the device is `plugged` (and
 //! `driven`, if the caller cares) → `remove_…` → `status` until the device is no longer
 //! listed. Asking again is harmless and reminds a guest that did not listen.
+//!
+//! Whoever acts on what drivers do asks `await_change` instead of asking `status` again and again.
 
 use crate::{Block, Net, Source, TransmitLimits};
 use serde::{Deserialize, Serialize};
@@ -17,8 +19,13 @@ use std::collections::BTreeMap;
 
 /// The version that [`Reply::Status`] states.
 ///
-/// 2: hot-plug, [`Reply::Status`]'s `devices`.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// 2: hot-plug, [`Reply::Status`]'s `devices`. 3: [`Request::AwaitChange`],
+/// [`Request::WithdrawOffloads`], [`DeviceStatus::features`].
+pub const PROTOCOL_VERSION: u32 = 3;
+/// Features of virtio-net by which frames are left unfinished, `VIRTIO_NET_F_*` (virtio 1.3
+/// §5.1.3): `CSUM`, `GUEST_CSUM`, `GUEST_TSO4`, `GUEST_TSO6`, `GUEST_ECN`, `HOST_TSO4`,
+/// `HOST_TSO6`, `HOST_ECN`.
+pub const NET_OFFLOADS: u64 = 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13;
 /// A longer line ends the connection.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
 /// More descriptors with one request end the connection.
@@ -31,6 +38,12 @@ pub const MAX_DESCRIPTORS: usize = 4;
 pub enum Request {
     /// Answers [`Reply::Status`].
     Status,
+    /// Answers [`Reply::Status`] once its `changes` is not `seen`: a device or a driver came or
+    /// went. What the connection brings meanwhile is answered after that.
+    AwaitChange {
+        /// [`Reply::Status`]'s `changes`, as it was seen last.
+        seen: u64,
+    },
     /// Stops all vCPUs; idempotent.
     Pause,
     /// Lets them run again; idempotent.
@@ -98,6 +111,13 @@ pub enum Request {
         id: Option<String>,
         /// In place of those that it had.
         transmit: TransmitLimits,
+    },
+    /// Offers an interface's driver no offloads ([`NET_OFFLOADS`]) from now on, so that its frames
+    /// are finished ones, both ways, for as long as this VMM lives. Refused, and nothing changes,
+    /// unless a driver is ready that accepted none: it would be using them.
+    WithdrawOffloads {
+        /// Of the interface.
+        id: String,
     },
     /// Takes an interface away: asks the guest to let it go.
     RemoveNet {
@@ -170,6 +190,17 @@ pub struct DeviceStatus {
     pub state: DeviceState,
     /// Does a driver of the guest use it now?
     pub driven: bool,
+    /// The virtio features that this driver accepted (version 3); 0 without one.
+    #[serde(default)]
+    pub features: u64,
+}
+
+impl DeviceStatus {
+    /// Is it an interface whose driver sends and takes finished frames alone?
+    #[must_use]
+    pub fn declined_offloads(&self) -> bool {
+        self.kind == DeviceKind::Net && self.driven && self.features & NET_OFFLOADS == 0
+    }
 }
 
 /// What the VMM answers.
@@ -197,6 +228,9 @@ pub enum Reply {
         /// Devices by id, those that come and go included (version 2).
         #[serde(default)]
         devices: BTreeMap<String, DeviceStatus>,
+        /// Times that a device or a driver came or went (version 3).
+        #[serde(default)]
+        changes: u64,
         /// `CLOCK_MONOTONIC` at entry of the process, in ns.
         started_ns: u64,
         /// `CLOCK_MONOTONIC` when the first vCPU was first told to run, in ns.

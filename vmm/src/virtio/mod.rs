@@ -20,6 +20,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod changes;
 pub mod console;
 pub mod hosted;
 pub mod mmio;

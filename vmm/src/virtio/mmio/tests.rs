@@ -3,6 +3,7 @@
 use super::*;
 use crate::irq::Irqs;
 use crate::memory::{self, GuestRam};
+use crate::virtio::changes::Changes;
 use crate::virtio::net::tap::Tap;
 use crate::virtio::net::{self, NetWorker, TapRing};
 use kvm_ioctls::Kvm;
@@ -36,7 +37,17 @@ fn machine() -> Machine {
     let (device, worker) =
         NetWorker::new(tap, &ring, &line, &net::tests::interface(false)).unwrap();
     let device = Box::new(device);
-    let function = VirtioPci::new("eni", device, None, ram.clone(), Arc::clone(&vm), irqs).unwrap();
+    let changes = Arc::new(Changes::new().unwrap());
+    let function = VirtioPci::new(
+        "eni",
+        device,
+        None,
+        ram.clone(),
+        Arc::clone(&vm),
+        irqs,
+        changes,
+    )
+    .unwrap();
     let function = Arc::new(function);
     let slot = Slot::all().next().unwrap();
     let bus = MmioBus::default();
@@ -96,7 +107,7 @@ fn a_driver_finds_sets_up_and_resets_the_device() {
     for _ in 0..2 {
         machine.init();
         assert_eq!(machine.read(0x70), 0xf);
-        assert!(machine.function.is_driven());
+        assert!(machine.function.driven_with().is_some());
         assert_eq!(machine.read(INTERRUPT_STATUS), 1);
     }
     // MAC and MTU.
@@ -112,7 +123,7 @@ fn a_driver_finds_sets_up_and_resets_the_device() {
     assert!(!machine.bus.read(AT + WINDOW, &mut mac));
     assert!(!machine.bus.read(AT - 1, &mut mac));
     machine.write(0x70, 0);
-    assert!(!machine.function.is_driven());
+    assert!(machine.function.driven_with().is_none());
 }
 
 #[test]
@@ -136,7 +147,7 @@ fn a_driven_device_round_trips() {
     let (used, fresh) = (machine(), machine());
     used.init();
     crate::lifecycle::assert_round_trip(used.function.as_ref(), fresh.function.as_ref());
-    assert!(fresh.function.is_driven());
+    assert!(fresh.function.driven_with().is_some());
     assert_eq!(fresh.read(0x70), 0xf);
     fresh.write(0x30, 1);
     assert_eq!(fresh.read(0x44), 1);

@@ -9,6 +9,7 @@
 
 use super::HEADER_BYTES;
 use super::shaper::Cost;
+use ocs_vmm_spec::control::NET_OFFLOADS;
 
 /// `VIRTIO_NET_F_CSUM`: of what the guest sends.
 const CSUM: u64 = 1 << 0;
@@ -24,6 +25,8 @@ const HOST_ECN: u64 = 1 << 13;
 /// What is offered where the packet path keeps the metadata.
 pub(super) const OFFERED: u64 =
     CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
+/// Whoever asks for their end means all of them.
+const _: () = assert!(OFFERED == NET_OFFLOADS);
 
 /// `TUN_F_*` of `linux/if_tun.h`.
 const TUN_F_CSUM: u32 = 1;

@@ -9,6 +9,7 @@ use crate::memory::GuestRam;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
 use crate::pci::root::Function;
+use crate::virtio::changes::Changes;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{Activation, Fault, STATUS_NEEDS_RESET, TransportMetrics, VirtioDevice};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -28,6 +29,7 @@ pub struct VirtioPci {
     kicks: Vec<Arc<EventFd>>,
     mapped_at: AtomicU64,
     metrics: Arc<TransportMetrics>,
+    changes: Arc<Changes>,
     inner: Mutex<Inner>,
 }
 
@@ -39,6 +41,8 @@ struct Inner {
     device: Box<dyn VirtioDevice>,
     /// The driver said so.
     ready: bool,
+    /// Features of the device that are no longer offered.
+    withheld: u64,
     /// Where KVM watches the kicks.
     kicks_at: Option<KicksAt>,
     resetting: bool,
@@ -59,7 +63,7 @@ enum KicksAt {
 
 impl VirtioPci {
     /// Puts `device` behind a BAR at `base`, or one that the guest places, with one MSI-X
-    /// vector a queue and one for configuration changes.
+    /// vector a queue and one for configuration changes. `changes` hears of drivers.
     pub fn new(
         id: &str,
         device: Box<dyn VirtioDevice>,
@@ -67,6 +71,7 @@ impl VirtioPci {
         ram: GuestRam,
         vm: Arc<VmFd>,
         irqs: Arc<Irqs>,
+        changes: Arc<Changes>,
     ) -> Result<Self> {
         let sizes = device.queue_sizes();
         let vectors = u16::try_from(sizes.len() + 1).unwrap_or(u16::MAX);
@@ -87,6 +92,7 @@ impl VirtioPci {
             kicks,
             mapped_at: AtomicU64::new(base.unwrap_or(UNMAPPED)),
             metrics: Arc::default(),
+            changes,
             inner: Mutex::new(Inner {
                 config,
                 capabilities,
@@ -94,6 +100,7 @@ impl VirtioPci {
                 common,
                 device,
                 ready: false,
+                withheld: 0,
                 kicks_at: None,
                 resetting: false,
                 notify_register: None,
@@ -153,17 +160,35 @@ impl VirtioPci {
         }
     }
 
-    /// Does a driver use the device?
-    pub fn is_driven(&self) -> bool {
-        self.lock().ready
+    /// The features that the driver accepted which uses the device, if one does.
+    pub fn driven_with(&self) -> Option<u64> {
+        let inner = self.lock();
+        inner.ready.then_some(inner.common.driver_features)
+    }
+
+    /// Offers none of `features` from now on, if a driver is ready that accepted none of them:
+    /// before that one may have read the offer, and be about to accept it.
+    pub fn withdraw(&self, features: u64) -> bool {
+        let mut inner = self.lock();
+        let unused = inner.ready && inner.common.driver_features & features == 0;
+        if unused {
+            inner.withheld |= features;
+        }
+        unused
     }
 
     /// Ends all use of the queues, for a function that left the bus.
     pub fn retire(&self) {
         let mut inner = self.lock();
         inner.device.reset();
-        inner.ready = false;
-        self.watch_kicks(&mut inner);
+        self.set_ready(&mut inner, false);
+    }
+
+    fn set_ready(&self, inner: &mut Inner, ready: bool) {
+        if std::mem::replace(&mut inner.ready, ready) != ready {
+            self.changes.note();
+        }
+        self.watch_kicks(inner);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -211,7 +236,7 @@ impl VirtioPci {
     }
 
     fn write_common(&self, inner: &mut Inner, offset: u64, data: &[u8]) {
-        let features = inner.device.features();
+        let features = inner.features();
         match inner.common.write(offset, data, features) {
             Action::None => {}
             Action::Bad => self.bad_access(),
@@ -219,8 +244,7 @@ impl VirtioPci {
             Action::Reset => {
                 inner.device.reset();
                 inner.resetting = true;
-                inner.ready = false;
-                self.watch_kicks(inner);
+                self.set_ready(inner, false);
                 inner.finish_reset();
             }
         }
@@ -240,8 +264,7 @@ impl VirtioPci {
             queues,
             fault: fault.clone(),
         };
-        inner.ready = true;
-        self.watch_kicks(inner);
+        self.set_ready(inner, true);
         if let Err(why) = inner.device.activate(activation) {
             fault.raise(&why);
         }
@@ -311,6 +334,11 @@ impl KicksAt {
 }
 
 impl Inner {
+    /// What the driver is offered.
+    fn features(&self) -> u64 {
+        self.device.features() & !self.withheld
+    }
+
     /// What interrupts for a changed configuration.
     fn config_event(&self) -> Option<&EventFd> {
         let vector = match self.notify_register {
@@ -383,7 +411,7 @@ impl Function for VirtioPci {
         match offset - within {
             COMMON => {
                 inner.finish_reset();
-                let features = inner.device.features();
+                let features = inner.features();
                 inner.common.read(within, data, features);
             }
             ISR if within == 0 => {

@@ -206,6 +206,7 @@ impl Vmms for Fake {
                 state: RunState::Running,
                 block_connected: BTreeMap::new(),
                 devices: self.0.inner.lock().unwrap().devices.clone(),
+                changes: 0,
                 started_ns: 1,
                 first_run_ns: 2,
             }),
@@ -235,6 +236,7 @@ pub(super) fn device(kind: DeviceKind) -> DeviceStatus {
         slot: 1,
         state: DeviceState::Plugged,
         driven: true,
+        features: 0,
     }
 }
 

@@ -57,13 +57,13 @@ impl Lifecycle for VirtioPci {
         let bar = inner.config.bar().unwrap_or(UNMAPPED);
         self.mapped_at.store(bar, Ordering::SeqCst);
         let loaded = inner.device.load(&state.device.own)?;
-        inner.common.load(&state.common, inner.device.features())?;
+        let features = inner.features();
+        inner.common.load(&state.common, features)?;
         inner.msix.load(&state.msix)?;
         if let Some(positions) = &state.device.queues {
             self.activate_at(inner, positions)?;
         }
-        inner.ready = state.ready;
-        self.watch_kicks(inner);
+        self.set_ready(inner, state.ready);
         if loaded == Loaded::ConfigChanged {
             inner.common.generation = inner.common.generation.wrapping_add(1);
             inner.config_changed = true;

@@ -4,10 +4,12 @@ use super::*;
 use crate::events::Handler;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
+use crate::virtio::F_VERSION_1;
 use crate::virtio::net::tap::Tap;
 use crate::virtio::net::{self, NetMetrics, NetWorker, SharedLine, TapRing};
 use kvm_ioctls::Kvm;
 use ocs_vmm_spec::Net;
+use ocs_vmm_spec::control::NET_OFFLOADS;
 use proptest::prelude::*;
 use rustix::event::epoll::EventFlags;
 use std::path::Path;
@@ -42,6 +44,10 @@ fn interface() -> Interface {
 }
 
 fn interface_with(mac: [u8; 6]) -> Interface {
+    interface_of(mac, false)
+}
+
+fn interface_of(mac: [u8; 6], offloads: bool) -> Interface {
     let tap = std::thread::spawn(|| {
         // SAFETY: unshares the network namespace of this thread, which ends below.
         let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -58,13 +64,15 @@ fn interface_with(mac: [u8; 6]) -> Interface {
     let [a, b, c, d, e, f] = mac;
     let net = Net {
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-        ..net::tests::interface(false)
+        ..net::tests::interface(offloads)
     };
     let (device, worker) = NetWorker::new(tap, &ring, &SharedLine::default(), &net).unwrap();
     let metrics = worker.metrics();
     let base = 0xc000_0000;
+    let changes = Arc::new(Changes::new().unwrap());
+    let device = Box::new(device);
     let function =
-        VirtioPci::new("eni", Box::new(device), Some(base), ram.clone(), vm, irqs).unwrap();
+        VirtioPci::new("eni", device, Some(base), ram.clone(), vm, irqs, changes).unwrap();
     Interface {
         function,
         worker,
@@ -88,6 +96,11 @@ impl Interface {
     fn init(&self) {
         self.common(STATUS, &[0]);
         self.common(STATUS, &[3]);
+        self.init_without_reset();
+    }
+
+    /// The rest of it, with the features of the low half that are set.
+    fn init_without_reset(&self) {
         self.common(0x08, &1u32.to_le_bytes());
         self.common(0x0c, &1u32.to_le_bytes());
         self.common(STATUS, &[0xb]);
@@ -294,4 +307,49 @@ fn queues_outside_memory_are_refused() {
     }
     interface.common(STATUS, &[0xf]);
     assert_eq!(interface.status() & STATUS_NEEDS_RESET, STATUS_NEEDS_RESET);
+}
+
+impl Interface {
+    /// The low half of what is offered.
+    fn offered(&self) -> u64 {
+        self.common(0x00, &0u32.to_le_bytes());
+        let mut half = [0; 4];
+        self.function.bar_read(COMMON + 0x04, &mut half);
+        u32::from_le_bytes(half).into()
+    }
+
+    /// Negotiates with these features of the low half.
+    fn negotiate(&self, features: u64) {
+        self.common(STATUS, &[0]);
+        self.common(STATUS, &[3]);
+        self.common(0x08, &0u32.to_le_bytes());
+        self.common(0x0c, &u32::try_from(features).unwrap().to_le_bytes());
+        self.init_without_reset();
+    }
+}
+
+#[test]
+fn offloads_that_a_driver_declined_are_withdrawn_and_those_in_use_are_not() {
+    let interface = interface_of([2, 0, 0, 0, 0, 1], true);
+    let changes = Arc::clone(&interface.function.changes);
+    let offloads = interface.offered() & NET_OFFLOADS;
+    assert_eq!(offloads, NET_OFFLOADS);
+    assert!(!interface.function.withdraw(NET_OFFLOADS), "nobody chose");
+
+    interface.negotiate(1);
+    assert_eq!(changes.count(), 1);
+    assert_eq!(interface.function.driven_with(), Some(F_VERSION_1 | 1));
+    assert!(!interface.function.withdraw(NET_OFFLOADS), "one is in use");
+    assert_eq!(interface.offered() & NET_OFFLOADS, NET_OFFLOADS);
+
+    interface.negotiate(0);
+    assert_eq!(changes.count(), 3, "one driver went, one came");
+    assert!(interface.function.withdraw(NET_OFFLOADS));
+    assert_eq!(interface.offered() & NET_OFFLOADS, 0);
+    assert!(interface.function.withdraw(NET_OFFLOADS), "as before");
+
+    // Whoever comes later cannot have them either, though it asks for them unseen.
+    interface.negotiate(1);
+    assert_eq!(interface.status() & 8, 0, "FEATURES_OK");
+    assert_eq!(interface.function.driven_with(), None);
 }
