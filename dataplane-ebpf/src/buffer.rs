@@ -20,15 +20,17 @@ use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
 use ocs_dataplane_shared::checksum::Delta;
 use ocs_dataplane_shared::layout::{Direction, Front};
 use ocs_dataplane_shared::packet::{Head, Packet};
-use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE, TCP};
+use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV6, TCP};
 use ocs_dataplane_shared::verifier::forget_number as forget;
 
 use crate::bytes::{Bytes, bytes_of_packet, opaque};
 use crate::kernel_maps::CAPTURES;
 
-/// The longest headers that are looked at: those that an ICMP error quotes behind its own.
-const LOOKED_AT: usize = ETH_LEN + 20 + 8 + 60 + 8;
-const TCP_DATA_OFFSET: usize = ETH_LEN + 20 + 12;
+/// The longest headers that are looked at: those that an ICMP error quotes behind its own; of
+/// IPv4 with options, of IPv6 with a fragment header.
+const LOOKED_AT: usize = ETH_LEN + 40 + 8 + 40 + 8 + 8;
+const LOOKED_AT_IPV4: usize = ETH_LEN + 20 + 8 + 60 + 8;
+const _: () = assert!(LOOKED_AT >= LOOKED_AT_IPV4);
 
 /// A traffic classifier's frame.
 pub struct Buffer {
@@ -98,12 +100,16 @@ impl Buffer {
     /// Bytes of headers that each segment has.
     #[inline(always)]
     fn headers(&self) -> u64 {
-        let protocol: u8 = self.bytes.load(ETH_LEN + 9).unwrap_or(0);
-        let transport = match self.bytes.load::<u8>(TCP_DATA_OFFSET) {
+        let (protocol_at, transport_at) = match self.bytes.load(ETH_TYPE) {
+            Some(ETHERTYPE_IPV6) => (ETH_LEN + 6, ETH_LEN + 40),
+            _ => (ETH_LEN + 9, ETH_LEN + 20),
+        };
+        let protocol: u8 = self.bytes.load(protocol_at).unwrap_or(0);
+        let transport = match self.bytes.load::<u8>(transport_at + 12) {
             Some(offset) if protocol == TCP => u64::from(offset >> 4) * 4,
             _ => 8,
         };
-        ETH_LEN as u64 + 20 + transport
+        transport_at as u64 + transport
     }
 
     /// Writes the frame's first bytes, and what is to be said of it.

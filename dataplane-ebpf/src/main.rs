@@ -10,7 +10,8 @@
 //!                     └─▶ port_ipv6 ───▶ as above
 //!  svc0    ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
 //!  svc1    ──▶ pass                      makes the veth pair deliver redirected frames
-//!  tap     ──▶ port_buffer ──▶ INTERFACES[slot], or by onward to another host
+//!  tap     ──▶ port_buffer ──┬─▶ INTERFACES[slot], or by onward to another host
+//!                            └─▶ port_ipv6_buffer ──▶ as above
 //!  uplink  ──▶ uplink ──┬▶ DEVICES[slot]
 //!                       ├▶ uplink_ipv6 ──▶ DEVICES[slot]
 //!                       └▶ the host's own
@@ -70,6 +71,14 @@ pub fn port_buffer(context: TcContext) -> i32 {
 pub fn translate_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::translate(&mut Buffer::new(&context), &KernelMaps, ifindex);
+    carry_out_buffer(&context, action)
+}
+
+/// `port_ipv6`'s twin.
+#[classifier]
+pub fn port_ipv6_buffer(context: TcContext) -> i32 {
+    let ifindex = interface(&context);
+    let action = ipv6::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
     carry_out_buffer(&context, action)
 }
 

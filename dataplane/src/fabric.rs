@@ -230,15 +230,13 @@ impl Fabric {
     /// is to be done. They cost more each, and may be forty times as long.
     ///
     /// Whoever writes frames to the tap says of each where its checksum is to be: at the place
-    /// of TCP's or UDP's behind an IPv4 header without options, and nowhere else.
+    /// of TCP's or UDP's behind an IPv4 header without options or an IPv6 header without
+    /// extensions, as the EtherType says, or within what is tunnelled, and nowhere else.
     pub fn create_offload_tap(&self, name: &str) -> Result<Tap, FabricError> {
         let mut state = self.state();
         let state = &mut *state;
-        if !state.contents.entries.nats.is_empty() {
-            let translate = state.programs.translate_buffer()?;
-            state
-                .maps
-                .set_buffer_stage(Stage::Translate as u32, translate)?;
+        for stage in Stage::needed(&state.contents.entries) {
+            set_buffer_stage(&mut state.programs, &mut state.maps, stage)?;
         }
         let programs = &mut state.programs;
         netns::within(self.taps_netns.as_fd(), || {
@@ -513,8 +511,20 @@ fn set_stage(
     stage: Stage,
 ) -> Result<(), FabricError> {
     maps.set_stage(stage as u32, programs.stage(stage)?)?;
-    if stage == Stage::Translate && programs.has_buffers(pins)? {
-        maps.set_buffer_stage(Stage::Translate as u32, programs.translate_buffer()?)?;
+    if programs.has_buffers(pins)? {
+        set_buffer_stage(programs, maps, stage)?;
     }
     Ok(())
+}
+
+/// [`set_stage`] for programs of socket buffers, of which a host without such taps needs none.
+fn set_buffer_stage(
+    programs: &mut Programs,
+    maps: &mut KernelMaps,
+    stage: Stage,
+) -> Result<(), FabricError> {
+    match programs.buffer_stage(stage)? {
+        Some(program) => maps.set_buffer_stage(stage as u32, program),
+        None => Ok(()),
+    }
 }

@@ -54,6 +54,7 @@ const PORT_BUFFER: &str = "port_buffer";
 const TRANSLATE_BUFFER: &str = "translate_buffer";
 const PORT_IPV6: &str = "port_ipv6";
 const UPLINK_IPV6: &str = "uplink_ipv6";
+const PORT_IPV6_BUFFER: &str = "port_ipv6_buffer";
 const PASS: &str = "pass";
 const CLOCK: &str = "clock";
 
@@ -180,10 +181,16 @@ impl Programs {
         Ok(!pins.buffer_links()?.is_empty())
     }
 
-    /// The program that does for socket buffers what [`TRANSLATE`] does for frames.
-    pub(super) fn translate_buffer(&mut self) -> Result<&ProgramFd, FabricError> {
-        let program = self.load_classifier(TRANSLATE_BUFFER)?;
-        program.fd().map_err(failed(TRANSLATE_BUFFER))
+    /// The program that does for socket buffers what that of a stage does for frames; `None`:
+    /// none come there.
+    pub(super) fn buffer_stage(&mut self, stage: Stage) -> Result<Option<&ProgramFd>, FabricError> {
+        let name = match stage {
+            Stage::Translate => TRANSLATE_BUFFER,
+            Stage::PortIpv6 => PORT_IPV6_BUFFER,
+            Stage::UplinkIpv6 => return Ok(None),
+        };
+        let program = self.load_classifier(name)?;
+        program.fd().map(Some).map_err(failed(name))
     }
 
     /// Attaches to `svc0`.
@@ -492,13 +499,14 @@ mod tests {
             (OUTSIDE, 54_000, 35_000),
             (TRANSLATE, 122_000, 8_700),
             (PORT_BUFFER, 826_000, 41_600),
+            (PORT_IPV6_BUFFER, 171_000, 41_600),
             (TRANSLATE_BUFFER, 127_000, 8_800),
             (ONWARD, 100, 300),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {
             let info = match name {
-                PORT_BUFFER | TRANSLATE_BUFFER | ONWARD => programs
+                PORT_BUFFER | PORT_IPV6_BUFFER | TRANSLATE_BUFFER | ONWARD => programs
                     .load_classifier(name)
                     .expect("the kernel takes the program")
                     .info(),

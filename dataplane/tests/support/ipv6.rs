@@ -64,7 +64,7 @@ pub fn frame(from: End, to: End, next: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The checksum of what is above IPv6, with its pseudo-header (RFC 8200 §8.1).
-fn sum(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> u16 {
+pub fn sum(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> u16 {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&from.octets());
     bytes.extend_from_slice(&to.octets());
@@ -89,10 +89,16 @@ pub fn udp_datagram(from: End, to: End, data: &[u8]) -> Vec<u8> {
 }
 
 pub fn tcp_segment(from: End, to: End, flags: u8) -> Vec<u8> {
+    tcp_segment_with(from, to, flags, &[])
+}
+
+/// A segment whose data has sequence number 1.
+pub fn tcp_segment_with(from: End, to: End, flags: u8, data: &[u8]) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend_from_slice(&from.port.to_be_bytes());
     segment.extend_from_slice(&to.port.to_be_bytes());
     segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(data);
     let sum = sum(from.ip, to.ip, TCP, &segment);
     segment[16..18].copy_from_slice(&sum.to_ne_bytes());
     segment

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
@@ -27,8 +27,8 @@ pub struct Stack {
     received: Count,
 }
 
-/// `TUN_F_CSUM`, `TUN_F_TSO4` and `TUN_F_TSO_ECN` of linux/if_tun.h.
-const OFFLOADS: libc::c_uint = 1 | 2 | 8;
+/// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6` and `TUN_F_TSO_ECN` of linux/if_tun.h.
+const OFFLOADS: libc::c_uint = 1 | 2 | 4 | 8;
 /// Length of `virtio_net_hdr_v1`.
 const VNET_HEADER: usize = 12;
 
@@ -85,6 +85,18 @@ impl Stack {
     pub fn counts(&self) -> (u64, u64) {
         let of = |count: &Count| count.load(Ordering::SeqCst);
         (of(&self.sent), of(&self.received))
+    }
+
+    /// Gives it an IPv6 address in a /64, too.
+    pub fn give_ipv6(&self, address: Ipv6Addr) {
+        let given = self.spawn(move || {
+            for of in ["all", "eth0"] {
+                let switch = format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6");
+                std::fs::write(switch, "0").expect("a sysctl");
+            }
+            ip(&format!("-6 addr add {address}/64 dev eth0 nodad"));
+        });
+        given.join().expect("an address");
     }
 
     /// Does something in the namespace, on a thread of its own.
@@ -218,8 +230,11 @@ impl Carrier {
                     Ok(length) => {
                         let end = add + length;
                         let frame = &bytes[add + header..end];
-                        let is_tcp =
-                            frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&6);
+                        let is_tcp = match frame.get(12..14) {
+                            Some([8, 0]) => frame.get(23) == Some(&6),
+                            Some([0x86, 0xdd]) => frame.get(20) == Some(&6),
+                            _ => false,
+                        };
                         count.fetch_add(u64::from(is_tcp), Ordering::SeqCst);
                         to.write_all(&bytes[skip..end])
                             .expect("a tap takes a frame");

@@ -164,7 +164,7 @@ fn advertise(
         packet.store_u16(OPTION, TARGET_MAC)?;
         packet.store_mac(OPTION + 2, mac)?;
     }
-    store_checksum(packet, length)
+    store_checksum(packet, length, Sum::default(), CHECKSUM_WORDS)
 }
 
 /// Makes the solicitation a router's advertisement (RFC 4861 §4.2): the router is the way to
@@ -190,7 +190,7 @@ fn advertise_router(packet: &mut (impl Packet + ?Sized), tap: &Tap, ip: &Ipv6) -
     packet.store_mac(MESSAGE + 18, ROUTER_MAC)?;
     packet.store_u32(MESSAGE + 24, MTU_OPTION)?;
     packet.store_u32(MESSAGE + 28, u32::from(tap.mtu).to_be())?;
-    store_checksum(packet, ROUTER_MESSAGE)
+    store_checksum(packet, ROUTER_MESSAGE, Sum::default(), CHECKSUM_WORDS)
 }
 
 /// Writes the EtherType and IPv6 header of an ICMPv6 message of the router's.
@@ -209,17 +209,17 @@ pub(super) fn store_header(
     store_address(packet, DESTINATION, to)
 }
 
-/// Writes the checksum of a message of `length` bytes, of which no more than
-/// [`CHECKSUM_WORDS`] words count (RFC 4443 §2.3).
+/// Writes the checksum of a message of `length` bytes, of which no more than `words` count, and
+/// `rest` (RFC 4443 §2.3).
 #[inline(always)]
-pub(super) fn store_checksum(packet: &mut (impl Packet + ?Sized), length: usize) -> Option<()> {
-    let mut sum = Sum::default()
-        .long((length as u32).to_be())
-        .long(u32::from(ICMPV6).to_be());
-    for word in 0..8 {
-        sum = sum.long(packet.load_u32(SOURCE + 4 * word)?);
-    }
-    for word in 0..CHECKSUM_WORDS {
+pub(super) fn store_checksum(
+    packet: &mut (impl Packet + ?Sized),
+    length: usize,
+    rest: Sum,
+    words: usize,
+) -> Option<()> {
+    let mut sum = pseudo(packet, rest, length, ICMPV6)?;
+    for word in 0..words {
         // The frame ends where the message does.
         let Some(value) = packet.load_u32(MESSAGE + 4 * word) else {
             break;
@@ -227,6 +227,23 @@ pub(super) fn store_checksum(packet: &mut (impl Packet + ?Sized), length: usize)
         sum = sum.long(value);
     }
     packet.store_u16(CHECKSUM, sum.checksum())
+}
+
+/// Adds what a packet's IPv6 header adds to a checksum above it (RFC 8200 §8.1).
+#[inline(always)]
+pub(super) fn pseudo(
+    packet: &(impl Packet + ?Sized),
+    mut sum: Sum,
+    length: usize,
+    protocol: u8,
+) -> Option<Sum> {
+    sum = sum
+        .long((length as u32).to_be())
+        .long(u32::from(protocol).to_be());
+    for word in 0..8 {
+        sum = sum.long(packet.load_u32(SOURCE + 4 * word)?);
+    }
+    Some(sum)
 }
 
 #[inline(always)]

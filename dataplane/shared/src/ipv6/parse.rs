@@ -118,6 +118,12 @@ pub fn ipv6(packet: &(impl Packet + ?Sized)) -> Option<Ipv6> {
         if !is_extension(chain.next) {
             break;
         }
+        // Whoever finishes the frame takes what is above IPv6 to follow its header at once, and
+        // could write over a header that was looked at here. A fragment has no such end, and
+        // its header nothing there but its identification.
+        if packet.may_be_unfinished() && (chain.next != FRAGMENT || packet.segments() > 1) {
+            return None;
+        }
         skip(packet, &mut chain, place)?;
     }
     if is_extension(chain.next) {
@@ -236,6 +242,10 @@ pub(crate) fn quoted(
     let mut protocol = packet.load_u8(at + 6)?;
     let mut payload = at + HEADER_LEN;
     if protocol == FRAGMENT {
+        // Ports so far behind could lie where a tunnelled packet has its checksum.
+        if packet.may_be_unfinished() {
+            return None;
+        }
         let offset = u16::from_be(packet.load_u16(payload + 2)?);
         if offset & FRAGMENT_OFFSET != 0 {
             return None;

@@ -1,6 +1,6 @@
 //! Chains of one batch: taking them, and what must be done to buffers before or after a frame.
 
-use super::{Chain, HEADER_BYTES};
+use super::{Chain, FRONT_BYTES, HEADER_BYTES};
 use crate::virtio::queue::{QueueError, VirtQueue};
 use vm_memory::VolatileSlice;
 
@@ -68,10 +68,11 @@ pub(super) fn skip(buffers: &mut Vec<libc::iovec>, mut bytes: usize) {
     buffers.drain(..whole);
 }
 
-/// The header in front of a frame that the guest sends; zeros where it is cut short.
-pub(super) fn read_header(buffers: &[libc::iovec]) -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    let mut left = header.as_mut_slice();
+/// The header in front of a frame that the guest sends, and the frame's Ethernet header; zeros
+/// where it is cut short.
+pub(super) fn read_front(buffers: &[libc::iovec]) -> [u8; FRONT_BYTES] {
+    let mut front = [0; FRONT_BYTES];
+    let mut left = front.as_mut_slice();
     for buffer in buffers {
         let here = buffer.iov_len.min(left.len());
         let (now, later) = left.split_at_mut(here);
@@ -82,7 +83,7 @@ pub(super) fn read_header(buffers: &[libc::iovec]) -> [u8; HEADER_BYTES] {
         }
         left = later;
     }
-    header
+    front
 }
 
 /// `num_buffers` of the header is 1 for a driver of virtio 1 (§5.1.6.4.1); the tap leaves it 0.

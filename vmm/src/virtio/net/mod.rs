@@ -11,7 +11,7 @@
 //! ```
 //! Offloads are offered only where the spec says that the packet path keeps them: XDP programs on
 //! the tap would silently lose checksum and segmentation metadata. Each frame is whole, in one
-//! buffer chain, and crosses without a copy in this process.
+//! buffer chain, and crosses without a copy in this process but for its Ethernet header.
 //!
 //! Not offered, because they would cost more than they give here: `MRG_RXBUF` (a frame without
 //! segmentation fits one buffer; with it, as many buffers would have to be set aside for each
@@ -45,6 +45,11 @@ use std::sync::{Arc, Mutex};
 
 /// `struct virtio_net_hdr_v1` (§5.1.6), equal to the tap's `vnet_hdr` of this size.
 pub(crate) const HEADER_BYTES: usize = 12;
+/// Ethernet header.
+const ETHERNET_BYTES: usize = 14;
+/// What is read of a frame that the guest sends, once: its header may not say one thing of a
+/// frame that then is another.
+const FRONT_BYTES: usize = HEADER_BYTES + ETHERNET_BYTES;
 /// Largest queue.
 const QUEUE_SIZE: u16 = 256;
 /// Receive queue.
@@ -71,8 +76,8 @@ struct Active {
 struct Chain {
     head: u16,
     buffers: Buffers,
-    /// What the tap is told of a frame.
-    header: [u8; HEADER_BYTES],
+    /// What the tap is told of a frame, and the frame's Ethernet header.
+    front: [u8; FRONT_BYTES],
     /// Received with the header; sent without, 0 if it is not to be sent.
     bytes: usize,
 }

@@ -7,8 +7,8 @@
 //! ```
 //! A driver that accepts none gets and sends only finished frames, whatever its headers say.
 
-use super::HEADER_BYTES;
 use super::shaper::Cost;
+use super::{FRONT_BYTES, HEADER_BYTES};
 use ocs_vmm_spec::control::NET_OFFLOADS;
 
 /// `VIRTIO_NET_F_CSUM`: of what the guest sends.
@@ -50,11 +50,16 @@ const OF_UDP: u16 = 6;
 const OF_TCP: u16 = 16;
 /// A TCP header without options.
 const TCP_BYTES: u64 = 20;
-/// Where they begin behind an IPv4 header without options, an IPv6 header, and at least in
-/// what is tunnelled (Ethernet, IPv4, UDP, VXLAN, Ethernet, IPv4).
+/// Where they begin behind an IPv4 header without options, and behind an IPv6 header without
+/// extensions.
 const BEHIND_IPV4: u16 = 14 + 20;
 const BEHIND_IPV6: u16 = 14 + 40;
-const TUNNELLED: u16 = BEHIND_IPV4 + 8 + 8 + BEHIND_IPV4;
+/// Where they begin at least in what is tunnelled: UDP, VXLAN, Ethernet, IPv4 lie between.
+const TUNNEL: u16 = 8 + 8 + BEHIND_IPV4;
+/// EtherTypes, and where a frame has its.
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const ETHER_TYPE: usize = HEADER_BYTES + 12;
 
 /// An IP packet's largest size.
 const MAX_SEGMENTED_BYTES: usize = 65_535;
@@ -70,27 +75,34 @@ impl Offloads {
     }
 
     /// May the guest's frames be unfinished?
-    pub fn sends(self) -> bool {
+    fn sends(self) -> bool {
         self.0 & (CSUM | HOST_TSO4 | HOST_TSO6) != 0
     }
 
-    /// What the tap is told of a frame, by the header that the guest gave it; `None`: it may not
-    /// be sent.
+    /// What the tap is told of a frame, by the header that the guest gave it and by its
+    /// EtherType; `None`: it may not be sent.
     ///
     /// The kernel writes the checksum where the header says, and after all who look at the
     /// frame. Were that a place of the guest's choice, it could be an address that has been
-    /// checked; so it is one where nothing is that anybody checks, whatever the frame is. (It
-    /// is looked at no further: the guest may change it until the kernel has copied it.)
-    pub fn header(self, said: [u8; HEADER_BYTES]) -> Option<[u8; HEADER_BYTES]> {
+    /// checked; so it is one where a frame of that EtherType has nothing that anybody checks.
+    /// (The frame is looked at no further: the guest may change the rest of it until the
+    /// kernel has copied it.)
+    pub fn header(self, said: &[u8; FRONT_BYTES]) -> Option<[u8; HEADER_BYTES]> {
         let word = |at: usize| u16::from_le_bytes([said[at], said[at + 1]]);
         let mut header = [0; HEADER_BYTES];
+        if !self.sends() {
+            return Some(header);
+        }
         let unfinished = said[0] & NEEDS_CSUM != 0;
         if unfinished {
-            let fits = match (word(START), word(OFFSET)) {
-                (BEHIND_IPV4, OF_UDP | OF_TCP) | (BEHIND_IPV6, OF_TCP) => true,
-                (start, OF_UDP | OF_TCP) => start >= TUNNELLED,
-                _ => false,
+            let behind = match u16::from_be_bytes([said[ETHER_TYPE], said[ETHER_TYPE + 1]]) {
+                IPV4 => BEHIND_IPV4,
+                IPV6 => BEHIND_IPV6,
+                _ => return None,
             };
+            let start = word(START);
+            let begins = start == behind || start >= behind + TUNNEL;
+            let fits = begins && matches!(word(OFFSET), OF_UDP | OF_TCP);
             if self.0 & CSUM == 0 || !fits {
                 return None;
             }
@@ -158,6 +170,8 @@ pub(super) fn cost(told: &[u8; HEADER_BYTES], frame_bytes: u64) -> Cost {
 mod tests {
     use super::*;
 
+    const NEITHER: u16 = 0x0806;
+
     fn said(flags: u8, gso: u8, [start, offset]: [u16; 2]) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
         (header[0], header[1]) = (flags, gso);
@@ -172,62 +186,76 @@ mod tests {
         header
     }
 
+    /// A header in front of a frame.
+    fn front(ether_type: u16, header: [u8; HEADER_BYTES]) -> [u8; FRONT_BYTES] {
+        let mut front = [0; FRONT_BYTES];
+        front[..HEADER_BYTES].copy_from_slice(&header);
+        front[ETHER_TYPE..].copy_from_slice(&ether_type.to_be_bytes());
+        front
+    }
+
     #[test]
     fn a_checksum_goes_where_nothing_else_is() {
         let all = Offloads::new(u64::MAX);
-        for (start, offset) in [(34, 6), (34, 16), (54, 16), (84, 16), (1_000, 6)] {
-            let told = all
-                .header(said(1, 0, [start, offset]))
-                .expect("a place of TCP or UDP");
-            assert_eq!(
-                told[START..START + 4],
-                said(1, 0, [start, offset])[START..START + 4]
-            );
-        }
-        // An address, ports, what an ICMP error quotes, another protocol's.
-        for (start, offset) in [
-            (0, 26),
-            (26, 0),
-            (34, 0),
-            (34, 2),
-            (38, 16),
-            (54, 6),
-            (34, 8),
+        let places = [0, 26, 34, 38, 54, 83, 84, 103, 104, 1_000];
+        for (ether_type, starts) in [
+            (IPV4, &[34, 84, 103, 104, 1_000][..]),
+            (IPV6, &[54, 104, 1_000]),
+            (NEITHER, &[]),
         ] {
-            assert_eq!(
-                all.header(said(1, 0, [start, offset])),
-                None,
-                "{start} {offset}"
-            );
+            for start in places {
+                for offset in [0, 2, 6, 8, 16, 26] {
+                    let fits = starts.contains(&start) && (offset == 6 || offset == 16);
+                    let header = said(1, 0, [start, offset]);
+                    let told = all.header(&front(ether_type, header));
+                    assert_eq!(told.is_some(), fits, "{ether_type:#x} {start} {offset}");
+                    let kept =
+                        told.is_none_or(|told| told[START..START + 4] == header[START..START + 4]);
+                    assert!(kept, "{ether_type:#x} {start} {offset}");
+                }
+            }
         }
         // Without the flag nothing is written, and nothing said of where.
-        let told = all.header(said(2, 0, [26, 0])).expect("a finished frame");
-        assert_eq!(told, [0; HEADER_BYTES]);
-        assert_eq!(Offloads::default().header(said(1, 0, [34, 16])), None);
+        for (offloads, header) in [
+            (all, said(2, 0, [26, 0])),
+            (Offloads::default(), said(1, 1, [34, 16])),
+        ] {
+            let told = offloads.header(&front(IPV4, header));
+            assert_eq!(told.expect("a finished frame"), [0; HEADER_BYTES]);
+        }
+        let segments = Offloads::new(HOST_TSO4);
+        assert_eq!(segments.header(&front(IPV4, said(1, 0, [34, 16]))), None);
     }
 
     #[test]
     fn only_tcp_is_segmented_and_only_as_agreed() {
         let all = Offloads::new(u64::MAX);
-        assert_eq!(all.header(said(1, 1, [34, 16])), Some(said(1, 1, [34, 16])));
-        assert_eq!(
-            all.header(said(1, 0x84, [54, 16])),
-            Some(said(1, 0x84, [54, 16]))
-        );
-        for refused in [
-            said(0, 1, [34, 16]),
-            said(1, 1, [34, 6]),
-            said(1, 1, [54, 16]),
-            said(1, 3, [34, 6]),
-            said(1, 5, [34, 6]),
+        for (ether_type, header) in [
+            (IPV4, said(1, 1, [34, 16])),
+            (IPV6, said(1, 4, [54, 16])),
+            (IPV6, said(1, 0x84, [54, 16])),
         ] {
-            assert_eq!(all.header(refused), None, "{refused:?}");
+            assert_eq!(all.header(&front(ether_type, header)), Some(header));
+        }
+        for (ether_type, refused) in [
+            (IPV4, said(0, 1, [34, 16])),
+            (IPV4, said(1, 1, [34, 6])),
+            (IPV6, said(1, 1, [54, 16])),
+            (IPV6, said(1, 4, [54, 6])),
+            (IPV4, said(1, 4, [34, 16])),
+            (IPV6, said(1, 4, [104, 16])),
+            (IPV4, said(1, 3, [34, 6])),
+            (IPV4, said(1, 5, [34, 6])),
+            (IPV6, said(1, 5, [54, 6])),
+        ] {
+            let front = front(ether_type, refused);
+            assert_eq!(all.header(&front), None, "{ether_type:#x} {refused:?}");
         }
         let mut endless = said(1, 1, [34, 16]);
         endless[SEGMENT..SEGMENT + 2].fill(0);
-        assert_eq!(all.header(endless), None);
-        let checksums = Offloads::new(CSUM);
-        assert_eq!(checksums.header(said(1, 1, [34, 16])), None);
+        assert_eq!(all.header(&front(IPV4, endless)), None);
+        let checksums = Offloads::new(CSUM | HOST_TSO4);
+        assert_eq!(checksums.header(&front(IPV6, said(1, 4, [54, 16]))), None);
     }
 
     #[test]

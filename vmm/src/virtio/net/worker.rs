@@ -9,13 +9,14 @@
 //! A burst is bounded, so that one busy interface cannot starve the others. Between two
 //! bursts nothing is in flight: what was taken from a queue and not used went back.
 
-use super::buffers::{move_up, read_header, set_buffer_count, skip, take_buffers};
+use super::buffers::{move_up, read_front, set_buffer_count, skip, take_buffers};
 use super::line::{SharedLine, Ticket};
 use super::offloads::{Offloads, cost};
 use super::ring::{BATCH, Place, SharedRing, TapRing, Way};
 use super::shaper::Shaper;
 use super::tap::Tap;
-use super::{Active, Chain, HEADER_BYTES, NetDevice, NetMetrics, Shared};
+use super::{Active, Chain, ETHERNET_BYTES, FRONT_BYTES, HEADER_BYTES};
+use super::{NetDevice, NetMetrics, Shared};
 use crate::cpu::monotonic_ns;
 use crate::error::{Error, Result, host};
 use crate::events::{Epoll, Handler, HandlerId};
@@ -33,8 +34,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Frames moved in one direction before others get their turn.
 const BURST: usize = 256;
-/// Ethernet header.
-const ETHERNET_BYTES: usize = 14;
 /// One VLAN tag.
 const VLAN_BYTES: usize = 4;
 /// Buffers offered to a tap that has been quiet: each one too many costs a failed read.
@@ -295,17 +294,13 @@ impl NetWorker {
                 chain.bytes = 0;
                 continue;
             }
-            let said = read_header(&chain.buffers.readable);
-            let told = match offloads.sends() {
-                true => offloads.header(said),
-                false => Some([0; HEADER_BYTES]),
-            };
-            let Some(told) = told else {
+            chain.front = read_front(&chain.buffers.readable);
+            let Some(told) = offloads.header(&chain.front) else {
                 NetMetrics::add(&self.metrics.tx_bad_header, 1);
                 chain.bytes = 0;
                 continue;
             };
-            chain.header = told;
+            chain.front[..HEADER_BYTES].copy_from_slice(&told);
             let cost = cost(&told, frame_bytes as u64);
             let wait_ns = match shaper.wait_ns(cost) {
                 0 => line.wait_ns(self.ticket, cost),
@@ -321,12 +316,12 @@ impl NetWorker {
             shaper.spend(cost);
             line.spend(self.ticket, cost);
             chain.bytes = frame_bytes;
-            skip(&mut chain.buffers.readable, HEADER_BYTES);
+            skip(&mut chain.buffers.readable, FRONT_BYTES);
             chain.buffers.readable.insert(
                 0,
                 libc::iovec {
-                    iov_base: chain.header.as_ptr().cast_mut().cast(),
-                    iov_len: HEADER_BYTES,
+                    iov_base: chain.front.as_ptr().cast_mut().cast(),
+                    iov_len: FRONT_BYTES,
                 },
             );
         }
