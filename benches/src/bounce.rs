@@ -129,6 +129,7 @@ fn round(
         &Request::PutSnapshot {
             snapshot: name("saved"),
             volume: name("vol-direct"),
+            with: Vec::new(),
         },
     )?;
     ask(dir, r#"{"cmd":"resume"}"#, &[])?;

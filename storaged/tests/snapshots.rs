@@ -389,6 +389,7 @@ fn killed_at_any_moment_a_snapshot_is_whole_or_absent_and_the_volume_whole() {
                 let request = Request::PutSnapshot {
                     snapshot: VolumeName(name),
                     volume: VolumeName("vol-1".into()),
+                    with: Vec::new(),
                 };
                 ocs_storaged_api::Client::connect(&socket, PATIENCE).map(|mut c| c.call(&request))
             })

@@ -159,6 +159,80 @@ class Snapshots(unittest.TestCase):
         up.ec2.delete_snapshot(SnapshotId=kept)
 
 
+class Copies(unittest.TestCase):
+    def test_copies_carry_the_blocks_and_outlive_what_they_are_of(self):
+        vm = up.run("disk 0 fill 1MiB 11")
+        vm.wait_line("disk: 0 fill")
+        row = vm.describe()
+        kept = snapshot(row["BlockDeviceMappings"][0]["Ebs"]["VolumeId"])
+        made = up.ec2.create_image(InstanceId=vm.id, Name="first", NoReboot=True)["ImageId"]
+        up.ec2.get_waiter("image_available").wait(
+            ImageIds=[made], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        region = up.env["AWS_DEFAULT_REGION"]
+        copies = [up.ec2.copy_snapshot(SourceRegion=region, SourceSnapshotId=kept,
+                                       Encrypted=encrypted)["SnapshotId"]
+                  for encrypted in (False, True)]
+        image = up.ec2.copy_image(SourceRegion=region, SourceImageId=made, Name="second",
+                                  Encrypted=True)["ImageId"]
+        # They need not be waited for before what they are of goes, nor does it need to stay.
+        up.ec2.deregister_image(ImageId=made)
+        up.ec2.delete_snapshot(SnapshotId=kept)
+        vm.terminate()
+        up.ec2.get_waiter("image_available").wait(
+            ImageIds=[image], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        up.ec2.get_waiter("snapshot_completed").wait(
+            SnapshotIds=copies, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        wait_for("the origin is gone", lambda: error_code(
+            lambda: up.ec2.describe_snapshots(SnapshotIds=[kept])) == "InvalidSnapshot.NotFound")
+        mappings = [{"DeviceName": f"/dev/sd{letter}", "Ebs": {
+            "SnapshotId": one, "DeleteOnTermination": True}}
+            for letter, one in zip("fg", copies)]
+        reader = up.run("\n".join(f"disk {n} verify 1MiB 11" for n in range(3)),
+                        ImageId=image, BlockDeviceMappings=mappings)
+        for n in range(3):
+            reader.wait_line(f"disk: {n} verify", " ok ")
+        volumes = up.ec2.describe_volumes(
+            Filters=[{"Name": "attachment.instance-id", "Values": [reader.id]}])["Volumes"]
+        self.assertEqual({v["Attachments"][0]["Device"]: v["Encrypted"] for v in volumes},
+                         {"/dev/sda1": True, "/dev/sdf": False, "/dev/sdg": True})
+        reader.terminate()
+        up.ec2.deregister_image(ImageId=image)
+
+    def test_snapshots_of_an_instance_make_another_like_it(self):
+        data = [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1, "DeleteOnTermination": True}}]
+        vm = up.run("disk 0 fill 1MiB 12\ndisk 1 fill 1MiB 13", BlockDeviceMappings=data)
+        vm.wait_line("disk: 1 fill")
+        made = up.ec2.create_snapshots(InstanceSpecification={"InstanceId": vm.id})["Snapshots"]
+        self.assertEqual(len(made), 2)
+        up.ec2.get_waiter("snapshot_completed").wait(
+            SnapshotIds=[row["SnapshotId"] for row in made],
+            WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        vm.terminate()
+        image = up.ec2.register_image(Name="again", RootDeviceName="/dev/sda1", BlockDeviceMappings=[
+            {"DeviceName": device, "Ebs": {"SnapshotId": row["SnapshotId"]}}
+            for device, row in zip(("/dev/sda1", "/dev/sdf"), made)])["ImageId"]
+        again = up.run("disk 0 verify 1MiB 12\ndisk 1 verify 1MiB 13", ImageId=image)
+        again.wait_line("disk: 0 verify", " ok ")
+        again.wait_line("disk: 1 verify", " ok ")
+        again.terminate()
+        up.ec2.deregister_image(ImageId=image)
+        for row in made:
+            up.ec2.delete_snapshot(SnapshotId=row["SnapshotId"])
+
+    def test_encryption_by_default(self):
+        up.ec2.enable_ebs_encryption_by_default()
+        self.addCleanup(up.ec2.disable_ebs_encryption_by_default)
+        vm = up.run("disk 0 fill 1MiB 14\ndisk 0 verify 1MiB 14")
+        vm.wait_line("disk: 0 verify", " ok ")
+        root = vm.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+        self.assertTrue(up.ec2.describe_volumes(VolumeIds=[root])["Volumes"][0]["Encrypted"])
+        # There is one key, and no other to be had.
+        key = up.ec2.reset_ebs_default_kms_key_id()["KmsKeyId"]
+        self.assertEqual(up.ec2.modify_ebs_default_kms_key_id(KmsKeyId=key)["KmsKeyId"],
+                         "alias/aws/ebs")
+        vm.terminate()
+
+
 class Modify(unittest.TestCase):
     def test_a_volume_grows(self):
         vm = up.run("idle")

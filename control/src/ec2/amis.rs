@@ -1,13 +1,21 @@
-//! Images that tenants make: of instances, of snapshots.
+//! Images that tenants make: of instances; of snapshots (`register`), of images (`copies`).
 //!
 //! An image is available once all of its snapshots are. It keeps what is booted: the
 //! files that its root's origin was booted by.
 
+mod attributes;
+mod copies;
+mod register;
+
+pub use attributes::{attribute, modify, reset};
+pub use copies::copy;
+pub use register::register;
+
 use super::launch::NewVolume;
 use super::params::TagSpecification;
-use super::snapshots::{self, Permissions, is_shared, permissions};
-use super::volume_types::{self, Asked};
-use super::volumes::{Source, is_device, source};
+use super::snapshots::{self, is_shared};
+use super::volume_types::Asked;
+use super::volumes::{Source, source};
 use super::{Ctx, tags};
 use crate::catalogue::{Image, RootType};
 use crate::core::{Tx, now_s};
@@ -217,6 +225,10 @@ pub fn present(view: &View, owner: &Scope, row: &OwnImage) -> Value {
     if let Some(instance) = row.source_instance {
         item["SourceInstanceId"] = instance.to_string().into();
     }
+    if let Some((region, image)) = &row.source_image {
+        item["SourceImageId"] = image.to_string().into();
+        item["SourceImageRegion"] = region.clone().into();
+    }
     item
 }
 
@@ -292,7 +304,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             instance.reboots += 1;
             instance.generation += 1;
         }
-        let mut devices = Vec::new();
+        let (mut devices, mut rows) = (Vec::new(), Vec::new());
         let image = ImageId::random();
         let what = format!("Created by CreateImage({id}) for {image}");
         for mapping in &instance.mappings {
@@ -316,6 +328,10 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                     .is_some_and(|attachment| attachment.delete_on_termination),
                 encrypted: volume.encrypted,
             });
+            rows.push(row);
+        }
+        snapshots::together(&mut rows);
+        for row in rows {
             tx.put(row)?;
         }
         tx.put(OwnImage {
@@ -332,6 +348,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             root_device: instance.root_device.clone(),
             devices,
             source_instance: Some(id),
+            source_image: None,
             created_at_s: now_s(),
             shared_with: BTreeSet::new(),
             tags: image_tags.clone(),
@@ -342,154 +359,6 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         Ok(json!({"ImageId": image.to_string()}))
     })
     .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Register {
-    name: Option<String>,
-    description: Option<String>,
-    architecture: Option<String>,
-    root_device_name: Option<String>,
-    imds_support: Option<String>,
-    #[serde(default)]
-    block_device_mappings: Vec<Device>,
-    #[serde(default)]
-    tag_specifications: Vec<TagSpecification>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Device {
-    device_name: Option<String>,
-    ebs: Option<Ebs>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Ebs {
-    snapshot_id: Option<String>,
-    volume_size: Option<i64>,
-    volume_type: Option<String>,
-    delete_on_termination: Option<bool>,
-}
-
-/// RegisterImage, from snapshots. What is booted is what the root's origin booted.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn register(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Register = ctx.params(action, request)?;
-    let name = params
-        .name
-        .as_deref()
-        .ok_or_else(|| ApiError::missing("Name"))?;
-    let root = params
-        .root_device_name
-        .as_deref()
-        .ok_or_else(|| ApiError::missing("RootDeviceName"))?;
-    let tags = tags::on_create(&params.tag_specifications, "image", &["image"])?;
-    let description = snapshots::description(params.description.as_deref())?;
-    ctx.write(|tx| {
-        check_name(tx, name)?;
-        let (mut devices, mut boot) = (Vec::new(), None);
-        for mapping in &params.block_device_mappings {
-            let (device, from) = registered(ctx, tx, mapping)?;
-            if device.device == root {
-                boot = from.and_then(|from| from.boot);
-                devices.insert(0, device);
-            } else {
-                devices.push(device);
-            }
-        }
-        let boot = boot.ok_or_else(|| {
-            ApiError::new(
-                "InvalidBlockDeviceMapping",
-                format!(
-                    "The root device '{root}' has no snapshot that an instance has booted from."
-                ),
-            )
-        })?;
-        if let Some(other) = params
-            .architecture
-            .as_deref()
-            .filter(|a| *a != boot.architecture)
-        {
-            return Err(ApiError::value(
-                other,
-                "architecture",
-                "The snapshot has another.",
-            ));
-        }
-        let row = OwnImage {
-            id: ImageId::random(),
-            name: name.to_owned(),
-            description: description.clone(),
-            boot,
-            imds_support: params.imds_support.clone().unwrap_or_default(),
-            root_device: root.to_owned(),
-            devices,
-            source_instance: None,
-            created_at_s: now_s(),
-            shared_with: BTreeSet::new(),
-            tags: tags.clone(),
-        };
-        let id = row.id.to_string();
-        tx.put(row)?;
-        Ok(json!({"ImageId": id}))
-    })
-    .await
-}
-
-fn registered(
-    ctx: &Ctx,
-    tx: &Tx<'_>,
-    mapping: &Device,
-) -> Result<(ImageDevice, Option<Source>), ApiError> {
-    let bad = |why: String| ApiError::new("InvalidBlockDeviceMapping", why);
-    let device = mapping
-        .device_name
-        .clone()
-        .ok_or_else(|| ApiError::missing("BlockDeviceMapping.1.DeviceName"))?;
-    if !is_device(&device) {
-        return Err(bad(format!("'{device}' is not a valid device name.")));
-    }
-    let ebs = mapping
-        .ebs
-        .as_ref()
-        .ok_or_else(|| bad(format!("The mapping of '{device}' names no volume.")))?;
-    let from = match &ebs.snapshot_id {
-        Some(text) if tx.get::<Snapshot>(&SnapshotId::parse(text)?).is_none() => {
-            return Err(SnapshotId::not_found(text));
-        }
-        Some(text) => Some(source(ctx, tx, text)?),
-        None => None,
-    };
-    let least = from.as_ref().map(|from| i64::from(from.size_gib));
-    let size = ebs.volume_size.or(least).unwrap_or(0);
-    let given = volume_types::give(
-        &Asked {
-            volume_type: ebs.volume_type.clone().unwrap_or("gp2".to_owned()),
-            ..Asked::default()
-        },
-        size,
-    )?;
-    if least.is_some_and(|least| size < least) {
-        return Err(bad(format!(
-            "The volume of '{device}' is smaller than its snapshot."
-        )));
-    }
-    let made = ImageDevice {
-        device,
-        snapshot: from.as_ref().and_then(|from| from.snapshot),
-        size_gib: u32::try_from(size).unwrap_or(u32::MAX),
-        volume_type: given.volume_type,
-        iops: None,
-        throughput_mib_s: None,
-        delete_on_termination: ebs.delete_on_termination.unwrap_or(true),
-        encrypted: from.as_ref().is_some_and(|from| from.encrypted),
-    };
-    Ok((made, from))
 }
 
 fn own(tx: &Tx<'_>, text: &str) -> Result<OwnImage, ApiError> {
@@ -514,114 +383,6 @@ pub async fn deregister(ctx: &Ctx, action: &str, request: Value) -> Result<Value
         let row = own(tx, &params.image_id)?;
         tx.delete::<OwnImage>(&row.id);
         Ok(json!({"Return": true}))
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Attribute {
-    image_id: String,
-    attribute: String,
-}
-
-fn unknown(attribute: &str) -> ApiError {
-    ApiError::value(attribute, "attribute", "Unknown attribute.")
-}
-
-/// DescribeImageAttribute.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Attribute = ctx.params(action, request)?;
-    ctx.write(|tx| {
-        let row = own(tx, &params.image_id)?;
-        let mut answer = json!({"ImageId": row.id.to_string()});
-        match params.attribute.as_str() {
-            "description" => answer["Description"] = json!({"Value": row.description}),
-            "launchPermission" => answer["LaunchPermissions"] = permissions(&row.shared_with),
-            "productCodes" => answer["ProductCodes"] = json!([]),
-            "blockDeviceMapping" => {
-                let shown = present(tx.view, &tx.scope, &row);
-                answer["BlockDeviceMappings"] = shown["BlockDeviceMappings"].clone();
-            }
-            "imdsSupport" => answer["ImdsSupport"] = json!({"Value": row.imds_support}),
-            other => return Err(unknown(other)),
-        }
-        Ok(answer)
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Text {
-    value: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Modify {
-    image_id: String,
-    attribute: Option<String>,
-    description: Option<Text>,
-    value: Option<String>,
-    launch_permission: Option<Permissions>,
-    operation_type: Option<String>,
-    #[serde(default)]
-    user_ids: Vec<String>,
-    #[serde(default)]
-    user_groups: Vec<String>,
-}
-
-/// ModifyImageAttribute: description, launchPermission.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Modify = ctx.params(action, request)?;
-    let flat = snapshots::flat(
-        params.operation_type.as_deref(),
-        &params.user_ids,
-        &params.user_groups,
-    )?;
-    ctx.write(|tx| {
-        let mut row = own(tx, &params.image_id)?;
-        match params.attribute.as_deref() {
-            Some("description") => {
-                row.description = snapshots::description(params.value.as_deref())?;
-            }
-            Some("launchPermission") | None => {}
-            Some(other) => return Err(unknown(other)),
-        }
-        if let Some(text) = &params.description {
-            row.description = snapshots::description(text.value.as_deref())?;
-        }
-        flat.apply(&mut row.shared_with)?;
-        if let Some(permissions) = &params.launch_permission {
-            permissions.apply(&mut row.shared_with)?;
-        }
-        tx.put(row)?;
-        Ok(json!({}))
-    })
-    .await
-}
-
-/// ResetImageAttribute: launchPermission.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn reset(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Attribute = ctx.params(action, request)?;
-    if params.attribute != "launchPermission" {
-        return Err(unknown(&params.attribute));
-    }
-    ctx.write(|tx| {
-        let mut row = own(tx, &params.image_id)?;
-        row.shared_with.clear();
-        tx.put(row)?;
-        Ok(json!({}))
     })
     .await
 }

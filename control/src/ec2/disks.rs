@@ -1,11 +1,11 @@
 //! Block devices of a launch: the image's, and what the request says of them.
 
-use super::Ctx;
 use super::amis::Template;
 use super::launch::{Disks, NewVolume};
 use super::types::InstanceType;
 use super::volume_types::Asked;
 use super::volumes::{is_device, source};
+use super::{Ctx, ebs_defaults};
 use crate::core::Tx;
 use crate::rows::StoreDisk;
 use crate::wire::ApiError;
@@ -65,8 +65,10 @@ pub fn plan(
             "An instance has at most {MAX_DEVICES} block devices."
         )));
     }
-    for volume in &disks.volumes {
+    let encrypt = ebs_defaults::encrypt(tx);
+    for volume in &mut disks.volumes {
         volume.given()?;
+        volume.encrypted |= encrypt;
     }
     Ok(disks)
 }

@@ -17,6 +17,7 @@ pub mod console;
 pub mod defaults;
 pub mod dhcp_options;
 pub mod disks;
+pub mod ebs_defaults;
 pub mod filters;
 pub mod gateways;
 pub mod groups;
@@ -323,6 +324,15 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "ModifySubnetAttribute" => subnets::modify(ctx, action, request).await,
         "ModifyVpcAttribute" => vpcs::modify(ctx, action, request).await,
         "MonitorInstances" => monitoring::set(ctx, action, request, true).await,
+        "CopyImage" => amis::copy(ctx, action, request).await,
+        "CopySnapshot" => snapshots::copies::copy(ctx, action, request).await,
+        "CreateSnapshots" => snapshots::create_many(ctx, action, request).await,
+        "EnableEbsEncryptionByDefault" => ebs_defaults::set(ctx, action, request, true).await,
+        "DisableEbsEncryptionByDefault" => ebs_defaults::set(ctx, action, request, false).await,
+        "GetEbsEncryptionByDefault" => ebs_defaults::get(ctx, action, request).await,
+        "GetEbsDefaultKmsKeyId" => ebs_defaults::key(ctx, action, request).await,
+        "ResetEbsDefaultKmsKeyId" => ebs_defaults::key(ctx, action, request).await,
+        "ModifyEbsDefaultKmsKeyId" => ebs_defaults::modify_key(ctx, action, request).await,
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
         "RejectVpcPeeringConnection" => peerings::reject(ctx, action, request).await,
         "ReleaseAddress" => addresses::release(ctx, action, request).await,

@@ -1,13 +1,16 @@
-//! Snapshots: taken, shared, deleted, shown.
+//! Snapshots: taken, shared, deleted; `copies` makes them of others, `list` shows them.
 
-use super::list::{Query, lookup, tag_set};
-use super::params::{Filter, TagSpecification};
-use super::present::timestamp;
+pub mod copies;
+pub mod list;
+pub mod sharing;
+
+pub use list::{describe, present};
+pub use sharing::{ALL, Permissions, flat, is_shared, permissions};
+
+use super::params::TagSpecification;
 use super::{Ctx, tags};
-use crate::catalogue::{Image, RootType, SYSTEM_ACCOUNT};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
-use crate::view::View;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
@@ -16,8 +19,6 @@ use std::sync::Arc;
 
 /// Longest description.
 const MAX_DESCRIPTION: usize = 255;
-/// Everybody, among accounts.
-pub const ALL: &str = "all";
 
 /// Checks a description.
 ///
@@ -35,18 +36,14 @@ pub fn description(text: Option<&str>) -> Result<String, ApiError> {
     Ok(text.to_owned())
 }
 
-/// May `account` use what is shared with these?
-pub fn is_shared(with: &BTreeSet<String>, account: &str) -> bool {
-    with.contains(ALL) || with.contains(account)
-}
-
-/// A snapshot that the caller may use.
-pub fn visible(tx: &Tx<'_>, id: SnapshotId) -> Option<Arc<Snapshot>> {
-    let row = match tx.get::<Snapshot>(&id) {
+/// A snapshot of a region that the caller may use.
+pub fn visible(tx: &Tx<'_>, region: &str, id: SnapshotId) -> Option<Arc<Snapshot>> {
+    let own = Scope::new(region, &tx.scope.account);
+    let row = match tx.get_in::<Snapshot>(&own, &id) {
         Some(row) => row,
         None => {
             let (scope, row) = tx.view.find::<Snapshot>(&id)?;
-            let here = scope.region == tx.scope.region;
+            let here = scope.region == own.region;
             (here && is_shared(&row.shared_with, &tx.scope.account)).then(|| Arc::clone(row))?
         }
     };
@@ -70,9 +67,19 @@ pub fn row_of(volume: &Volume, description: &str, tags: &Tags) -> Snapshot {
         full_bytes: 0,
         changed_bytes: 0,
         while_down: None,
+        with: Vec::new(),
+        copy: None,
         boot: volume.boot.clone(),
         shared_with: BTreeSet::new(),
         tags: tags.clone(),
+    }
+}
+
+/// Has these snapshots taken at one instant.
+pub fn together(rows: &mut [Snapshot]) {
+    let all: Vec<_> = rows.iter().map(|row| (row.id, row.volume)).collect();
+    for row in rows {
+        row.with = all.iter().filter(|of| of.0 != row.id).copied().collect();
     }
 }
 
@@ -108,6 +115,98 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let shown = present(&row, ctx.account());
         tx.put(row)?;
         Ok(shown)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CreateMany {
+    description: Option<String>,
+    instance_specification: InstanceSpecification,
+    copy_tags_from_source: Option<String>,
+    #[serde(default)]
+    tag_specifications: Vec<TagSpecification>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InstanceSpecification {
+    instance_id: Option<String>,
+    #[serde(default)]
+    exclude_boot_volume: bool,
+    #[serde(default)]
+    exclude_data_volume_ids: Vec<String>,
+}
+
+impl InstanceSpecification {
+    /// The volumes of the instance that are to be frozen.
+    fn volumes(&self, tx: &Tx<'_>) -> Result<Vec<Arc<Volume>>, ApiError> {
+        let text = self.instance_id.as_deref();
+        let text = text.ok_or_else(|| ApiError::missing("InstanceSpecification.InstanceId"))?;
+        let id = InstanceId::parse(text)?;
+        let instance = tx
+            .get::<Instance>(&id)
+            .filter(|row| row.state != State::Terminated)
+            .ok_or_else(|| InstanceId::not_found(id))?;
+        if !matches!(instance.state, State::Running | State::Stopped) {
+            return Err(ApiError::new(
+                "IncorrectState",
+                format!("Instance '{id}' is '{}'.", instance.state.name()),
+            ));
+        }
+        let mut without = Vec::new();
+        for text in &self.exclude_data_volume_ids {
+            let volume = VolumeId::parse(text)?;
+            let mapping = instance.mappings.iter().find(|m| m.volume == volume);
+            if mapping.is_none_or(|m| m.device == instance.root_device) {
+                return Err(ApiError::value(
+                    text,
+                    "ExcludeDataVolumeId",
+                    "It is no data volume of the instance.",
+                ));
+            }
+            without.push(volume);
+        }
+        let root = |mapping: &Mapping| mapping.device == instance.root_device;
+        let mappings = instance.mappings.iter();
+        let wanted = mappings.filter(|m| !(self.exclude_boot_volume && root(m)));
+        let wanted = wanted.filter(|m| !without.contains(&m.volume));
+        let found: Option<Vec<_>> = wanted.map(|m| tx.get::<Volume>(&m.volume)).collect();
+        found.filter(|found| !found.is_empty()).ok_or_else(|| {
+            ApiError::value(id, "InstanceId", "It has no volumes to take snapshots of.")
+        })
+    }
+}
+
+/// CreateSnapshots: of an instance's volumes, all at one instant.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn create_many(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: CreateMany = ctx.params(action, request)?;
+    let tags = tags::on_create(&params.tag_specifications, "snapshot", &["snapshot"])?;
+    let description = description(params.description.as_deref())?;
+    ctx.write(|tx| {
+        let mut rows = Vec::new();
+        for volume in params.instance_specification.volumes(tx)? {
+            let mut all = Tags::new();
+            if params.copy_tags_from_source.is_some() {
+                all.extend(volume.tags.clone());
+            }
+            all.extend(tags.clone());
+            rows.push(row_of(&volume, &description, &tags::limited(all)?));
+        }
+        together(&mut rows);
+        let mut shown: Vec<Value> = rows.iter().map(|row| present(row, ctx.account())).collect();
+        for item in shown.iter_mut().filter_map(Value::as_object_mut) {
+            // Of several at once EC2 does not show it.
+            item.remove("StorageTier");
+        }
+        for row in rows {
+            tx.put(row)?;
+        }
+        Ok(json!({"Snapshots": shown}))
     })
     .await
 }
@@ -155,153 +254,6 @@ fn own(tx: &Tx<'_>, text: &str) -> Result<Snapshot, ApiError> {
         .ok_or_else(|| SnapshotId::not_found(id))
 }
 
-/// A snapshot as EC2 shows it.
-pub fn present(row: &Snapshot, owner: &str) -> Value {
-    let done = row.state == SnapshotState::Completed;
-    let mut item = json!({
-        "SnapshotId": row.id.to_string(),
-        "VolumeId": row.volume.to_string(),
-        "VolumeSize": row.size_gib,
-        "State": row.state.name(),
-        "Progress": if done { "100%" } else { "0%" },
-        "StartTime": timestamp(row.started_at_s),
-        "OwnerId": owner,
-        "Description": row.description,
-        "Encrypted": row.encrypted,
-        "StorageTier": "standard",
-        "Tags": tag_set(&row.tags),
-    });
-    if !row.message.is_empty() {
-        item["StateMessage"] = row.message.clone().into();
-    }
-    if let Some(at_s) = row.completed_at_s {
-        item["CompletionTime"] = timestamp(at_s);
-        item["FullSnapshotSizeInBytes"] = row.full_bytes.into();
-    }
-    item
-}
-
-/// The snapshot that a public image begins as.
-fn of_image(image: &Image, region: &str) -> Value {
-    json!({
-        "SnapshotId": image.snapshot(region).to_string(),
-        "VolumeId": "vol-ffffffffffffffff0",
-        "VolumeSize": image.root_size_gib,
-        "State": "completed",
-        "Progress": "100%",
-        "StartTime": image.created_at,
-        "OwnerId": SYSTEM_ACCOUNT,
-        "OwnerAlias": "amazon",
-        "Description": image.description,
-        "Encrypted": false,
-        "StorageTier": "standard",
-        "Tags": [],
-    })
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Describe {
-    #[serde(default)]
-    snapshot_ids: Vec<String>,
-    #[serde(default)]
-    owner_ids: Vec<String>,
-    #[serde(default)]
-    restorable_by_user_ids: Vec<String>,
-    #[serde(default)]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// One snapshot that a caller may see: id, owner, with whom it is shared, itself.
-type Seen = (SnapshotId, String, BTreeSet<String>, Value);
-
-fn seen(ctx: &Ctx, view: &View) -> Vec<Seen> {
-    let mut all: Vec<Seen> = Vec::new();
-    let images = ctx.core.images();
-    for image in images
-        .images
-        .iter()
-        .filter(|i| i.root_type == RootType::Ebs)
-    {
-        all.push((
-            image.snapshot(ctx.region()),
-            SYSTEM_ACCOUNT.to_owned(),
-            BTreeSet::from([ALL.to_owned()]),
-            of_image(image, ctx.region()),
-        ));
-    }
-    for (scope, _) in view
-        .shards()
-        .filter(|(scope, _)| scope.region == ctx.scope.region)
-    {
-        let mine = scope.account == ctx.scope.account;
-        for row in view.all::<Snapshot>(scope) {
-            let usable = mine || is_shared(&row.shared_with, ctx.account());
-            if usable && row.state != SnapshotState::Deleting {
-                let shown = present(row, &scope.account);
-                all.push((
-                    row.id,
-                    scope.account.to_string(),
-                    row.shared_with.clone(),
-                    shown,
-                ));
-            }
-        }
-    }
-    all.sort_by_key(|seen| seen.0);
-    all
-}
-
-/// DescribeSnapshots.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Describe = ctx.params(action, request)?;
-    let query = Query {
-        action,
-        member: "Snapshots",
-        by_id: !params.snapshot_ids.is_empty(),
-        filters: &params.filters,
-        paths: &[("status", "State"), ("owner-alias", "OwnerAlias")],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    let named = |names: &[String], account: &str| {
-        names.iter().any(|name| {
-            name == account
-                || (name == "self" && account == ctx.account())
-                || (name == "amazon" && account == SYSTEM_ACCOUNT)
-        })
-    };
-    ctx.read(|view| {
-        let mut all = seen(ctx, view);
-        if !params.snapshot_ids.is_empty() {
-            let ids = lookup(
-                &params.snapshot_ids,
-                SnapshotId::parse,
-                |id| all.iter().find(|seen| seen.0 == id).map(|seen| seen.0),
-                |text| SnapshotId::not_found(text),
-            )?;
-            all.retain(|seen| ids.contains(&seen.0));
-        }
-        let restorable = |seen: &Seen| {
-            params.restorable_by_user_ids.iter().any(|name| {
-                let account = if name == "self" { ctx.account() } else { name };
-                seen.1 == account || seen.2.contains(name) || is_shared(&seen.2, account)
-            })
-        };
-        all.retain(|seen| {
-            (params.owner_ids.is_empty() || named(&params.owner_ids, &seen.1))
-                && (params.restorable_by_user_ids.is_empty() || restorable(seen))
-        });
-        query.answer(all.into_iter().map(|seen| (seen.0.to_string(), seen.3)))
-    })
-    .await
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Attribute {
@@ -332,114 +284,6 @@ pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
         }
     })
     .await
-}
-
-/// Accounts as EC2 lists permissions.
-pub fn permissions(with: &BTreeSet<String>) -> Value {
-    let one = |name: &String| match name.as_str() {
-        ALL => json!({"Group": ALL}),
-        account => json!({"UserId": account}),
-    };
-    with.iter().map(one).collect()
-}
-
-/// One permission, or a list of them in a modification.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Permission {
-    /// `all`.
-    pub group: Option<String>,
-    /// An account.
-    pub user_id: Option<String>,
-}
-
-/// What is added and removed.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Permissions {
-    /// Added.
-    #[serde(default)]
-    pub add: Vec<Permission>,
-    /// Removed.
-    #[serde(default)]
-    pub remove: Vec<Permission>,
-}
-
-impl Permissions {
-    /// Changes who is in `with`.
-    ///
-    /// # Errors
-    /// `InvalidParameterValue`.
-    pub fn apply(&self, with: &mut BTreeSet<String>) -> Result<(), ApiError> {
-        for permission in &self.add {
-            with.insert(permission.name()?);
-        }
-        for permission in &self.remove {
-            with.remove(&permission.name()?);
-        }
-        Ok(())
-    }
-}
-
-impl Permission {
-    fn name(&self) -> Result<String, ApiError> {
-        match (&self.group, &self.user_id) {
-            (Some(group), None) if group == ALL => Ok(group.clone()),
-            (None, Some(user)) => account(user),
-            (group, _) => Err(ApiError::value(
-                group.as_deref().unwrap_or_default(),
-                "group",
-                "Either the group 'all' or one account is expected.",
-            )),
-        }
-    }
-}
-
-fn account(text: &str) -> Result<String, ApiError> {
-    let number = text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
-    number.then(|| text.to_owned()).ok_or_else(|| {
-        ApiError::new(
-            "InvalidUserID.Malformed",
-            format!("Invalid user id: \"{text}\""),
-        )
-    })
-}
-
-/// Permissions in the old form of parameters: operation, accounts, groups.
-///
-/// # Errors
-/// `InvalidParameterValue`.
-pub fn flat(
-    operation: Option<&str>,
-    users: &[String],
-    groups: &[String],
-) -> Result<Permissions, ApiError> {
-    let mut list: Vec<Permission> = Vec::new();
-    list.extend(users.iter().map(|user| Permission {
-        user_id: Some(user.clone()),
-        group: None,
-    }));
-    list.extend(groups.iter().map(|group| Permission {
-        group: Some(group.clone()),
-        user_id: None,
-    }));
-    match operation {
-        Some("add") => Ok(Permissions {
-            add: list,
-            remove: Vec::new(),
-        }),
-        Some("remove") => Ok(Permissions {
-            add: Vec::new(),
-            remove: list,
-        }),
-        None if list.is_empty() => Ok(Permissions::default()),
-        None => Err(ApiError::missing("OperationType")),
-        Some(other) => Err(ApiError::value(
-            other,
-            "operationType",
-            "It is add or remove.",
-        )),
-    }
 }
 
 #[derive(Deserialize)]

@@ -66,6 +66,15 @@ pub fn checked(tags: &[Tag]) -> Result<Tags, ApiError> {
     Ok(checked)
 }
 
+/// Tags of two sources together.
+///
+/// # Errors
+/// `TagLimitExceeded`.
+pub fn limited(tags: Tags) -> Result<Tags, ApiError> {
+    limit(&tags)?;
+    Ok(tags)
+}
+
 fn limit(tags: &Tags) -> Result<(), ApiError> {
     if tags.len() > MAX_TAGS {
         return Err(ApiError::new(

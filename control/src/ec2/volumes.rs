@@ -10,7 +10,8 @@
 use super::params::TagSpecification;
 use super::present::timestamp;
 use super::volume_types::{self, Asked};
-use super::{Ctx, modifications, place, present, tags};
+use super::{Ctx, ebs_defaults, modifications, place, present, tags};
+use crate::catalogue::RootType;
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -57,13 +58,21 @@ pub struct Source {
 /// # Errors
 /// `InvalidSnapshot.NotFound`, `IncorrectState`.
 pub fn source(ctx: &Ctx, tx: &Tx<'_>, text: &str) -> Result<Source, ApiError> {
+    source_in(ctx, tx, ctx.region(), text)
+}
+
+/// The same in another region.
+///
+/// # Errors
+/// As [`source`].
+pub fn source_in(ctx: &Ctx, tx: &Tx<'_>, region: &str, text: &str) -> Result<Source, ApiError> {
     let id = SnapshotId::parse(text)?;
     if let Some(image) = ctx
         .core
         .images()
         .images
         .iter()
-        .find(|image| image.snapshot(ctx.region()) == id)
+        .find(|image| image.root_type == RootType::Ebs && image.snapshot(region) == id)
     {
         return Ok(Source {
             image: image.root_image.clone(),
@@ -79,7 +88,8 @@ pub fn source(ctx: &Ctx, tx: &Tx<'_>, text: &str) -> Result<Source, ApiError> {
             }),
         });
     }
-    let row = super::snapshots::visible(tx, id).ok_or_else(|| SnapshotId::not_found(text))?;
+    let row =
+        super::snapshots::visible(tx, region, id).ok_or_else(|| SnapshotId::not_found(text))?;
     if row.state != SnapshotState::Completed {
         return Err(ApiError::new(
             "IncorrectState",
@@ -153,7 +163,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             image: source.as_ref().map(|s| s.image.clone()).unwrap_or_default(),
             snapshot: source.as_ref().and_then(|source| source.snapshot),
             of_snapshot: source.as_ref().is_some_and(|s| s.node.is_some()),
-            encrypted: sealed || params.encrypted == Some(true),
+            encrypted: sealed || params.encrypted == Some(true) || ebs_defaults::encrypt(tx),
             boot: source.as_ref().and_then(|source| source.boot.clone()),
             modification: None,
             state: VolumeState::Creating,

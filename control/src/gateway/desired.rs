@@ -353,5 +353,19 @@ fn frozen_volume(row: &rows::Snapshot) -> api::VolumeSnapshot {
         volume_id: row.volume.to_string(),
         while_down,
         while_down_reboots,
+        with: row
+            .with
+            .iter()
+            .map(|(id, volume)| api::SnapshotOf {
+                id: id.to_string(),
+                volume_id: volume.to_string(),
+            })
+            .collect(),
+        copy: row.copy.as_ref().map(|copy| api::SnapshotCopy {
+            snapshot: copy.snapshot.map(|id| id.to_string()).unwrap_or_default(),
+            image: copy.image.clone(),
+            size_bytes: u64::from(row.size_gib) << 30,
+            encrypted: row.encrypted,
+        }),
     }
 }

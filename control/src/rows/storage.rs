@@ -72,6 +72,15 @@ impl SnapshotState {
     }
 }
 
+/// What a snapshot is a copy of: another snapshot, a file of the image folder, or zeros.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotCopy {
+    /// The snapshot, which may be gone since.
+    pub snapshot: Option<SnapshotId>,
+    /// The file, or nothing.
+    pub image: String,
+}
+
 /// A snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -103,6 +112,12 @@ pub struct Snapshot {
     pub changed_bytes: u64,
     /// Taken before this instance runs with so many reboots.
     pub while_down: Option<(InstanceId, u64)>,
+    /// Taken at the same instant: these, of those volumes.
+    #[serde(default)]
+    pub with: Vec<(SnapshotId, VolumeId)>,
+    /// It is of no volume, but a copy.
+    #[serde(default)]
+    pub copy: Option<SnapshotCopy>,
     /// What an instance boots that has this as its root.
     pub boot: Option<BootFiles>,
     /// Accounts that may make volumes of it; `all` is everybody.
@@ -153,6 +168,9 @@ pub struct OwnImage {
     pub devices: Vec<ImageDevice>,
     /// The instance that it was made from.
     pub source_instance: Option<InstanceId>,
+    /// The region and the image that it is a copy of.
+    #[serde(default)]
+    pub source_image: Option<(String, ImageId)>,
     /// Unix seconds.
     pub created_at_s: i64,
     /// Accounts that may launch it; `all` is everybody.

@@ -120,6 +120,9 @@ pub struct Settings {
     pub endpoint: Option<bool>,
     /// `InstanceMetadataTags` of new instances.
     pub instance_tags: Option<bool>,
+    /// New volumes and copies of snapshots are encrypted.
+    #[serde(default)]
+    pub encrypt_by_default: bool,
 }
 
 impl Settings {

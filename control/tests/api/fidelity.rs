@@ -184,7 +184,7 @@ const READS: [&str; 2] = ["Describe", "Get"];
 /// Actions that change something and that no system test calls by name. Tests of the API see
 /// what they change, and Terraform's provider calls those that delete; a new action is not to
 /// join them.
-const UNOBSERVED: [&str; 20] = [
+const UNOBSERVED: [&str; 19] = [
     "CreateDefaultSubnet",
     "CreateDefaultVpc",
     "DeleteDhcpOptions",
@@ -196,7 +196,6 @@ const UNOBSERVED: [&str; 20] = [
     "ModifySnapshotAttribute",
     "ModifySubnetAttribute",
     "MonitorInstances",
-    "RegisterImage",
     "RejectVpcPeeringConnection",
     "ReplaceRouteTableAssociation",
     "ResetImageAttribute",
@@ -304,8 +303,10 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   origin booted; RegisterImage takes snapshots whose volume was an instance's root.
 * **Volumes and snapshots** are on one host: a volume attaches to instances of its host, and a
   launch from snapshots goes to theirs. Encrypted ones are under keys of the host, not of a
-  KMS. ModifyVolume is followed by another at once. CreateSnapshots, CopySnapshot and
-  CopyImage are not offered.
+  KMS. ModifyVolume is followed by another at once. A copy of a snapshot is on the host of
+  what it is of, whatever their regions, and shares its blocks until one of them goes; one that
+  is to be encrypted has all of its blocks written anew, under a key of its own.
+  `alias/aws/ebs` is the only key.
 * **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs, memory
   and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
   word only (`Low`), the figure is ours, and so are all packet rates.

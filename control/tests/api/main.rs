@@ -2,6 +2,7 @@
 
 mod actions;
 mod bad_requests;
+mod copies;
 mod crowd;
 mod evidence;
 mod fidelity;

@@ -2,8 +2,8 @@
 
 use super::error::EffectError;
 use ocs_storaged_api::{
-    Client, ClientError, ErrorCode, Reply, Request, SnapshotStatus, VolumeKind, VolumeLimits,
-    VolumeName, VolumeStatus,
+    Client, ClientError, ErrorCode, Origin, Reply, Request, SnapshotOf, SnapshotStatus, VolumeKind,
+    VolumeLimits, VolumeName, VolumeStatus,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +11,20 @@ use std::time::Duration;
 
 /// storaged answers after what was asked is durable; a first content may be copied.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A copy under a key reads and writes all that it copies: up to 16 TiB.
+const COPY_TIMEOUT: Duration = Duration::from_secs(48 * 3600);
+
+/// What a snapshot is a copy of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// A snapshot or an image.
+    pub of: Origin,
+    /// Its size.
+    pub size_bytes: u64,
+    /// All of it is encrypted at rest.
+    pub encrypted: bool,
+}
 
 /// A volume's definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +57,15 @@ pub trait Blocks: Send + Sync {
     fn delete(&self, name: &str) -> Result<(), EffectError>;
     /// All there are.
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError>;
-    /// The snapshot shall exist.
-    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError>;
+    /// The snapshot shall exist; if it does not, these others come to be with it.
+    fn snapshot(
+        &self,
+        snapshot: &str,
+        volume: &str,
+        with: Vec<SnapshotOf>,
+    ) -> Result<(), EffectError>;
+    /// The snapshot shall exist, as a copy.
+    fn copy(&self, snapshot: &str, copy: &Copied) -> Result<(), EffectError>;
     /// It shall not; absent is fine.
     fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError>;
     /// All there are.
@@ -169,12 +190,33 @@ impl Blocks for Storaged {
         }
     }
 
-    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError> {
+    fn snapshot(
+        &self,
+        snapshot: &str,
+        volume: &str,
+        with: Vec<SnapshotOf>,
+    ) -> Result<(), EffectError> {
         self.ask(&Request::PutSnapshot {
             snapshot: VolumeName(snapshot.to_owned()),
             volume: VolumeName(volume.to_owned()),
+            with,
         })
         .map_err(|e| e.doing(format_args!("snapshot {snapshot}")))
+    }
+
+    fn copy(&self, snapshot: &str, copy: &Copied) -> Result<(), EffectError> {
+        let request = Request::CopySnapshot {
+            snapshot: VolumeName(snapshot.to_owned()),
+            of: copy.of.clone(),
+            size_bytes: copy.size_bytes,
+            encrypted: copy.encrypted,
+        };
+        // Nobody else waits for its end, so it has a connection of its own.
+        let copied = Client::connect(&self.socket, COPY_TIMEOUT)
+            .map_err(ClientError::from)
+            .and_then(|mut client| client.call(&request));
+        let copied = copied.map(drop).map_err(EffectError::from);
+        copied.map_err(|e| e.doing(format_args!("copy {snapshot}")))
     }
 
     fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError> {
@@ -231,8 +273,17 @@ impl Blocks for Perhaps {
         Ok(self.0.list().unwrap_or_default())
     }
 
-    fn snapshot(&self, snapshot: &str, volume: &str) -> Result<(), EffectError> {
-        self.0.snapshot(snapshot, volume)
+    fn snapshot(
+        &self,
+        snapshot: &str,
+        volume: &str,
+        with: Vec<SnapshotOf>,
+    ) -> Result<(), EffectError> {
+        self.0.snapshot(snapshot, volume, with)
+    }
+
+    fn copy(&self, snapshot: &str, copy: &Copied) -> Result<(), EffectError> {
+        self.0.copy(snapshot, copy)
     }
 
     fn delete_snapshot(&self, snapshot: &str) -> Result<(), EffectError> {

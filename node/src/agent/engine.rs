@@ -29,6 +29,8 @@ use tokio::sync::{Semaphore, mpsc};
 const LAUNCHES_AT_ONCE: usize = 4;
 /// Other steps at once.
 const JOBS_AT_ONCE: usize = 16;
+/// Copies of snapshots that run at once: each may use the whole disk.
+const COPIES_AT_ONCE: usize = 2;
 /// First and longest wait before a failed step is tried again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(10);
@@ -71,6 +73,8 @@ pub struct Engine {
     pub(super) host_stopping: bool,
     pub(super) launches: Arc<Semaphore>,
     pub(super) jobs: Arc<Semaphore>,
+    /// Copies may take hours; nothing else waits behind them.
+    pub(super) copies: Arc<Semaphore>,
     pub(super) events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     policy_failures: u32,
@@ -97,6 +101,7 @@ impl Engine {
             host_stopping,
             launches: Arc::new(Semaphore::new(LAUNCHES_AT_ONCE)),
             jobs: Arc::new(Semaphore::new(JOBS_AT_ONCE)),
+            copies: Arc::new(Semaphore::new(COPIES_AT_ONCE)),
             events,
             inbox,
             policy_failures: 0,

@@ -1,13 +1,14 @@
-//! Snapshots: each is taken or deleted at storaged, and reported.
+//! Snapshots: each is taken, copied or deleted at storaged, and reported.
 //!
 //! One that is to be taken while an instance is down waits for the end of its run, and
-//! the next run waits for it.
+//! the next run waits for it. One that something is still to begin as, or that is still
+//! to be taken along with another, is deleted after that.
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, Copied};
 use super::engine::{Engine, Event, backoff};
 use super::error::EffectError;
 use ocs_node_api as api;
-use ocs_storaged_api::SnapshotStatus;
+use ocs_storaged_api::{Origin, SnapshotOf, SnapshotStatus, VolumeName};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,15 @@ impl Engine {
     /// Is a volume to be frozen before instance `id` may run again?
     pub(super) fn is_frozen_while_down(&self, id: &str) -> bool {
         self.pending_snapshots().any(|row| row.while_down == id)
+    }
+
+    /// Is something else to come first, before snapshot `id` may go?
+    fn is_waited_for(&self, id: &str) -> bool {
+        self.is_to_be_begun_as(id)
+            || self.pending_snapshots().any(|row| {
+                row.copy.as_ref().is_some_and(|copy| copy.snapshot == id)
+                    || row.with.iter().any(|other| other.id == id)
+            })
     }
 
     fn pending_snapshots(&self) -> impl Iterator<Item = &api::VolumeSnapshot> {
@@ -62,16 +72,21 @@ impl Engine {
         let runs = (self.units.get(&desired.while_down))
             .and_then(|unit| unit.body.seen.run.as_ref())
             .is_some_and(|run| run.reboots < desired.while_down_reboots);
+        let waited_for = absent && self.is_waited_for(id);
         let unit = self.snapshots.entry(id.to_owned()).or_default();
-        let waits = unit.not_before.is_some_and(|at| at > Instant::now());
+        let waits = waited_for || unit.not_before.is_some_and(|at| at > Instant::now());
         if unit.busy || waits || (!absent && (unit.settled || runs)) {
             return;
         }
         unit.busy = true;
+        let jobs = match desired.copy {
+            Some(_) if !absent => &self.copies,
+            _ => &self.jobs,
+        };
         let (machine, events, permits, id) = (
             Arc::clone(&self.machine),
             self.events.clone(),
-            Arc::clone(&self.jobs),
+            Arc::clone(jobs),
             id.to_owned(),
         );
         tokio::spawn(async move {
@@ -143,6 +158,13 @@ impl Engine {
             self.reconsider_volume(&desired.volume_id);
             self.reconsider(&desired.while_down);
         }
+        // Those that waited for it.
+        for other in &desired.with {
+            self.reconsider_snapshot(&other.id);
+        }
+        if let Some(copy) = &desired.copy {
+            self.reconsider_snapshot(&copy.snapshot);
+        }
     }
 }
 
@@ -154,9 +176,31 @@ fn observed(id: &str, phase: api::Phase) -> api::ObservedSnapshot {
     }
 }
 
-/// Takes it, unless it is there; how large it is.
+/// Takes or copies it, unless it is there; how large it is.
 fn take(blocks: &dyn Blocks, desired: &api::VolumeSnapshot) -> Result<SnapshotStatus, EffectError> {
-    blocks.snapshot(&desired.id, &desired.volume_id)?;
+    match &desired.copy {
+        None => {
+            let with = desired.with.iter().filter(|other| other.id != desired.id);
+            let with = with.map(|other| SnapshotOf {
+                snapshot: VolumeName(other.id.clone()),
+                volume: VolumeName(other.volume_id.clone()),
+            });
+            blocks.snapshot(&desired.id, &desired.volume_id, with.collect())?;
+        }
+        Some(copy) => {
+            let of = match (copy.snapshot.as_str(), copy.image.as_str()) {
+                ("", "") => Origin::Zeros,
+                ("", image) => Origin::Image(image.to_owned()),
+                (snapshot, _) => Origin::Snapshot(VolumeName(snapshot.to_owned())),
+            };
+            let copied = Copied {
+                of,
+                size_bytes: copy.size_bytes,
+                encrypted: copy.encrypted,
+            };
+            blocks.copy(&desired.id, &copied)?;
+        }
+    }
     blocks
         .snapshots()?
         .into_iter()

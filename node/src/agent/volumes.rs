@@ -142,8 +142,33 @@ impl Engine {
         });
     }
 
+    /// Is a volume to begin as snapshot `id`?
+    pub(super) fn is_to_be_begun_as(&self, id: &str) -> bool {
+        let made = |volume: &str| {
+            let state = self.volumes.get(volume).map(|unit| unit.state);
+            matches!(state, Some(State::Present(_) | State::Refused(_)))
+        };
+        self.slice.volumes.values().any(|row| {
+            row.snapshot == id && row.desired() == api::Desired::Present && !made(&row.id)
+        })
+    }
+
     /// What came of it.
     pub(super) fn on_volume_done(
+        &mut self,
+        id: &str,
+        generation: u64,
+        absent: bool,
+        result: Result<(), EffectError>,
+    ) {
+        let begun_as = self.slice.volumes.get(id).map(|row| row.snapshot.clone());
+        self.on_volume_seen(id, generation, absent, result);
+        if let Some(snapshot) = begun_as {
+            self.reconsider_snapshot(&snapshot);
+        }
+    }
+
+    fn on_volume_seen(
         &mut self,
         id: &str,
         generation: u64,

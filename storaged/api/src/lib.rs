@@ -112,6 +112,24 @@ pub enum Request {
         snapshot: VolumeName,
         /// The volume that it is of.
         volume: VolumeName,
+        /// Snapshots of other volumes, new ones, that are taken with it: all of them
+        /// hold what was at the same instant, and all of them come to be or none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        with: Vec<SnapshotOf>,
+    },
+    /// The snapshot shall exist, and hold what another one holds, or an image. Neither
+    /// needs the other from then on.
+    CopySnapshot {
+        /// Its name, which no volume has.
+        snapshot: VolumeName,
+        /// What it is a copy of.
+        of: Origin,
+        /// Its size: that of the snapshot; at least that of the image.
+        size_bytes: u64,
+        /// All of its bytes lie under keys: those that do not are copied, under a new
+        /// one, which takes its time. A copy of an encrypted snapshot is encrypted.
+        #[serde(default)]
+        encrypted: bool,
     },
     /// The snapshot shall not exist; volumes that began as it stay as they are.
     DeleteSnapshot {
@@ -156,6 +174,27 @@ pub enum Request {
         /// The caller's form of it, [`HAND_OVER`]; another one is refused.
         form: u32,
     },
+}
+
+/// A snapshot to be taken of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SnapshotOf {
+    /// Its name.
+    pub snapshot: VolumeName,
+    /// The volume that it is of.
+    pub volume: VolumeName,
+}
+
+/// What a snapshot is a copy of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A snapshot.
+    Snapshot(VolumeName),
+    /// A file name in storaged's images folder.
+    Image(String),
+    /// Nothing, as a volume begins that is told neither.
+    Zeros,
 }
 
 /// What storaged answers.
@@ -316,7 +355,7 @@ pub struct Erasure {
 pub struct SnapshotStatus {
     /// Its name.
     pub snapshot: VolumeName,
-    /// The volume that it is of, which may be gone.
+    /// The volume that it is of, or what it is a copy of; which may be gone.
     pub volume: VolumeName,
     /// That volume's size.
     pub size_bytes: u64,

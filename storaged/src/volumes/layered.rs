@@ -39,7 +39,7 @@ pub struct Frozen {
 }
 
 /// Leaves out layers that no grain lies in; the last stays.
-fn compact(layers: &mut Vec<LayerRef>, map: &mut Map) {
+pub(super) fn compact(layers: &mut Vec<LayerRef>, map: &mut Map) {
     let mut used = vec![false; layers.len()];
     if let Some(last) = used.last_mut() {
         *last = true;
@@ -65,7 +65,7 @@ fn compact(layers: &mut Vec<LayerRef>, map: &mut Map) {
     layers.retain(|_| keep.next().unwrap_or(true));
 }
 
-fn full(why: &str) -> io::Error {
+pub(super) fn full(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, why.to_owned())
 }
 
@@ -85,7 +85,14 @@ impl Store {
         base: Base,
         key: Option<String>,
     ) -> io::Result<()> {
-        let (mut layers, mut map) = match base {
+        let (mut layers, mut map) = self.begun(size_bytes, base)?;
+        compact(&mut layers, &mut map);
+        self.top_off(name, size_bytes, layers, map, key)
+    }
+
+    /// The layers and the map of `base`, for a volume or snapshot of `size_bytes`.
+    pub(super) fn begun(&self, size_bytes: u64, base: Base) -> io::Result<(Vec<LayerRef>, Map)> {
+        Ok(match base {
             Base::Nothing => (Vec::new(), Map::new(size_bytes)),
             Base::Image(layer) => {
                 let file = File::open(self.dir.join(layer))?;
@@ -101,9 +108,7 @@ impl Store {
                 map.grow(size_bytes);
                 (found.layers, map)
             }
-        };
-        compact(&mut layers, &mut map);
-        self.top_off(name, size_bytes, layers, map, key)
+        })
     }
 
     /// Puts an empty layer on top of `layers` and writes the map of `name`.

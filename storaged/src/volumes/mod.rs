@@ -7,6 +7,7 @@
 //!  delete    table ─▶ hang up, drain ─▶ key ─▶ file        file left: collected
 //!  import    layer ─▶ map in place of what was            no map: collected
 //!  snapshot  hang up, drain ─▶ maps ─▶ table ─▶ connect    no table entry: let go
+//!  copy      map ─▶ layer under a key ─▶ map ─▶ table      no table entry: let go
 //! ```
 //! The table is written first where something ends and last where it begins, so a
 //! crash between two steps leaves garbage that the next start collects, and never a
@@ -14,6 +15,7 @@
 
 mod attachment;
 mod content;
+mod copies;
 mod credits;
 mod erasure;
 mod handover;
@@ -233,7 +235,17 @@ impl Volumes {
             Request::SetLimits { volume, limits } => self.set_limits(volume, limits),
             Request::SetGroup { group, limits } => self.set_group(group, limits),
             Request::ResizeVolume { volume, size_bytes } => self.resize(volume, *size_bytes),
-            Request::PutSnapshot { snapshot, volume } => self.put_snapshot(snapshot, volume),
+            Request::PutSnapshot {
+                snapshot,
+                volume,
+                with,
+            } => self.put_snapshot(snapshot, volume, with),
+            Request::CopySnapshot {
+                snapshot,
+                of,
+                size_bytes,
+                encrypted,
+            } => self.copy_snapshot(snapshot, of, *size_bytes, *encrypted),
             Request::DeleteSnapshot { snapshot } => self.delete_snapshot(snapshot),
             Request::Import { volume, format } => self.import(volume, *format, file),
             Request::Export {

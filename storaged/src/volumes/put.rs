@@ -91,7 +91,7 @@ impl Volumes {
         Ok(())
     }
 
-    fn check_image(&self, name: &str, size_bytes: u64) -> Result<(), Refused> {
+    pub(super) fn check_image(&self, name: &str, size_bytes: u64) -> Result<(), Refused> {
         let unusable = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => {
                 refused(ErrorCode::NotFound, format!("there is no image {name:?}"))

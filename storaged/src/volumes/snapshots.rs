@@ -3,35 +3,68 @@
 //! A volume that is served is frozen, or grown, in a pause of its service: its VMM is
 //! hung up on once nothing is in flight, and connected to again. The guest's requests
 //! wait meanwhile; what it sees is a slow disk for some milliseconds. Whatever had
-//! completed before is in the snapshot, nothing that began after.
+//! completed before is in the snapshot, nothing that began after; of several volumes
+//! that are frozen together that holds for all of them at once.
 
 use super::refusal::{Refused, check_name, failed, not_found, refused};
 use super::table::Snapshot;
 use super::{MAX_BYTES, MAX_SNAPSHOTS, Volumes};
-use ocs_storaged_api::{ErrorCode, Reply, SnapshotStatus, VolumeKind, VolumeName};
+use ocs_storaged_api::{ErrorCode, Reply, SnapshotOf, SnapshotStatus, VolumeKind, VolumeName};
+use std::collections::BTreeSet;
 use std::io;
 
+/// Most snapshots of one instant: more than an instance has disks.
+const MAX_TOGETHER: usize = 64;
+
 impl Volumes {
-    /// Runs `change` while nobody serves volume `name`, which the caller has claimed.
-    fn pause<T>(&self, name: &str, change: impl FnOnce() -> io::Result<T>) -> Result<T, Refused> {
-        let (record, volume) = self.find(name).ok_or_else(|| not_found(name))?;
-        self.hang_up(name);
-        let outcome = change();
-        if let Some(attached) = &record.attached {
-            self.connect(name, &volume, attached, None)
-                .map_err(|error| failed(name, &error))?;
+    /// Runs `change` while nobody serves these volumes, which the caller has claimed. All
+    /// of them rest at once: what one's guest began after another's last request had
+    /// completed waits, so that no change sees an effect without its cause.
+    fn pause<T>(
+        &self,
+        names: &[&str],
+        change: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, Refused> {
+        let mut served = Vec::new();
+        for name in names {
+            let (record, volume) = self.find(name).ok_or_else(|| not_found(name))?;
+            served.extend(record.attached.map(|attached| (*name, volume, attached)));
         }
-        outcome.map_err(|error| failed(name, &error))
+        for name in names {
+            self.hang_up(name);
+        }
+        let outcome = change();
+        let mut lost = None;
+        for (name, volume, attached) in served {
+            if let Err(error) = self.connect(name, &volume, &attached, None) {
+                lost = Some(failed(name, &error));
+            }
+        }
+        match (outcome, lost) {
+            (Ok(value), None) => Ok(value),
+            (Ok(_), Some(refused)) => Err(refused),
+            (Err(error), _) => Err(failed(&names.join(", "), &error)),
+        }
     }
 
     pub(super) fn put_snapshot(
         &self,
         snapshot: &VolumeName,
         volume: &VolumeName,
+        with: &[SnapshotOf],
     ) -> Result<(), Refused> {
         let (snapshot, name) = (check_name(snapshot)?, check_name(volume)?);
-        // Always the volume first: two that wait for each other cannot be.
-        let _claim = self.claim(name);
+        let mut wanted = vec![(name, snapshot)];
+        for other in with {
+            wanted.push((check_name(&other.volume)?, check_name(&other.snapshot)?));
+        }
+        // Always the volumes first, in their order: two that wait for each other cannot be.
+        wanted.sort_unstable();
+        if wanted.len() > MAX_TOGETHER || wanted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            let why = format!("with: at most {MAX_TOGETHER} snapshots, one a volume");
+            return Err(refused(ErrorCode::Invalid, why));
+        }
+        let _claims: Vec<_> = wanted.iter().map(|(name, _)| self.claim(name)).collect();
         if let Some(known) = self.store.table().snapshots().get(snapshot) {
             return if known.volume == name {
                 Ok(())
@@ -40,37 +73,66 @@ impl Volumes {
                 Err(refused(ErrorCode::Conflict, why))
             };
         }
-        let (record, _) = self.find(name).ok_or_else(|| not_found(name))?;
-        if record.kind == VolumeKind::Ephemeral {
-            let why = format!("{name} is an instance store, which has no snapshots");
-            return Err(refused(ErrorCode::Invalid, why));
+        let mut sizes = Vec::new();
+        for (name, _) in &wanted {
+            let (record, _) = self.find(name).ok_or_else(|| not_found(name))?;
+            if record.kind == VolumeKind::Ephemeral {
+                let why = format!("{name} is an instance store, which has no snapshots");
+                return Err(refused(ErrorCode::Invalid, why));
+            }
+            sizes.push((record.size_bytes, record.encrypted));
         }
         let _layers = self.store.layers();
-        if self.store.table().volumes().contains_key(snapshot) {
-            let why = format!("there is a volume of the name {snapshot}");
-            return Err(refused(ErrorCode::Conflict, why));
+        self.check_new_snapshots(wanted.iter().map(|(_, snapshot)| *snapshot))?;
+        let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+        for name in &names {
+            self.store
+                .presync(name)
+                .map_err(|error| failed(name, &error))?;
         }
-        if self.store.table().snapshots().len() >= MAX_SNAPSHOTS {
+        let rows = self.pause(&names, || {
+            let mut rows = Vec::new();
+            for ((name, snapshot), (size_bytes, encrypted)) in wanted.iter().zip(sizes) {
+                let frozen = self.store.freeze(name, size_bytes, snapshot)?;
+                let row = Snapshot {
+                    volume: (*name).to_owned(),
+                    size_bytes,
+                    encrypted,
+                    changed_bytes: frozen.changed_bytes,
+                    full_bytes: frozen.full_bytes,
+                };
+                rows.push(((*snapshot).to_owned(), row));
+            }
+            Ok(rows)
+        })?;
+        self.store
+            .table()
+            .update(|contents| contents.snapshots.extend(rows))
+            .map_err(|error| failed("the table", &error))
+    }
+
+    /// Refuses snapshots that cannot come to be; the caller holds the layers.
+    pub(super) fn check_new_snapshots<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Refused> {
+        let table = self.store.table();
+        let mut new = BTreeSet::new();
+        for name in names {
+            if table.volumes().contains_key(name) {
+                let why = format!("there is a volume of the name {name}");
+                return Err(refused(ErrorCode::Conflict, why));
+            }
+            if table.snapshots().contains_key(name) || !new.insert(name) {
+                let why = format!("there is a snapshot of the name {name}");
+                return Err(refused(ErrorCode::Conflict, why));
+            }
+        }
+        if table.snapshots().len() + new.len() > MAX_SNAPSHOTS {
             let why = format!("there are {MAX_SNAPSHOTS} snapshots");
             return Err(refused(ErrorCode::Full, why));
         }
-        self.store
-            .presync(name)
-            .map_err(|error| failed(name, &error))?;
-        let frozen = self.pause(name, || {
-            self.store.freeze(name, record.size_bytes, snapshot)
-        })?;
-        let row = Snapshot {
-            volume: name.to_owned(),
-            size_bytes: record.size_bytes,
-            encrypted: record.encrypted,
-            changed_bytes: frozen.changed_bytes,
-            full_bytes: frozen.full_bytes,
-        };
-        self.store
-            .table()
-            .update(|contents| drop(contents.snapshots.insert(snapshot.to_owned(), row)))
-            .map_err(|error| failed("the table", &error))
+        Ok(())
     }
 
     pub(super) fn delete_snapshot(&self, snapshot: &VolumeName) -> Result<(), Refused> {
@@ -127,7 +189,7 @@ impl Volumes {
             return Err(refused(ErrorCode::Invalid, why));
         }
         // The table before the VMM is connected to again, which asks for the size.
-        self.pause(name, || {
+        self.pause(&[name], || {
             self.store.grow(name, size_bytes)?;
             self.store.table().update(|contents| {
                 if let Some(record) = contents.volumes.get_mut(name) {

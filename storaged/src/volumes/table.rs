@@ -57,7 +57,8 @@ pub struct Record {
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// The volume that it is of, which may be gone.
+    /// The volume that it is of, or the snapshot or image that it is a copy of; which may
+    /// be gone.
     pub volume: String,
     /// That volume's size.
     pub size_bytes: u64,

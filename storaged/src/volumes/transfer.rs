@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering;
 const _: () = assert!(CHUNK_BYTES as u64 == GRAIN_BYTES);
 
 /// Says whether to go on.
-type GoOn<'a> = &'a dyn Fn() -> io::Result<()>;
+pub(super) type GoOn<'a> = &'a dyn Fn() -> io::Result<()>;
 
 impl Volumes {
     /// Replaces what a volume holds by the disk in `file`.
@@ -101,7 +101,7 @@ impl Volumes {
         }
     }
 
-    fn goes_on(&self) -> io::Result<()> {
+    pub(super) fn goes_on(&self) -> io::Result<()> {
         if self.closing.load(Ordering::Relaxed) {
             return Err(io::Error::other(
                 "another storaged takes over; ask that one",
@@ -253,14 +253,18 @@ impl Store {
         Ok(file.sync_all()?)
     }
 
-    fn layer(&self, layer: &LayerRef) -> io::Result<(File, Option<Key>)> {
+    pub(super) fn layer(&self, layer: &LayerRef) -> io::Result<(File, Option<Key>)> {
         let key = layer.key.as_deref().map(|key| self.wrap.unwrap(key));
         Ok((File::open(self.dir.join(&layer.file))?, key.transpose()?))
     }
 }
 
 /// Reads a grain of a layer; what is past the layer's end is zeros.
-fn read_grain((file, key): &(File, Option<Key>), grain: u64, into: &mut [u8]) -> io::Result<()> {
+pub(super) fn read_grain(
+    (file, key): &(File, Option<Key>),
+    grain: u64,
+    into: &mut [u8],
+) -> io::Result<()> {
     let at = grain * GRAIN_BYTES;
     let mut done = 0;
     while done < into.len() {

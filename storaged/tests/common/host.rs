@@ -142,6 +142,7 @@ impl Host {
         self.ask(&Request::PutSnapshot {
             snapshot: VolumeName(snapshot.into()),
             volume: VolumeName(volume.into()),
+            with: Vec::new(),
         })
         .map(drop)
     }
@@ -373,6 +374,7 @@ pub fn survive_kills(
             let request = Request::PutSnapshot {
                 snapshot: VolumeName(format!("kill-{kill}")),
                 volume: VolumeName(volume.into()),
+                with: Vec::new(),
             };
             let mut client = host.client();
             // It is answered, or dies with the daemon.

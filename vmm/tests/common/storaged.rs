@@ -74,6 +74,7 @@ impl Storaged {
         self.ask(&Request::PutSnapshot {
             snapshot: VolumeName(snapshot.to_owned()),
             volume: VolumeName(volume.to_owned()),
+            with: Vec::new(),
         });
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::*;
 use super::ID;
-use crate::agent::blocks::Definition;
+use crate::agent::blocks::{Copied, Definition};
 use crate::agent::layout::Layout;
 use crate::agent::network::Network;
 use crate::agent::owner::RunDir;
@@ -121,7 +121,15 @@ impl Blocks for Fake {
     fn list(&self) -> Result<Vec<VolumeStatus>, EffectError> {
         Ok(Vec::new())
     }
-    fn snapshot(&self, _snapshot: &str, _volume: &str) -> Result<(), EffectError> {
+    fn snapshot(
+        &self,
+        _snapshot: &str,
+        _volume: &str,
+        _with: Vec<ocs_storaged_api::SnapshotOf>,
+    ) -> Result<(), EffectError> {
+        Ok(())
+    }
+    fn copy(&self, _snapshot: &str, _copy: &Copied) -> Result<(), EffectError> {
         Ok(())
     }
     fn delete_snapshot(&self, _snapshot: &str) -> Result<(), EffectError> {
