@@ -213,7 +213,6 @@ impl Blocks for Storaged {
         };
         // Nobody else waits for its end, so it has a connection of its own.
         let copied = Client::connect(&self.socket, COPY_TIMEOUT)
-            .map_err(ClientError::from)
             .and_then(|mut client| client.call(&request));
         let copied = copied.map(drop).map_err(EffectError::from);
         copied.map_err(|e| e.doing(format_args!("copy {snapshot}")))
