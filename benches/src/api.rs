@@ -13,6 +13,7 @@
 //! The last row replaces nothing; its limit is a bare VMM's start and one fsync.
 
 mod aws;
+mod commit;
 mod fleet;
 mod load;
 mod null_node;
@@ -201,15 +202,34 @@ fn throughput(runtime: &Runtime, places: &Places<'_>, effort: &Effort) -> Result
             &mut || Ok(vec![runtime.block_on(peer.describe_page(time))?]),
         ],
     )?;
+    let mut log = commit::Log::new(dir.path())?;
     let launches = alternate(
         effort.runs,
         &mut [
             &mut || Ok(vec![runtime.block_on(ours.run_instances(time))?]),
             &mut || Ok(vec![runtime.block_on(peer.run_instances(time))?]),
+            &mut || log.per_second(time),
         ],
     )?;
+    let of_disk = |name: &str, what: &str, disk: &[f64]| {
+        let peer = format!(
+            "{what} of {CONNECTIONS} callers with {} bytes each, bare",
+            commit::RECORD_BYTES
+        );
+        Row::new(name, "1/s", Better::Higher, &launches[0][0]).against(peer, disk)
+    };
     Ok(vec![
         row("run_instances_per_s", &launches),
+        of_disk(
+            "run_instances_to_disk_records",
+            "durable records",
+            &launches[2][0],
+        ),
+        of_disk(
+            "run_instances_to_disk_commits",
+            "group commits",
+            &launches[2][1],
+        ),
         row("describe_one_per_s", &ones),
         row("describe_page_per_s", &pages),
     ])

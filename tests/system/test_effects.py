@@ -42,6 +42,14 @@ def vpc_with_subnet(block="10.7.0.0/16", subnet="10.7.3.0/24"):
     return vpc, made
 
 
+def packets(card, reason=""):
+    """Packets of an interface so far, those of one reason if it is given."""
+    lines = up.say("metrics").splitlines()
+    return sum(int(line.split()[-1]) for line in lines
+               if line.startswith("ocs_eni_packets_total{") and f'eni="{card}"' in line
+               and f'reason="{reason}' in line)
+
+
 class Launch(unittest.TestCase):
     def test_a_key_pair_is_in_the_metadata(self):
         up.ec2.create_key_pair(KeyName="mine", KeyType="ed25519")
@@ -150,6 +158,13 @@ class Networks(unittest.TestCase):
         vm.ec2.reboot_instances(InstanceIds=[vm.id])
         wait_for("the second boot", lambda: vm.boots() == 2)
         self.assertEqual(word(vm.wait_line("dhcp:", "dns=")[1], "dns"), "10.7.0.9")
+        gone = lambda: up.ec2.delete_dhcp_options(DhcpOptionsId=options)
+        self.assertEqual(error_code(gone), "DependencyViolation")
+        up.ec2.associate_dhcp_options(DhcpOptionsId="default", VpcId=vpc)  # none
+        gone()
+        vm.ec2.reboot_instances(InstanceIds=[vm.id])
+        wait_for("the third boot", lambda: vm.boots() == 3)
+        self.assertEqual(word(vm.wait_line("dhcp:", "dns=")[1], "dns"), "none")
         vm.terminate()
 
     def test_names_are_resolved_both_ways_while_the_vpc_supports_it(self):
@@ -232,14 +247,40 @@ class Networks(unittest.TestCase):
         for guest in (server, client):
             guest.terminate()
 
+    def test_an_interface_hears_for_others_until_it_is_reset(self):
+        vpc, subnet = vpc_with_subnet()
+        router = up.run(SubnetId=subnet)
+        card = router.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        table = up.ec2.describe_route_tables(
+            Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+        up.ec2.create_route(RouteTableId=table, DestinationCidrBlock="10.99.0.0/16",
+                            NetworkInterfaceId=card)
+        sender = up.run("ping 10.99.0.1 every 100ms", SubnetId=subnet)
+        own = sender.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        def is_checked():
+            """Whether frames on that way are dropped, because it hears for itself alone."""
+            sent, dropped = packets(own), packets(own, "source_dest_check")
+            wait_for("more frames", lambda: packets(own) > sent + 5)
+            return packets(own, "source_dest_check") > dropped
+        self.assertTrue(is_checked())
+        up.ec2.modify_network_interface_attribute(
+            NetworkInterfaceId=card, SourceDestCheck={"Value": False})
+        wait_for("it forwards", lambda: not is_checked())
+        up.ec2.reset_network_interface_attribute(
+            NetworkInterfaceId=card, SourceDestCheck="true")
+        wait_for("it does so no more", is_checked)
+        for vm in (router, sender):
+            vm.terminate()
+
     def test_a_prefix_list_lets_in_what_it_holds(self):
         made = up.ec2.create_managed_prefix_list(
             PrefixListName="friends", MaxEntries=5, AddressFamily="IPv4",
             Entries=[{"Cidr": "172.31.0.0/16"}])["PrefixList"]
         group = up.group("prefixes")
-        up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+        rule = {"GroupId": group, "IpPermissions": [
             {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
-             "PrefixListIds": [{"PrefixListId": made["PrefixListId"]}]}])
+             "PrefixListIds": [{"PrefixListId": made["PrefixListId"]}]}]}
+        up.ec2.authorize_security_group_ingress(**rule)
         server = up.run("listen tcp 7", SecurityGroupIds=[group])
         client = up.run(f"connect {server.address}:7 every 200ms")
         topic = f"connect: {server.address}:7"
@@ -248,6 +289,13 @@ class Networks(unittest.TestCase):
             PrefixListId=made["PrefixListId"], CurrentVersion=1,
             RemoveEntries=[{"Cidr": "172.31.0.0/16"}], AddEntries=[{"Cidr": "192.0.2.0/24"}])
         client.wait_line(topic, " timeout ", after_s=client.now())
+        gone = lambda: up.ec2.delete_managed_prefix_list(PrefixListId=made["PrefixListId"])
+        self.assertEqual(error_code(gone), "DependencyViolation")
+        up.ec2.revoke_security_group_ingress(**rule)
+        gone()
+        self.assertEqual(
+            error_code(lambda: up.ec2.authorize_security_group_ingress(**rule)),
+            "InvalidPrefixListID.NotFound")
         server.terminate()
         client.terminate()
 
@@ -362,8 +410,15 @@ class Ways(unittest.TestCase):
         client = up.run("connect 10.8.1.10:7 every 200ms", SubnetId=near)
         topic = "connect: 10.8.1.10:7"
         client.wait_line(topic, " timeout ")
-        peering = up.ec2.create_vpc_peering_connection(
-            VpcId=a, PeerVpcId=b)["VpcPeeringConnection"]["VpcPeeringConnectionId"]
+        def asked():
+            return up.ec2.create_vpc_peering_connection(
+                VpcId=a, PeerVpcId=b)["VpcPeeringConnection"]["VpcPeeringConnectionId"]
+        peering = asked()
+        up.ec2.reject_vpc_peering_connection(VpcPeeringConnectionId=peering)
+        self.assertEqual(error_code(lambda: up.ec2.accept_vpc_peering_connection(
+            VpcPeeringConnectionId=peering)), "InvalidStateTransition")
+        fails_from_now(self, client, topic)
+        peering = asked()
         up.ec2.accept_vpc_peering_connection(VpcPeeringConnectionId=peering)
         for vpc, block in ((a, "10.8.0.0/16"), (b, "10.7.0.0/16")):
             table = up.ec2.describe_route_tables(

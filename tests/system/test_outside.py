@@ -122,6 +122,16 @@ class Outside(unittest.TestCase):
         guest.terminate()
         self.assertFalse(echoes(new))
 
+    def test_a_subnet_gives_public_addresses_while_it_is_told_to(self):
+        subnet = up.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+        path = "http://169.254.169.254/latest/meta-data/public-ipv4"
+        for gives, status in ((False, 404), (True, 200)):
+            up.ec2.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": gives})
+            guest = up.run(f"http-get {path}", SubnetId=subnet)
+            guest.wait_line(f"http-get: {path}", f"status={status}")
+            self.assertEqual("PublicIpAddress" in guest.describe(), gives)
+            guest.terminate()
+
     def test_there_are_as_many_addresses_as_the_operator_gave(self):
         held = []
         with contextlib.suppress(Exception):
@@ -149,8 +159,8 @@ class Outside(unittest.TestCase):
         gateway = up.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
         up.ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
         tables = [up.ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"] for _ in subnets]
-        for table, subnet in zip(tables, subnets):
-            up.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)
+        held = [up.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)["AssociationId"]
+                for table, subnet in zip(tables, subnets)][1]
         everywhere = {"DestinationCidrBlock": "0.0.0.0/0"}
         up.ec2.create_route(RouteTableId=tables[0], GatewayId=gateway, **everywhere)
         address = up.ec2.allocate_address(Domain="vpc")
@@ -179,12 +189,28 @@ class Outside(unittest.TestCase):
             up.ec2.replace_route(NatGatewayId=nat, **way)
             guest.wait_line("connect: 203.0.113.1:7777 ok", after_s=guest.now())
 
+            held = up.ec2.replace_route_table_association(
+                AssociationId=held, RouteTableId=tables[0])["NewAssociationId"]
+            guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
+            held = up.ec2.replace_route_table_association(
+                AssociationId=held, RouteTableId=tables[1])["NewAssociationId"]
+            guest.wait_line("connect: 203.0.113.1:7777 ok", after_s=guest.now())
+            up.ec2.disassociate_route_table(AssociationId=held)
+            guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
+            held = up.ec2.associate_route_table(
+                RouteTableId=tables[1], SubnetId=private)["AssociationId"]
+            guest.wait_line("connect: 203.0.113.1:7777 ok", after_s=guest.now())
+
             up.ec2.delete_nat_gateway(NatGatewayId=nat)
             up.ec2.get_waiter("nat_gateway_deleted").wait(
                 NatGatewayIds=[nat], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
             guest.wait_line("connect: 203.0.113.1:7777 timeout", after_s=guest.now())
             guest.terminate()
         up.ec2.delete_route(**way)
+        gone = lambda: up.ec2.delete_route_table(RouteTableId=tables[1])
+        self.assertEqual(error_code(gone), "DependencyViolation")
+        up.ec2.disassociate_route_table(AssociationId=held)
+        gone()
         up.ec2.release_address(**allocation)
         up.ec2.detach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
 

@@ -261,14 +261,20 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             "rootDeviceName" => ("RootDeviceName", is(row.root_device.clone().into())),
             "ebsOptimized" => ("EbsOptimized", is(false.into())),
             "enaSupport" => ("EnaSupport", is(false.into())),
-            "sourceDestCheck" => ("SourceDestCheck", is(shown["SourceDestCheck"].clone())),
+            "sourceDestCheck" => (
+                "SourceDestCheck",
+                is(shown["SourceDestCheck"].clone().into()),
+            ),
             "kernel" => ("KernelId", json!({})),
             "ramdisk" => ("RamdiskId", json!({})),
             "sriovNetSupport" => ("SriovNetSupport", json!({})),
             "productCodes" => ("ProductCodes", json!([])),
             "enclaveOptions" => ("EnclaveOptions", json!({"Enabled": false})),
-            "groupSet" => ("Groups", shown["SecurityGroups"].clone()),
-            "blockDeviceMapping" => ("BlockDeviceMappings", shown["BlockDeviceMappings"].clone()),
+            "groupSet" => ("Groups", shown["SecurityGroups"].clone().into()),
+            "blockDeviceMapping" => (
+                "BlockDeviceMappings",
+                shown["BlockDeviceMappings"].clone().into(),
+            ),
             "userData" => {
                 let text = user_data(view, &ctx.scope, row);
                 (

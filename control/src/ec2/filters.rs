@@ -6,7 +6,7 @@
 //! filter on something that this cloud does not have matches nothing.
 
 use super::params::Filter;
-use crate::wire::{ApiError, Value};
+use crate::wire::{ApiError, Tree};
 
 /// Most values of all filters of a request, as EC2 documents.
 const MAX_VALUES: usize = 200;
@@ -66,13 +66,13 @@ impl Filters {
     }
 
     /// Whether an item passes all of them.
-    pub fn pass(&self, item: &Value) -> bool {
+    pub fn pass(&self, item: &impl Tree) -> bool {
         self.0.iter().all(|(target, patterns)| match target {
             Target::Path(path) => any_at(item, path, &mut |text| matches_any(patterns, text)),
-            Target::TagKey => tags(item).any(|(key, _)| matches_any(patterns, key)),
-            Target::Tag(wanted) => {
-                tags(item).any(|(key, value)| key == wanted && matches_any(patterns, value))
-            }
+            Target::TagKey => any_tag(item, &mut |key, _| matches_any(patterns, key)),
+            Target::Tag(wanted) => any_tag(item, &mut |key, value| {
+                key == wanted && matches_any(patterns, value)
+            }),
         })
     }
 }
@@ -105,25 +105,24 @@ fn pascal(kebab: &str) -> String {
         .collect()
 }
 
-fn tags(item: &Value) -> impl Iterator<Item = (&str, &str)> {
-    let list = item
-        .get("Tags")
-        .or_else(|| item.get("TagSet"))
-        .and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .filter_map(|tag| Some((tag.get("Key")?.as_str()?, tag.get("Value")?.as_str()?)))
+fn any_tag(item: &impl Tree, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+    let list = item.member("Tags").or_else(|| item.member("TagSet"));
+    let tags = list.and_then(Tree::elements).unwrap_or_default();
+    tags.iter().any(|tag| {
+        let text = |name| tag.member(name)?.text();
+        matches!((text("Key"), text("Value")), (Some(key), Some(value)) if test(&key, &value))
+    })
 }
 
-fn any_at(value: &Value, path: &[String], test: &mut dyn FnMut(&str) -> bool) -> bool {
-    match (value, path.split_first()) {
-        (Value::Array(elements), _) => elements.iter().any(|element| any_at(element, path, test)),
-        (Value::Object(object), Some((first, rest))) => object
-            .get(first)
+fn any_at(value: &impl Tree, path: &[String], test: &mut dyn FnMut(&str) -> bool) -> bool {
+    if let Some(elements) = value.elements() {
+        return elements.iter().any(|element| any_at(element, path, test));
+    }
+    match path.split_first() {
+        Some((first, rest)) => value
+            .member(first)
             .is_some_and(|value| any_at(value, rest, test)),
-        (Value::String(text), None) => test(text),
-        (Value::Bool(_) | Value::Number(_), None) => test(&value.to_string()),
-        _ => false,
+        None => value.text().is_some_and(|text| test(&text)),
     }
 }
 

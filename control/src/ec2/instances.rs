@@ -6,9 +6,11 @@ use super::{Ctx, present};
 use crate::config::zone_id;
 use crate::rows::*;
 use crate::view::View;
-use crate::wire::{ApiError, Value};
+use crate::wire::shown::shown;
+use crate::wire::{ApiError, Shown, Tree as _, Value};
 use serde::Deserialize;
-use serde_json::{Map, json};
+use serde_json::json;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 #[derive(Deserialize)]
@@ -186,7 +188,7 @@ pub fn named(view: &View, scope: &Scope, ids: &[String]) -> Result<Vec<Arc<Insta
 ///
 /// # Errors
 /// EC2's codes.
-pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, ApiError> {
     let params: Describe = ctx.params(action, request)?;
     let query = Query {
         action,
@@ -209,43 +211,52 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         let rows = named
             .iter()
             .chain(all.take(if query.by_id { 0 } else { usize::MAX }));
-        let mut reservations = Vec::new();
+        // With its reservation's members, for filters of those; they are taken off again.
         let items = rows.map(|row| {
             let mut item = present::instance(view, &ctx.scope, row);
-            // For filters of the reservation; taken off again below.
             item["ReservationId"] = row.reservation.to_string().into();
-            item["OwnerId"] = ctx.account().into();
+            item["OwnerId"] = ctx.account().to_owned().into();
             (row.id.to_string(), item)
         });
         let (instances, token) = page.fill(items);
-        let mut places: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+        let mut reservations: Vec<(Shown, Vec<Shown>)> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for mut instance in instances {
-            let id = instance.as_object_mut().and_then(|object| {
-                object.remove("OwnerId");
-                object.remove("ReservationId")?.as_str().map(str::to_owned)
-            });
-            let id = id.unwrap_or_default();
-            let place = *places.entry(id.clone()).or_insert_with(|| {
-                reservations.push(reservation(&id, ctx.account(), Vec::new()));
+            // The two that were put on last.
+            let id = match &mut instance {
+                Shown::Object(members) => {
+                    members.pop();
+                    members.pop().map_or(Shown::Null, |(_, id)| id)
+                }
+                _ => Shown::Null,
+            };
+            let key = id.text().unwrap_or_default().into_owned();
+            let place = *places.entry(key).or_insert_with(|| {
+                reservations.push((id, Vec::new()));
                 reservations.len() - 1
             });
-            if let Some(list) = reservations[place]["Instances"].as_array_mut() {
-                list.push(instance);
-            }
+            reservations[place].1.push(instance);
         }
-        let mut answer = Map::new();
-        answer.insert("Reservations".to_owned(), Value::Array(reservations));
+        let reservations = reservations
+            .into_iter()
+            .map(|(id, instances)| reservation(id, ctx.account(), instances));
+        let mut answer = shown!({"Reservations": reservations.collect::<Shown>()});
         if let Some(token) = token {
-            answer.insert("NextToken".to_owned(), token.into());
+            answer["NextToken"] = token.into();
         }
-        Ok(Value::Object(answer))
+        Ok(answer)
     })
     .await
 }
 
 /// A reservation with its instances.
-pub fn reservation(id: &str, owner: &str, instances: Vec<Value>) -> Value {
-    json!({"ReservationId": id, "OwnerId": owner, "Groups": [], "Instances": instances})
+pub fn reservation(id: impl Into<Shown>, owner: &str, instances: Vec<Shown>) -> Shown {
+    shown!({
+        "Groups": [],
+        "Instances": instances,
+        "OwnerId": owner.to_owned(),
+        "ReservationId": id.into(),
+    })
 }
 
 /// Where filter names of DescribeInstanceStatus lead.

@@ -6,10 +6,11 @@
 use super::filters::{Filters, Paths};
 use super::params::Filter;
 use crate::wire::shapes::Shape;
-use crate::wire::{ApiError, Value};
+use crate::wire::shown::shown;
+use crate::wire::{ApiError, Shown, Tree, Value};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::{Map, json};
+use serde_json::Map;
 
 /// Most items of one page.
 const MAX_PAGE: i64 = 1_000;
@@ -122,10 +123,10 @@ impl Page {
     }
 
     /// Takes what belongs to this page; items come in the order of their keys.
-    pub fn fill(
+    pub fn fill<T: Tree>(
         &self,
-        items: impl IntoIterator<Item = (String, Value)>,
-    ) -> (Vec<Value>, Option<String>) {
+        items: impl IntoIterator<Item = (String, T)>,
+    ) -> (Vec<T>, Option<String>) {
         let mut page = Vec::new();
         let mut last = String::new();
         for (key, item) in items {
@@ -180,9 +181,9 @@ pub fn lookup<I: Copy, T>(
 }
 
 /// Tags as EC2 lists them.
-pub fn tag_set(tags: &crate::rows::Tags) -> Value {
+pub fn tag_set(tags: &crate::rows::Tags) -> Shown {
     tags.iter()
-        .map(|(key, value)| json!({"Key": key, "Value": value}))
+        .map(|(key, value)| shown!({"Key": key, "Value": value}))
         .collect()
 }
 
@@ -190,6 +191,7 @@ pub fn tag_set(tags: &crate::rows::Tags) -> Value {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::json;
 
     fn query(max: Option<i64>, token: Option<&str>) -> Query<'_> {
         Query {

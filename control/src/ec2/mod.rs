@@ -65,7 +65,8 @@ use crate::core::{Core, Tx};
 use crate::fronts::sigv4::Identity;
 use crate::rows::Scope;
 use crate::view::View;
-use crate::wire::{ApiError, Value};
+use crate::wire::shown::shown;
+use crate::wire::{ApiError, Shown, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -185,16 +186,16 @@ impl Ctx {
 ///
 /// # Errors
 /// EC2's codes.
-pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, ApiError> {
     if action == "GetCallerIdentity" {
-        return Ok(serde_json::json!({
-            "UserId": ctx.account(),
-            "Account": ctx.account(),
+        return Ok(shown!({
+            "UserId": ctx.account().to_owned(),
+            "Account": ctx.account().to_owned(),
             "Arn": format!("arn:aws:iam::{}:root", ctx.account()),
         }));
     }
     defaults::ensure(ctx).await?;
-    match action {
+    let answer = match action {
         "AcceptVpcPeeringConnection" => peerings::accept(ctx, action, request).await,
         "AllocateAddress" => addresses::allocate(ctx, action, request).await,
         "AssignPrivateIpAddresses" => private_addresses::assign(ctx, action, request).await,
@@ -278,7 +279,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "DescribeInstanceStatus" => instances::status(ctx, action, request).await,
         "DescribeInstanceTypeOfferings" => types::offerings(ctx, action, request).await,
         "DescribeInstanceTypes" => types::describe(ctx, action, request).await,
-        "DescribeInstances" => instances::describe(ctx, action, request).await,
+        "DescribeInstances" => return instances::describe(ctx, action, request).await,
         "DescribeInternetGateways" => gateways::list(ctx, action, request).await,
         "DescribeKeyPairs" => keys::describe(ctx, action, request).await,
         "DescribeLaunchTemplateVersions" => {
@@ -343,7 +344,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         "ResetNetworkInterfaceAttribute" => interfaces::reset(ctx, action, request).await,
         "RevokeSecurityGroupEgress" => rules::revoke(ctx, action, request, true).await,
         "RevokeSecurityGroupIngress" => rules::revoke(ctx, action, request, false).await,
-        "RunInstances" => run::run(ctx, action, request).await,
+        "RunInstances" => return run::run(ctx, action, request).await,
         "StartInstances" => lifecycle::start(ctx, action, request).await,
         "StopInstances" => lifecycle::stop(ctx, action, request).await,
         "TerminateInstances" => lifecycle::terminate(ctx, action, request).await,
@@ -359,5 +360,6 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             "UnsupportedOperation",
             format!("The action {action} is not supported by this cloud."),
         )),
-    }
+    };
+    answer.map(Shown::from)
 }

@@ -6,7 +6,8 @@ use crate::config::zone_id;
 use crate::core::now_s;
 use crate::rows::*;
 use crate::view::View;
-use crate::wire::Value;
+use crate::wire::shown::shown;
+use crate::wire::{Shown, Tree as _, Value};
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -31,33 +32,32 @@ pub fn gmt(at_s: i64) -> String {
 }
 
 /// `{Code, Name}`.
-pub fn state(state: State) -> Value {
-    json!({"Code": state.code(), "Name": state.name()})
+pub fn state(state: State) -> Shown {
+    shown!({"Code": state.code(), "Name": state.name()})
 }
 
-fn group_refs(view: &View, scope: &Scope, groups: &[GroupId]) -> Value {
+fn group_refs(view: &View, scope: &Scope, groups: &[GroupId]) -> Shown {
     groups
         .iter()
         .map(|id| {
-            let name = view
-                .get::<Group>(scope, id)
-                .map_or("", |group| group.name.as_str());
-            json!({"GroupId": id.to_string(), "GroupName": name})
+            let group = view.get::<Group>(scope, id);
+            let name = group.map_or_else(String::new, |group| group.name.clone());
+            shown!({"GroupId": id.to_string(), "GroupName": name})
         })
         .collect()
 }
 
 /// An instance as DescribeInstances and RunInstances show it.
-pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
-    let mut item = json!({
+pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Shown {
+    let mut item = shown!({
         "AmiLaunchIndex": row.launch_index,
         "ImageId": row.boot.image.to_string(),
         "InstanceId": row.id.to_string(),
-        "InstanceType": row.instance_type,
+        "InstanceType": &row.instance_type,
         "LaunchTime": timestamp(row.launched_at_s),
         "Monitoring": {"State": if row.monitoring { "enabled" } else { "disabled" }},
         "Placement": {
-            "AvailabilityZone": row.zone,
+            "AvailabilityZone": &row.zone,
             "AvailabilityZoneId": zone_id(&row.zone),
             "GroupName": "",
             "Tenancy": "default",
@@ -66,15 +66,15 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         "ProductCodes": [],
         "PublicDnsName": "",
         "State": state(row.state),
-        "StateTransitionReason": row.transition,
-        "Architecture": row.boot.architecture,
+        "StateTransitionReason": &row.transition,
+        "Architecture": &row.boot.architecture,
         "BlockDeviceMappings": [],
-        "ClientToken": row.client_token,
+        "ClientToken": &row.client_token,
         "EbsOptimized": false,
         "EnaSupport": false,
         "Hypervisor": "xen",
         "NetworkInterfaces": [],
-        "RootDeviceName": row.root_device,
+        "RootDeviceName": &row.root_device,
         "RootDeviceType": if row.boot.instance_store { "instance-store" } else { "ebs" },
         "SecurityGroups": [],
         "Tags": tag_set(&row.tags),
@@ -91,26 +91,26 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         "MaintenanceOptions": {"AutoRecovery": "default"},
     });
     if !row.key_name.is_empty() {
-        item["KeyName"] = row.key_name.clone().into();
+        item["KeyName"] = (&row.key_name).into();
     }
     if let Some(group) = row.placement_group {
         item["Placement"]["GroupId"] = group.to_string().into();
         if let Some(group) = view.get::<PlacementGroup>(scope, &group) {
-            item["Placement"]["GroupName"] = group.name.clone().into();
+            item["Placement"]["GroupName"] = (&group.name).into();
         }
         if let Some(partition) = row.partition {
             item["Placement"]["PartitionNumber"] = partition.into();
         }
     }
     if let Some(reason) = &row.reason {
-        item["StateReason"] = json!({"Code": reason.code, "Message": reason.message});
+        item["StateReason"] = shown!({"Code": &reason.code, "Message": &reason.message});
     }
     if row.state == State::Terminated {
         return item;
     }
     item["PrivateDnsName"] = private_dns(row.private_ip, &scope.region).into();
     item["PrivateIpAddress"] = row.private_ip.to_string().into();
-    item["PrivateDnsNameOptions"] = json!({
+    item["PrivateDnsNameOptions"] = shown!({
         "HostnameType": "ip-name",
         "EnableResourceNameDnsARecord": false,
         "EnableResourceNameDnsAAAARecord": false,
@@ -134,8 +134,8 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
         .filter_map(|mapping| {
             let volume = view.get::<Volume>(scope, &mapping.volume)?;
             let attachment = volume.attachment.as_ref()?;
-            Some(json!({
-                "DeviceName": mapping.device,
+            Some(shown!({
+                "DeviceName": &mapping.device,
                 "Ebs": {
                     "AttachTime": timestamp(attachment.at_s),
                     "DeleteOnTermination": attachment.delete_on_termination,
@@ -161,9 +161,9 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Value {
 }
 
 /// Metadata options with their state.
-pub fn metadata_options(options: &MetadataOptions) -> Value {
+pub fn metadata_options(options: &MetadataOptions) -> Shown {
     let on = |on: bool| if on { "enabled" } else { "disabled" };
-    json!({
+    shown!({
         "State": "applied",
         "HttpTokens": if options.tokens_required { "required" } else { "optional" },
         "HttpPutResponseHopLimit": options.hop_limit,
@@ -225,28 +225,30 @@ fn is_new(view: &View, scope: &Scope, id: InstanceId) -> bool {
         .is_some_and(|row| row.state == State::Pending && !row.has_run)
 }
 
-fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Value {
-    let dns = private_dns(row.private_ip, &scope.region);
-    let mut item = json!({
+fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Shown {
+    let mut item = shown!({
         "NetworkInterfaceId": row.id.to_string(),
         "VpcId": row.vpc.to_string(),
         "SubnetId": row.subnet.to_string(),
-        "Description": row.description,
-        "OwnerId": *scope.account,
+        "Description": &row.description,
+        "OwnerId": scope.account.to_string(),
         "Status": if row.attachment.is_some() { "in-use" } else { "available" },
-        "MacAddress": row.mac,
+        "MacAddress": &row.mac,
         "PrivateIpAddress": row.private_ip.to_string(),
-        "PrivateDnsName": dns,
+        "PrivateDnsName": private_dns(row.private_ip, &scope.region),
         "SourceDestCheck": row.source_dest_check,
         "Groups": group_refs(view, scope, &row.groups),
         "InterfaceType": "interface",
         "Ipv6Addresses": [],
     });
-    let addresses: Vec<Value> = row
+    let addresses: Vec<Shown> = row
         .private_ips()
         .map(|ip| private_address(view, scope, row, ip))
         .collect();
-    if let Some(association) = addresses.first().and_then(|first| first.get("Association")) {
+    if let Some(association) = addresses
+        .first()
+        .and_then(|first| first.member("Association"))
+    {
         item["Association"] = association.clone();
     }
     item["PrivateIpAddresses"] = addresses.into();
@@ -266,15 +268,15 @@ fn private_address(
     scope: &Scope,
     row: &Interface,
     private_ip: std::net::Ipv4Addr,
-) -> Value {
-    let mut item = json!({
+) -> Shown {
+    let mut item = shown!({
         "Primary": private_ip == row.private_ip,
         "PrivateIpAddress": private_ip.to_string(),
         "PrivateDnsName": private_dns(private_ip, &scope.region),
     });
     if let Some((public, elastic)) = public_of(view, scope, row, private_ip) {
-        item["Association"] = json!({
-            "IpOwnerId": if elastic { &*scope.account } else { "amazon" },
+        item["Association"] = shown!({
+            "IpOwnerId": if elastic { scope.account.to_string() } else { "amazon".to_owned() },
             "PublicIp": public.to_string(),
             "PublicDnsName": public_dns(public, &scope.region),
         });
@@ -282,8 +284,8 @@ fn private_address(
     item
 }
 
-fn interface_attachment(row: &InterfaceAttachment, status: &str) -> Value {
-    json!({
+fn interface_attachment(row: &InterfaceAttachment, status: &'static str) -> Shown {
+    shown!({
         "AttachmentId": row.id.to_string(),
         "AttachTime": timestamp(row.at_s),
         "DeleteOnTermination": row.delete_on_termination,
@@ -299,7 +301,7 @@ const DETACHED_S: i64 = 5;
 
 /// A network interface as DescribeNetworkInterfaces shows it.
 pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
-    let mut item = instance_interface(view, scope, row);
+    let mut item = Value::from(instance_interface(view, scope, row));
     item["AvailabilityZone"] = row.zone.clone().into();
     item["RequesterManaged"] = row.nat_gateway.is_some().into();
     if row.nat_gateway.is_some() {
@@ -313,11 +315,11 @@ pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
             "Status": "attached",
         });
     }
-    item["TagSet"] = tag_set(&row.tags);
+    item["TagSet"] = tag_set(&row.tags).into();
     let left = row.left.as_ref();
     let left = left.filter(|(_, at_s)| now_s() - at_s < DETACHED_S);
     if let (None, Some((attachment, _))) = (&row.attachment, left) {
-        item["Attachment"] = interface_attachment(attachment, "detached");
+        item["Attachment"] = interface_attachment(attachment, "detached").into();
     }
     let left = left.map(|(attachment, _)| attachment);
     if let Some(attachment) = row.attachment.as_ref().or(left) {

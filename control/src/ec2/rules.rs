@@ -248,7 +248,7 @@ fn present(scope: &Scope, group: &Group, rule: &Rule) -> Value {
     item["GroupOwnerId"] = (*scope.account).into();
     item["SecurityGroupRuleArn"] =
         groups::arn(scope, "security-group-rule", &rule.id.to_string()).into();
-    item["Tags"] = tag_set(&rule.tags);
+    item["Tags"] = tag_set(&rule.tags).into();
     if let Peer::Group(id) = &rule.peer {
         if let Some(object) = item.as_object_mut() {
             object.remove("ReferencedGroupId");

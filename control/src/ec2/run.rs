@@ -16,7 +16,7 @@ use super::{
 };
 use crate::core::Tx;
 use crate::rows::*;
-use crate::wire::{ApiError, Value};
+use crate::wire::{ApiError, Shown, Value};
 use base64::Engine as _;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ const TAGGED: &[&str] = &["instance", "volume", "network-interface"];
 ///
 /// # Errors
 /// EC2's codes; `InsufficientInstanceCapacity` where `MinCount` does not fit.
-pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, ApiError> {
     let templated = ctx
         .core
         .peek(|view| templates::apply(view, &ctx.scope, request));
@@ -126,7 +126,7 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiEr
             .map(|row| present::instance(view, &ctx.scope, row))
             .collect();
         Ok(instances::reservation(
-            &reservation.to_string(),
+            reservation.to_string(),
             ctx.account(),
             shown,
         ))
@@ -477,6 +477,7 @@ fn subnet(
         return Ok(subnet);
     }
     // The default subnet of the zone, or of that with the most free addresses.
+    let vpc = groups::default_vpc(tx.view, &tx.scope)?;
     let free = |subnet: &Subnet| tx.get::<Addresses>(&subnet.id).map_or(0, |a| a.free());
     tx.view
         .all::<Subnet>(&tx.scope)
@@ -486,7 +487,10 @@ fn subnet(
         .ok_or_else(|| {
             ApiError::new(
                 "MissingInput",
-                "No subnets found for the default VPC. Please specify a subnet.",
+                format!(
+                    "No subnets found for the default VPC '{}'. Please specify a subnet.",
+                    vpc.id
+                ),
             )
         })
 }

@@ -599,7 +599,7 @@ pub async fn data(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             "HttpEndpoint",
             "InstanceMetadataTags",
         ] {
-            data["MetadataOptions"][name] = metadata[name].clone();
+            data["MetadataOptions"][name] = metadata[name].clone().into();
         }
         if !row.key_name.is_empty() {
             data["KeyName"] = row.key_name.clone().into();

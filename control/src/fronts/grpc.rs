@@ -143,16 +143,14 @@ async fn answer(
         .serialize_with_options(serde_json::value::Serializer, &options)
         .map_err(|error| ApiError::new("MalformedRequest", error.to_string()))?;
     let host = authority.unwrap_or_default();
-    let mut value = front
+    let answer = front
         .execute(&identity, method.name(), value, trail, host)
         .await?;
-    if model_of(&identity.service)
-        .operations
-        .get(method.name())
-        .is_none_or(|o| o.output.is_none())
-    {
-        value = Value::Object(serde_json::Map::new());
-    }
+    let operation = model_of(&identity.service).operations.get(method.name());
+    let value = match operation.and_then(|operation| operation.output) {
+        Some(_) => Value::from(answer),
+        None => Value::Object(serde_json::Map::new()),
+    };
     let message = DynamicMessage::deserialize(method.output(), value)
         .map_err(|error| ApiError::internal(&error))?;
     Ok(message.encode_to_vec().into())

@@ -1,7 +1,7 @@
 //! The embedded backend: one redb file, one writer thread, group commit.
 
 use super::{Batch, Entry, MAX_BYTES, MAX_OPERATIONS, Revision, Store, StoreError, Write};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -16,6 +16,9 @@ pub const SCHEMA: u64 = 1;
 const LOG_KEYS: usize = 65_536;
 /// Batches that may wait for the writer.
 const QUEUE: usize = 4_096;
+/// Pages of the file that are kept in memory: reads are answered from the view, so these
+/// serve the writer's way down the tree alone.
+const CACHE_BYTES: usize = 32 << 20;
 
 /// A store in a file.
 pub struct Embedded {
@@ -44,7 +47,9 @@ impl Embedded {
     /// # Errors
     /// [`StoreError::Schema`] on a newer file, [`StoreError::Failed`] otherwise.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Arc::new(Database::create(path).map_err(failed)?);
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = Arc::new(builder.create(path).map_err(failed)?);
         let transaction = database.begin_write().map_err(failed)?;
         let (revision, revisions) = {
             let mut meta = transaction.open_table(META).map_err(failed)?;

@@ -16,12 +16,14 @@ pub mod error;
 pub mod instant;
 pub mod query;
 pub mod shapes;
+pub mod shown;
 pub mod validate;
 pub mod xml;
 
 pub use error::ApiError;
 pub use serde_json::Value;
 pub use shapes::{Model, ShapeId, ec2, sts};
+pub use shown::{Shown, Tree};
 
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,7 @@ fn answers_encode_as_ec2_writes_them() {
     let value = json!({"Return": true, "UnknownIpPermissions": [], "RevokedSecurityGroupRules": [
         {"GroupId": "sg-1", "IsEgress": false, "FromPort": -1, "Description": "a<b&\"c\"\u{1}"}
     ]});
-    let xml = xml::ec2(ec2(), "RevokeSecurityGroupIngress", &value, "id");
+    let xml = xml::ec2(ec2(), "RevokeSecurityGroupIngress", &value.into(), "id");
     assert_eq!(
         xml,
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
@@ -78,7 +78,7 @@ fn answers_encode_as_ec2_writes_them() {
          <fromPort>-1</fromPort><description>a&lt;b&amp;&quot;c&quot;\u{fffd}</description></item>\
          </revokedSecurityGroupRuleSet></RevokeSecurityGroupIngressResponse>"
     );
-    let none = xml::ec2(ec2(), "CreateTags", &json!({}), "id");
+    let none = xml::ec2(ec2(), "CreateTags", &json!({}).into(), "id");
     assert!(none.contains("<return>true</return>"), "{none}");
     assert_eq!(
         validate::strangers(

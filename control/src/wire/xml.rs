@@ -1,13 +1,13 @@
-//! The XML encoder: a [`Value`] to what EC2 and STS answer.
+//! The XML encoder: a [`Shown`] to what EC2 and STS answer.
 
 use super::shapes::{Instant, Model, Shape, ShapeId};
-use super::{ApiError, Value, instant};
+use super::{ApiError, Shown, Tree as _, instant};
 
 const PROLOGUE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
 /// EC2's answer: `<ActionResponse><requestId/>members…</ActionResponse>`. An
 /// action without an output shape answers `<return>true</return>`.
-pub fn ec2(model: &Model, action: &str, value: &Value, request_id: &str) -> String {
+pub fn ec2(model: &Model, action: &str, value: &Shown, request_id: &str) -> String {
     let mut out = String::with_capacity(1024);
     out.push_str(PROLOGUE);
     open(
@@ -28,7 +28,7 @@ pub fn ec2(model: &Model, action: &str, value: &Value, request_id: &str) -> Stri
 }
 
 /// STS's answer: the `query` protocol's wrapper.
-pub fn sts(model: &Model, action: &str, value: &Value, request_id: &str) -> String {
+pub fn sts(model: &Model, action: &str, value: &Shown, request_id: &str) -> String {
     let mut out = String::from(PROLOGUE);
     open(
         &mut out,
@@ -87,17 +87,31 @@ pub fn sts_error(model: &Model, error: &ApiError, request_id: &str) -> String {
     out
 }
 
-fn members(out: &mut String, model: &Model, shape: ShapeId, value: &Value) {
-    for member in model.members(shape) {
-        match value.get(&member.name) {
-            None | Some(Value::Null) => {}
-            Some(value) => element(out, model, member.shape, &member.xml, value),
+/// Members in the model's order, which is nearly always the value's: each is looked for
+/// from where the last one was found.
+fn members(out: &mut String, model: &Model, shape: ShapeId, value: &Shown) {
+    let Shown::Object(object) = value else { return };
+    let members = model.members(shape);
+    let mut found = Vec::with_capacity(object.len());
+    let mut next = 0;
+    for (name, value) in object {
+        let ahead = (next..members.len()).chain(0..next);
+        let is_it = |at: &usize| members[*at].name == *name;
+        if let Some(at) = ahead.into_iter().find(is_it) {
+            found.push((at, value));
+            next = at + 1;
         }
+    }
+    found.sort_by_key(|(at, _)| *at);
+    for (at, value) in found {
+        let member = &members[at];
+        element(out, model, member.shape, &member.xml, value);
     }
 }
 
-fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &Value) {
+fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &Shown) {
     match (model.shape(shape), value) {
+        (_, Shown::Null) => {}
         (Shape::Structure { .. }, _) => {
             open(out, name);
             members(out, model, shape, value);
@@ -109,23 +123,23 @@ fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &
                 flattened: true,
                 ..
             },
-            Value::Array(elements),
+            Shown::List(elements),
         ) => {
             for inner in elements {
                 element(out, model, *member, name, inner);
             }
         }
-        (Shape::List { .. }, Value::Array(elements)) if elements.is_empty() => {
+        (Shape::List { .. }, Shown::List(elements)) if elements.is_empty() => {
             out.extend(["<", name, "/>"]);
         }
-        (Shape::List { member, xml, .. }, Value::Array(elements)) => {
+        (Shape::List { member, xml, .. }, Shown::List(elements)) => {
             open(out, name);
             for inner in elements {
                 element(out, model, *member, xml, inner);
             }
             close(out, name);
         }
-        (Shape::Map { value: shape }, Value::Object(entries)) => {
+        (Shape::Map { value: shape }, Shown::Object(entries)) => {
             open(out, name);
             for (key, value) in entries {
                 open(out, "entry");
@@ -135,11 +149,10 @@ fn element(out: &mut String, model: &Model, shape: ShapeId, name: &str, value: &
             }
             close(out, name);
         }
-        (Shape::Timestamp(format), Value::String(text)) if *format != Instant::Iso8601 => {
+        (Shape::Timestamp(format), Shown::Text(text)) if *format != Instant::Iso8601 => {
             text_element(out, name, &instant::write(*format, text));
         }
-        (_, Value::String(text)) => text_element(out, name, text),
-        (_, other) => text_element(out, name, &other.to_string()),
+        (_, other) => text_element(out, name, &other.text().unwrap_or_default()),
     }
 }
 

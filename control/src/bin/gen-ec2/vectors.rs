@@ -225,7 +225,7 @@ fn what_clients_read_is_encoded() {
                 [""; 0],
                 "{id}"
             );
-            document(&xml::ec2(&model, action, &value, "requestid"))
+            document(&xml::ec2(&model, action, &value.into(), "requestid"))
         };
         // Three vectors leave out the request id, and two write an instant in another zone.
         if !expected.parts.iter().any(|part| part.name == "requestId")
