@@ -289,7 +289,7 @@ fn the_responder_can_only_answer() {
         (arp(metadata(0), 1, served.ip), Reason::EtherType),
         (
             ethernet([2; 6], [2; 6], 0x86dd, &[0; 40]),
-            Reason::EtherType,
+            Reason::Malformed,
         ),
         (
             ethernet([2; 6], [2; 6], 0x0800, &[0x45; 19]),

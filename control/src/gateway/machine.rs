@@ -196,6 +196,7 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
             .collect(),
         launch_time_s: row.launched_at_s,
         block_device_mapping: block_devices(row),
+        ..Default::default()
     }
 }
 

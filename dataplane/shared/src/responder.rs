@@ -1,12 +1,15 @@
 //! A frame from the responder: whom it answers.
 
+use crate::ipv6::service;
 use crate::layout::{
     Direction, METADATA_ADDRESS, RESOLVER_ADDRESS, RESPONDER_SLOT, ROUTER_MAC, Reason, Service,
 };
 use crate::limit;
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{self, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, Ipv4, Part, TCP, UDP, transport};
+use crate::parse::{
+    self, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Part, TCP, UDP, transport,
+};
 use crate::rewrite::{readdress, repoint};
 use crate::service::{DHCP_CLIENT, DHCP_SERVER, DNS, DNS_LINK_LOCAL, HTTP};
 
@@ -29,8 +32,10 @@ pub fn receive(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Action 
 #[inline(always)]
 fn decide(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Result<Action, Reason> {
     let ether_type = packet.load_u16(ETH_TYPE).ok_or(Reason::Malformed)?;
-    if ether_type != ETHERTYPE_IPV4 {
-        return Err(Reason::EtherType);
+    match ether_type {
+        ETHERTYPE_IPV4 => {}
+        ETHERTYPE_IPV6 => return service::from_responder(packet, maps),
+        _ => return Err(Reason::EtherType),
     }
     let ip = parse::ipv4(packet).ok_or(Reason::Malformed)?;
     if ip.source != METADATA_ADDRESS {

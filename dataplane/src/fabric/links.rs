@@ -1,9 +1,12 @@
 //! The namespaces' settings, and the pair of interfaces between them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use ocs_dataplane_shared::ipv6::layout::{
+    METADATA as METADATA_IPV6, RESOLVER as RESOLVER_IPV6, ROUTER, SERVICES,
+};
 use ocs_dataplane_shared::layout::{METADATA, SVC0_MAC, SVC1_MAC};
 
 use super::error::{FabricError, system};
@@ -34,6 +37,14 @@ pub(super) fn ensure(taps: BorrowedFd<'_>, svc: BorrowedFd<'_>) -> Result<(), Fa
     netns::within(svc, || {
         let svc1 = rtnl::index_of(SVC1)?;
         turn_off_tx_checksums(SVC1)?;
+        // Addresses that are told, and none besides: no link-local one, no router's.
+        for (switch, value) in [
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+            ("disable_ipv6", "0"),
+        ] {
+            netns::sysctl(&format!("ipv6/conf/{SVC1}/{switch}"), value)?;
+        }
         rtnl::set_mac(svc1, SVC1_MAC)?;
         rtnl::set_up(svc1)?;
         rtnl::set_addresses(
@@ -41,8 +52,23 @@ pub(super) fn ensure(taps: BorrowedFd<'_>, svc: BorrowedFd<'_>) -> Result<(), Fa
             Ipv4Addr::from(METADATA),
             (NEXT_HOP, SVC0_MAC),
             (Ipv4Addr::new(169, 254, 0, 0), 16),
-        )
+        )?;
+        if netns::has_ipv6() {
+            rtnl::set_ipv6_addresses(
+                svc1,
+                [METADATA_IPV6, RESOLVER_IPV6].map(Ipv6Addr::from),
+                (Ipv6Addr::from(ROUTER), SVC0_MAC),
+                (services(), 48),
+            )?;
+        }
+        Ok(())
     })
+}
+
+/// What the addresses that the responder knows ports by begin with.
+fn services() -> Ipv6Addr {
+    let [a, b, c, d] = SERVICES.to_ne_bytes();
+    Ipv6Addr::from([a, b, c, d, 169, 254, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
 /// Makes the pair in the taps' namespace and moves one end. A half that a predecessor

@@ -92,6 +92,11 @@ pub(super) fn within<T: Send>(
     })
 }
 
+/// Whether this kernel speaks IPv6.
+pub(super) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
 /// Writes a sysctl of the thread's namespace.
 pub(super) fn sysctl(name: &str, value: &str) -> Result<(), FabricError> {
     let path = Path::new("/proc/sys/net").join(name);

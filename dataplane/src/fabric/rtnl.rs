@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::DefaultNla;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
@@ -154,6 +155,40 @@ pub(super) fn set_addresses(
                 .gateway(next_hop)
                 .output_interface(index)
                 .onlink()
+                .build();
+            handle.route().add(route).replace().execute().await
+        },
+    )
+}
+
+/// [`set_addresses`] of IPv6, which nobody else has, so that none need be asked.
+pub(super) fn set_ipv6_addresses(
+    index: u32,
+    addresses: [Ipv6Addr; 2],
+    neighbour: (Ipv6Addr, [u8; 6]),
+    network: (Ipv6Addr, u8),
+) -> Result<(), FabricError> {
+    run(
+        &format!("set IPv6 addresses and routes of interface {index}"),
+        |handle| async move {
+            for address in addresses {
+                let mut request = handle.address().add(index, address.into(), 128).replace();
+                request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+                request.execute().await?;
+            }
+            let (next_hop, mac) = neighbour;
+            handle
+                .neighbours()
+                .add(index, next_hop.into())
+                .link_layer_address(&mac)
+                .state(NeighbourState::Permanent)
+                .replace()
+                .execute()
+                .await?;
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(network.0, network.1)
+                .gateway(next_hop)
+                .output_interface(index)
                 .build();
             handle.route().add(route).replace().execute().await
         },

@@ -42,14 +42,17 @@ fn linux_leaves_its_work_to_linux() {
         leaves_segmentation(&from, before, segments);
     }
 
-    let route = from.spawn(|| stack::ip("route add 169.254.169.254 dev eth0"));
-    route.join().expect("a route");
-    let heard = exchange(
-        &from,
-        (responder::ADDRESS, 80).into(),
-        responder::http(&lab),
-    );
-    assert_eq!(heard, PAYLOAD);
+    let routes = from.spawn(|| {
+        stack::ip("route add 169.254.169.254 dev eth0");
+        stack::ip("-6 route add fd00:ec2::/32 via fe80::6f:63ff:fe73:1 dev eth0");
+    });
+    routes.join().expect("routes");
+    let services: [IpAddr; 2] = [responder::ADDRESS.into(), responder::ADDRESS_IPV6.into()];
+    for service in services {
+        let listener = responder::http_at(&lab, service);
+        let heard = exchange(&from, (service, 80).into(), listener);
+        assert_eq!(heard, PAYLOAD);
+    }
     for stack in [&from, &to] {
         assert_eq!(stack.tcp("InCsumErrors"), 0);
     }

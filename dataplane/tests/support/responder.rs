@@ -1,7 +1,7 @@
 //! Sockets in the responder's namespace.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -24,13 +24,22 @@ pub fn within<T: Send>(path: &std::path::Path, work: impl FnOnce() -> T + Send) 
     })
 }
 
+/// Where it hears IPv6.
+pub const ADDRESS_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Where its resolver does.
+pub const RESOLVER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x253);
+
 pub fn dhcp(lab: &Lab) -> UdpSocket {
     datagrams(lab, 67)
 }
 
 pub fn datagrams(lab: &Lab, port: u16) -> UdpSocket {
+    datagrams_at(lab, ADDRESS.into(), port)
+}
+
+pub fn datagrams_at(lab: &Lab, address: IpAddr, port: u16) -> UdpSocket {
     within(&lab.config().svc_netns, || {
-        let socket = UdpSocket::bind((ADDRESS, port)).expect("the port");
+        let socket = UdpSocket::bind((address, port)).expect("the port");
         socket
             .set_read_timeout(Some(Duration::from_secs(5)))
             .expect("a time-out");
@@ -39,8 +48,12 @@ pub fn datagrams(lab: &Lab, port: u16) -> UdpSocket {
 }
 
 pub fn http(lab: &Lab) -> TcpListener {
+    http_at(lab, ADDRESS.into())
+}
+
+pub fn http_at(lab: &Lab, address: IpAddr) -> TcpListener {
     within(&lab.config().svc_netns, || {
-        TcpListener::bind((ADDRESS, 80)).expect("port 80")
+        TcpListener::bind((address, 80)).expect("port 80")
     })
 }
 

@@ -181,8 +181,8 @@ fn translate(inputs: &Inputs) -> Policy {
 
 fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
     let mut addresses: Vec<IpAddr> = vec![eni.private_ip.parse().ok()?];
-    for secondary in &eni.secondary_private_ips {
-        addresses.push(secondary.parse().ok()?);
+    for further in eni.secondary_private_ips.iter().chain(&eni.ipv6_addresses) {
+        addresses.push(further.parse().ok()?);
     }
     let mut publics = BTreeMap::new();
     for pair in &eni.public_addresses {
@@ -197,7 +197,10 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
         mac: Mac(ocs_vmm_spec::parse_mac(&eni.mac)?),
         addresses,
         subnet: eni.subnet_cidr.parse().ok()?,
-        ipv6_subnet: None,
+        ipv6_subnet: match eni.subnet_ipv6_cidr.as_str() {
+            "" => None,
+            cidr => Some(cidr.parse().ok()?),
+        },
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
         resolver: resolver(&eni.vpc_cidr),

@@ -1,8 +1,8 @@
-//! `ocs-responder`: DHCP, the instance metadata service (IMDS) and DNS for guests.
+//! `ocs-responder`: DHCP, DHCPv6, the instance metadata service (IMDS) and DNS for guests.
 //!
 //! ```text
 //!  guest ─ tap ─ XDP (source := the ENI's service address) ─▶ svc1, netns `svc`
-//!                                                               │ UDP 67, TCP 80, 53
+//!                                                               │ UDP 67, 547, TCP 80, 53
 //!    run/responder/169.254.x.y.json ◀── node              ┌─────▼─────┐
 //!        [record]   └────────── read per request ────────▶│ peer addr │ identifies the ENI
 //!                                                         └───────────┘
@@ -12,6 +12,7 @@
 //! tokens is on disk.
 
 mod dhcp;
+mod dhcp6;
 pub mod dns;
 mod identity;
 mod imds;
@@ -143,6 +144,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
 async fn serve_in(place: place::Place, service: Arc<serve::Service>) -> Result<(), Error> {
     let dhcp = UdpSocket::from_std(place.dhcp.try_clone()?)?;
     let imds = TcpListener::from_std(place.imds.try_clone()?)?;
+    if let Some(place::Ipv6 { dhcp, imds }) = &place.ipv6 {
+        let dhcp = UdpSocket::from_std(dhcp.try_clone()?)?;
+        let imds = TcpListener::from_std(imds.try_clone()?)?;
+        let asked = Arc::clone(&service);
+        tokio::spawn(async move { serve::dhcp(&asked, &dhcp).await });
+        let asked = Arc::clone(&service);
+        tokio::spawn(async move { serve::imds(asked, &imds).await });
+    }
     for socket in &place.dns_datagrams {
         let socket = Arc::new(UdpSocket::from_std(socket.try_clone()?)?);
         tokio::spawn(dns::serve::datagrams(Arc::clone(&service), socket));

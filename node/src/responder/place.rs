@@ -3,24 +3,31 @@
 
 use super::Config;
 use super::dhcp::SERVER;
+use ocs_dataplane::shared::ipv6::layout::{METADATA, RESOLVER};
 use ocs_dataplane::shared::layout::DNS_LINK_LOCAL_PORT;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
+use rustix::net::sockopt::{set_ipv6_freebind, set_ipv6_v6only, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     LinkNameSpaceType, move_into_link_name_space, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
 use std::io;
-use std::net::{TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where questions come: those to the VPC's own address, and those to 169.254.169.253.
 const DNS_PORTS: [u16; 2] = [53, DNS_LINK_LOCAL_PORT];
+/// DHCPv6 servers' port (RFC 8415 §7.2).
+const DHCPV6: u16 = 547;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 const RETRY: Duration = Duration::from_millis(200);
 /// Two descriptors a connection, and room.
 const MAX_OPEN_FILES: u64 = 2 * super::limits::CONNECTIONS as u64 + 256;
@@ -35,10 +42,20 @@ pub struct Place {
     pub dns_datagrams: Vec<UdpSocket>,
     /// TCP, likewise.
     pub dns_connections: Vec<TcpListener>,
+    /// What of the host's kernel speaks IPv6; none: it does not.
+    pub ipv6: Option<Ipv6>,
     netns: Option<PathBuf>,
     netns_inode: u64,
     interface: String,
     index: u32,
+}
+
+/// Sockets at [`METADATA`]; those of [`RESOLVER`] are among IPv4's.
+pub struct Ipv6 {
+    /// UDP, port 547.
+    pub dhcp: UdpSocket,
+    /// TCP, port 80.
+    pub imds: TcpListener,
 }
 
 /// Waits until namespace, interface and address are there, then binds.
@@ -83,11 +100,29 @@ fn try_enter(config: &Config) -> io::Result<Place> {
     let imds = TcpListener::bind((SERVER, 80))?;
     let index = name_to_index(&dhcp, &config.interface)?;
     let dns_datagrams = DNS_PORTS.map(|port| UdpSocket::bind((SERVER, port)));
-    let dns_datagrams = dns_datagrams.into_iter().collect::<io::Result<Vec<_>>>()?;
+    let mut dns_datagrams = dns_datagrams.into_iter().collect::<io::Result<Vec<_>>>()?;
     let dns_connections = DNS_PORTS.map(|port| TcpListener::bind((SERVER, port)));
-    let dns_connections = dns_connections
+    let mut dns_connections = dns_connections
         .into_iter()
         .collect::<io::Result<Vec<_>>>()?;
+    let ipv6 = match socket_with(
+        AddressFamily::INET6,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    ) {
+        Err(Errno::AFNOSUPPORT) => None,
+        Err(error) => return Err(error.into()),
+        Ok(_) => {
+            dns_datagrams.push(ipv6_socket(SocketType::DGRAM, RESOLVER, DNS_PORTS[0])?.into());
+            dns_connections.push(ipv6_socket(SocketType::STREAM, RESOLVER, DNS_PORTS[0])?.into());
+            let dhcp: UdpSocket = ipv6_socket(SocketType::DGRAM, METADATA, DHCPV6)?.into();
+            let imds: TcpListener = ipv6_socket(SocketType::STREAM, METADATA, 80)?.into();
+            dhcp.set_nonblocking(true)?;
+            imds.set_nonblocking(true)?;
+            Some(Ipv6 { dhcp, imds })
+        }
+    };
     for socket in &dns_datagrams {
         socket.set_nonblocking(true)?;
     }
@@ -101,11 +136,28 @@ fn try_enter(config: &Config) -> io::Result<Place> {
         imds,
         dns_datagrams,
         dns_connections,
+        ipv6,
         netns: config.netns.clone(),
         netns_inode,
         interface: config.interface.clone(),
         index,
     })
+}
+
+/// A socket that hears at an address, whether the interface has it yet or not: one that has
+/// served IPv4 alone gets it when the packet path is opened again.
+fn ipv6_socket(kind: SocketType, address: [u8; 16], port: u16) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::INET6, kind, SocketFlags::CLOEXEC, None)?;
+    set_ipv6_v6only(&socket, true)?;
+    set_ipv6_freebind(&socket, true)?;
+    if kind == SocketType::STREAM {
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &SocketAddr::from((address, port)))?;
+    if kind == SocketType::STREAM {
+        listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
 }
 
 /// Gives up root for good: no identity, no capability, no way back through `execve`.

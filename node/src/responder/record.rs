@@ -4,13 +4,13 @@
 //! The responder has no other knowledge: a request whose peer has no record is
 //! not answered.
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use ocs_node_api as api;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -77,6 +77,9 @@ pub struct Instance {
     pub http_endpoint_enabled: bool,
     /// On: a request without a token is refused with 401.
     pub http_tokens_required: bool,
+    /// Whether it answers at its IPv6 address, too.
+    #[serde(default)]
+    pub http_protocol_ipv6: bool,
     /// IP TTL of the answer to a token's PUT.
     pub http_put_response_hop_limit: u8,
     /// Whether `tags/instance/` is there.
@@ -113,6 +116,9 @@ pub struct Interface {
     pub vpc_cidr: Ipv4Net,
     /// `sg-…`
     pub security_groups: Vec<String>,
+    /// What it is in IPv6.
+    #[serde(default)]
+    pub ipv6: Ipv6,
     /// DHCP option 26.
     pub mtu: u16,
     /// DHCP option 15, or empty.
@@ -123,6 +129,17 @@ pub struct Interface {
     /// What the metadata service alone tells of it.
     #[serde(default)]
     pub facts: Facts,
+}
+
+/// What an ENI is in IPv6; without addresses, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6 {
+    /// Its addresses.
+    pub addresses: Vec<Ipv6Addr>,
+    /// Its subnet's block.
+    pub subnet: Option<Ipv6Net>,
+    /// All blocks of its VPC.
+    pub vpc_cidrs: Vec<String>,
 }
 
 /// What the metadata service tells of an ENI and DHCP does not.
@@ -246,6 +263,7 @@ impl Record {
             public_key: metadata.public_key,
             http_endpoint_enabled: metadata.http_endpoint_enabled,
             http_tokens_required: metadata.http_tokens_required,
+            http_protocol_ipv6: metadata.http_protocol_ipv6,
             http_put_response_hop_limit: u8::try_from(hops)
                 .ok()
                 .filter(|hops| *hops > 0)
@@ -372,6 +390,7 @@ impl Interface {
                 .parse()
                 .map_err(|_| bad("vpc_cidr", &desired.vpc_cidr))?,
             security_groups: desired.security_groups.clone(),
+            ipv6: Ipv6::from_desired(desired)?,
             mtu: u16::try_from(desired.mtu)
                 .ok()
                 .filter(|mtu| *mtu >= 576)
@@ -379,6 +398,29 @@ impl Interface {
             domain_name: desired.domain_name.clone(),
             options: Options::from_desired(desired)?,
             facts: Facts::from_desired(desired)?,
+        })
+    }
+}
+
+impl Ipv6 {
+    fn from_desired(desired: &api::NetworkInterface) -> Result<Self, RecordError> {
+        let bad = |field, value: &str| RecordError::Field {
+            id: desired.id.clone(),
+            field,
+            value: value.to_owned(),
+        };
+        let parse = |text: &String| text.parse().map_err(|_| bad("ipv6_addresses", text));
+        Ok(Self {
+            addresses: desired
+                .ipv6_addresses
+                .iter()
+                .map(parse)
+                .collect::<Result<_, _>>()?,
+            subnet: match desired.subnet_ipv6_cidr.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| bad("subnet_ipv6_cidr", text))?),
+            },
+            vpc_cidrs: desired.vpc_ipv6_cidrs.clone(),
         })
     }
 }

@@ -5,14 +5,15 @@ use super::identity::Signer;
 use super::limits::{self, Limits};
 use super::record::Record;
 use super::token::TokenKey;
-use super::{dhcp, imds};
+use super::{dhcp, dhcp6, imds};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::sockopt::set_ip_ttl;
+use ocs_dataplane::shared::ipv6::layout::service_of;
+use rustix::net::sockopt::{set_ip_ttl, set_ipv6_unicast_hops};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
@@ -20,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -33,7 +34,7 @@ const MAX_HEADERS: usize = 64;
 /// The largest UDP payload of an Ethernet frame without fragments, and room.
 const MAX_DATAGRAM_BYTES: usize = 2048;
 /// TTL of every answer until a token's PUT.
-const USUAL_HOPS: u32 = 64;
+const USUAL_HOPS: u8 = 64;
 /// After an error of the system, such as no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,33 +62,43 @@ impl Service {
     }
 }
 
-/// Answers DHCP for ever.
+/// The service address of the ENI that a peer is: its own, or what its IPv6 address is made of.
+pub fn eni_of(peer: SocketAddr) -> Ipv4Addr {
+    match peer.ip() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => service_of(address.octets()).into(),
+    }
+}
+
+/// Answers DHCP, or on a socket of IPv6 DHCPv6, for ever.
 pub async fn dhcp(service: &Service, socket: &UdpSocket) -> Infallible {
     let mut buffer = [0u8; MAX_DATAGRAM_BYTES];
     loop {
         let (length, peer) = match socket.recv_from(&mut buffer).await {
-            Ok((length, SocketAddr::V4(peer))) => (length, *peer.ip()),
-            Ok((_, SocketAddr::V6(_))) => continue,
+            Ok(received) => received,
             Err(error) => {
                 tracing::warn!(%error, "receiving DHCP failed");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
-        if service
-            .limits
-            .take(peer, limits::DATAGRAM, Instant::now())
-            .is_err()
-        {
+        let eni = eni_of(peer);
+        let now = Instant::now();
+        if service.limits.take(eni, limits::DATAGRAM, now).is_err() {
             continue;
         }
-        let Some(record) = service.record(peer) else {
+        let Some(record) = service.record(eni) else {
             continue;
         };
-        let Some(reply) = dhcp::answer(&buffer[..length], &record) else {
+        let asked = &buffer[..length];
+        let (reply, port) = match peer {
+            SocketAddr::V4(_) => (dhcp::answer(asked, &record), dhcp::PORT),
+            SocketAddr::V6(_) => (dhcp6::answer(asked, &record), dhcp6::PORT),
+        };
+        let Some(reply) = reply else {
             continue;
         };
-        if let Err(error) = socket.send_to(&reply, (peer, dhcp::PORT)).await {
+        if let Err(error) = socket.send_to(&reply, (peer.ip(), port)).await {
             tracing::warn!(%peer, %error, "sending DHCP failed");
         }
     }
@@ -98,10 +109,7 @@ pub async fn imds(service: Arc<Service>, listener: &TcpListener) -> Infallible {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let IpAddr::V4(peer) = peer.ip() else {
-                    continue;
-                };
-                if let Some(permit) = service.limits.connect(peer, Instant::now()) {
+                if let Some(permit) = service.limits.connect(eni_of(peer), Instant::now()) {
                     let service = Arc::clone(&service);
                     tokio::spawn(async move {
                         if let Err(error) = connection(&service, stream, peer).await {
@@ -119,12 +127,14 @@ pub async fn imds(service: Arc<Service>, listener: &TcpListener) -> Infallible {
     }
 }
 
-async fn connection(service: &Service, stream: TcpStream, peer: Ipv4Addr) -> io::Result<()> {
+async fn connection(service: &Service, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    let eni = eni_of(peer);
     let reach = Reach {
         socket: rustix::io::fcntl_dupfd_cloexec(&stream, 0)?,
-        hops: AtomicU32::new(USUAL_HOPS),
+        hops: AtomicU8::new(USUAL_HOPS),
+        is_ipv6: peer.is_ipv6(),
     };
-    let handler = service_fn(|request| respond(service, &reach, peer, request));
+    let handler = service_fn(|request| respond(service, &reach, eni, request));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -142,13 +152,18 @@ async fn connection(service: &Service, stream: TcpStream, peer: Ipv4Addr) -> io:
 /// answer, to send when the peer has room or to send again, must not go with a later one's TTL.
 struct Reach {
     socket: OwnedFd,
-    hops: AtomicU32,
+    hops: AtomicU8,
+    is_ipv6: bool,
 }
 
 impl Reach {
-    fn limit(&self, hops: u32) -> io::Result<()> {
+    fn limit(&self, hops: u8) -> io::Result<()> {
         let before = self.hops.fetch_min(hops, Ordering::Relaxed);
-        Ok(set_ip_ttl(&self.socket, before.min(hops))?)
+        let hops = before.min(hops);
+        if self.is_ipv6 {
+            return Ok(set_ipv6_unicast_hops(&self.socket, Some(hops))?);
+        }
+        Ok(set_ip_ttl(&self.socket, hops.into())?)
     }
 }
 
@@ -163,9 +178,10 @@ async fn respond(
     }
     let record = service
         .record(peer)
+        .filter(|record| !reach.is_ipv6 || record.instance.http_protocol_ipv6)
         .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
     let hops = if request.method() == Method::PUT {
-        u32::from(record.instance.http_put_response_hop_limit)
+        record.instance.http_put_response_hop_limit
     } else {
         USUAL_HOPS
     };

@@ -1,6 +1,6 @@
 //! A record for tests.
 
-use super::record::{Facts, Instance, Interface, Options, RECORD_VERSION, Record};
+use super::record::{Facts, Instance, Interface, Ipv6, Options, RECORD_VERSION, Record};
 
 /// An instance with one ENI, 172.31.16.5 in a default VPC of us-east-1.
 pub fn record() -> Record {
@@ -27,6 +27,7 @@ pub fn record() -> Record {
             public_key: String::new(),
             http_endpoint_enabled: true,
             http_tokens_required: true,
+            http_protocol_ipv6: true,
             http_put_response_hop_limit: 1,
             instance_metadata_tags: true,
             tags: [("Name".into(), "a b".into())].into(),
@@ -47,6 +48,7 @@ pub fn record() -> Record {
             subnet_cidr: "172.31.16.0/20".parse().unwrap(),
             vpc_cidr: "172.31.0.0/16".parse().unwrap(),
             security_groups: vec!["sg-1".into(), "sg-2".into()],
+            ipv6: Ipv6::default(),
             mtu: 1500,
             domain_name: "ec2.internal".into(),
             options: Options::default(),

@@ -170,6 +170,9 @@ impl<'a> Tree<'a> {
         if let Some(first) = record.interfaces.first() {
             put("local-ipv4", &first.private_ip.to_string());
             put("mac", &first.mac);
+            if let Some(address) = first.ipv6.addresses.first() {
+                put("ipv6", &address.to_string());
+            }
         }
         if let Some(ip) = it.public_ip {
             put("public-ipv4", &ip.to_string());
@@ -209,6 +212,18 @@ impl<'a> Tree<'a> {
         put("vpc-ipv4-cidr-block", &interface.vpc_cidr.to_string());
         put("vpc-ipv4-cidr-blocks", &facts.vpc_cidrs.join("\n"));
         put("local-hostname", &facts.hostname);
+        let ipv6 = &interface.ipv6;
+        let addresses = ipv6.addresses.iter().map(ToString::to_string);
+        let addresses: Vec<String> = addresses.collect();
+        if !addresses.is_empty() {
+            put("ipv6s", &addresses.join("\n"));
+        }
+        if let Some(block) = ipv6.subnet {
+            put("subnet-ipv6-cidr-blocks", &block.to_string());
+        }
+        if !ipv6.vpc_cidrs.is_empty() {
+            put("vpc-ipv6-cidr-blocks", &ipv6.vpc_cidrs.join("\n"));
+        }
         put("security-groups", &facts.security_group_names.join("\n"));
         put("subnet-id", &facts.subnet_id);
         let publics: Vec<String> = facts.publics.iter().map(|(ip, _)| ip.to_string()).collect();

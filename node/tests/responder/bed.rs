@@ -1,10 +1,12 @@
 //! Two namespaces, a veth pair and a state folder, all removed at the end.
 
-use ocs_node::responder::record::{Facts, Instance, Interface, Options, RECORD_VERSION, Record};
+use ocs_node::responder::record::{
+    Facts, Instance, Interface, Ipv6, Options, RECORD_VERSION, Record,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, ExitStatus};
@@ -12,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const RESPONDER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const RESPONDER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+pub const RESOLVER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x253);
 const UID: &str = "64002";
 /// Long enough for a machine under load; no test waits for it but to fail.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,6 +64,10 @@ impl Bed {
         for last in 1..=3 {
             let address = format!("169.254.1.{last}/16");
             ip(&["-n", guests, "addr", "add", &address, "dev", "svc0"]);
+            let address = format!("{}/32", as_ipv6([169, 254, 1, last].into()));
+            ip(&[
+                "-n", guests, "addr", "add", &address, "dev", "svc0", "nodad",
+            ]);
         }
         ip(&["-n", guests, "link", "set", "svc0", "up"]);
         ip(&["-n", server, "link", "set", "svc1", "up"]);
@@ -69,6 +77,19 @@ impl Bed {
     pub fn add_address(&self) {
         let address = format!("{RESPONDER}/16");
         ip(&["-n", &self.server, "addr", "add", &address, "dev", "svc1"]);
+        for address in [RESPONDER_IPV6, RESOLVER_IPV6] {
+            let address = format!("{address}/32");
+            ip(&[
+                "-n",
+                &self.server,
+                "addr",
+                "add",
+                &address,
+                "dev",
+                "svc1",
+                "nodad",
+            ]);
+        }
     }
 
     /// Takes the interface away.
@@ -138,6 +159,17 @@ impl Bed {
         Some(buffer[..length].to_vec())
     }
 
+    /// A datagram from an ENI's address by IPv6, from a DHCPv6 client's port, and what comes back.
+    pub fn ipv6_datagram(&self, peer: Ipv4Addr, to: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
+        let socket = self.inside(|| UdpSocket::bind((as_ipv6(peer), 546)).unwrap());
+        socket.send_to(bytes, to).unwrap();
+        socket.set_read_timeout(Some(SILENCE)).unwrap();
+        let mut buffer = [0u8; 2048];
+        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        assert_eq!(from, to);
+        Some(buffer[..length].to_vec())
+    }
+
     /// A message behind its length on a connection, and the one that comes back.
     pub fn framed(&self, peer: Ipv4Addr, port: u16, message: &[u8]) -> Vec<u8> {
         let mut stream = self.connect_to(peer, port);
@@ -154,13 +186,25 @@ impl Bed {
         self.connect_to(peer, 80)
     }
 
+    pub fn ipv6_connect(&self, peer: Ipv4Addr) -> TcpStream {
+        self.connect_as(as_ipv6(peer).into(), (RESPONDER_IPV6, 80).into())
+    }
+
     fn connect_to(&self, peer: Ipv4Addr, port: u16) -> TcpStream {
+        self.connect_as(peer.into(), (RESPONDER, port).into())
+    }
+
+    fn connect_as(&self, own: IpAddr, to: SocketAddr) -> TcpStream {
         // std cannot bind before it connects.
         self.inside(|| {
             use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-            let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-            bind(&socket, &SocketAddr::from((peer, 0))).unwrap();
-            connect(&socket, &SocketAddr::from((RESPONDER, port))).unwrap();
+            let family = match own {
+                IpAddr::V4(_) => AddressFamily::INET,
+                IpAddr::V6(_) => AddressFamily::INET6,
+            };
+            let socket = socket(family, SocketType::STREAM, None).unwrap();
+            bind(&socket, &SocketAddr::from((own, 0))).unwrap();
+            connect(&socket, &to).unwrap();
             let stream = TcpStream::from(socket);
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream
@@ -290,6 +334,12 @@ impl Http<'_> {
     }
 }
 
+/// What the responder takes an ENI for that asks by IPv6.
+fn as_ipv6(peer: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = peer.octets().map(u16::from);
+    Ipv6Addr::new(0xfd00, 0x0ec2, a << 8 | b, c << 8 | d, 0, 0, 0, 5)
+}
+
 fn ip(arguments: &[&str]) {
     let status = Command::new("ip").args(arguments).status();
     assert!(
@@ -323,6 +373,7 @@ fn record(instance: &str) -> Record {
             public_key: String::new(),
             http_endpoint_enabled: true,
             http_tokens_required: true,
+            http_protocol_ipv6: true,
             http_put_response_hop_limit: 1,
             instance_metadata_tags: false,
             tags: [].into(),
@@ -339,6 +390,7 @@ fn record(instance: &str) -> Record {
             subnet_cidr: "172.31.16.0/20".parse().unwrap(),
             vpc_cidr: "172.31.0.0/16".parse().unwrap(),
             security_groups: Vec::new(),
+            ipv6: Ipv6::default(),
             mtu: 1500,
             domain_name: text("ec2.internal"),
             options: Options::default(),

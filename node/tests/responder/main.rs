@@ -6,10 +6,10 @@
 
 mod bed;
 
-use bed::{Bed, Http};
+use bed::{Bed, Http, RESOLVER_IPV6, RESPONDER_IPV6};
 use dhcproto::v4::{DhcpOption, Message, MessageType};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 const A: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -92,6 +92,46 @@ fn names_are_answered_by_datagram_and_connection_at_both_ports() {
         let refused = bed.datagram_to(B, port, &own).unwrap();
         assert_eq!(refused[3] & 0x0f, 5, "enableDnsSupport is off");
         assert_eq!(bed.datagram_to(STRANGER, port, &own), None);
+    }
+}
+
+/// DHCPv6, names and metadata by IPv6, of the same ENIs; metadata only where it is switched on.
+#[test]
+fn an_eni_is_known_by_ipv6_too() {
+    let bed = Bed::new();
+    let address: Ipv6Addr = "fd01:2:3:4::5".parse().unwrap();
+    for (peer, name, metadata) in [(A, "i-a", true), (B, "i-b", false)] {
+        bed.put(peer, name, |record| {
+            record.interfaces[0].ipv6.addresses = vec![address];
+            record.instance.http_protocol_ipv6 = metadata;
+        });
+    }
+    let _responder = bed.start();
+    let mut solicit = vec![1, 0, 0, 1, 0, 1, 0, 4, 0, 3, 0, 1];
+    solicit.extend([0, 3, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let own = question(&["ip-172-31-16-5", "ec2", "internal"]);
+    for peer in [A, B] {
+        let advertised = bed.ipv6_datagram(peer, (RESPONDER_IPV6, 547).into(), &solicit);
+        let advertised = advertised.unwrap();
+        assert_eq!(advertised[..4], [2, 0, 0, 1]);
+        let named = |bytes: &[u8]| bytes == address.octets();
+        assert!(advertised.windows(16).any(named));
+        let answer = bed.ipv6_datagram(peer, (RESOLVER_IPV6, 53).into(), &own);
+        assert_eq!(answer.unwrap().last_chunk(), Some(&[172, 31, 16, 5]));
+    }
+    let put = format!(
+        "PUT /latest/api/token HTTP/1.1\r\nHost: [{RESPONDER_IPV6}]\r\n{TTL}\r\nConnection: close\r\n\r\n"
+    );
+    let token = Http::raw(bed.ipv6_connect(A), &put).unwrap();
+    assert_eq!(token.status, 200);
+    // It is the same ENI's by IPv4.
+    let header = token_header(&token.body);
+    let told = bed.http(A).ask("GET", "/latest/meta-data/ipv6", &[&header]);
+    assert_eq!(told.unwrap().body, address.to_string());
+    assert!(Http::raw(bed.ipv6_connect(B), &put).is_none());
+    for (peer, port) in [(STRANGER, 547), (A, 546)] {
+        let to = (RESPONDER_IPV6, port).into();
+        assert_eq!(bed.ipv6_datagram(peer, to, &solicit), None);
     }
 }
 

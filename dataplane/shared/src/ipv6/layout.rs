@@ -28,6 +28,32 @@ pub const ROUTER: [u8; 16] = [
     0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0x6f, 0x63, 0xff, 0xfe, 0x73, 0x00, 0x01,
 ];
 
+/// [`ROUTER`] as it lies in a packet.
+pub const ROUTER_ADDRESS: Address6 = address(ROUTER);
+
+/// Where the metadata service listens, in every network.
+pub const METADATA: [u8; 16] = [
+    0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54,
+];
+/// Where the resolver answers, in every network.
+pub const RESOLVER: [u8; 16] = [
+    0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x53,
+];
+/// All DHCP servers of a link (RFC 8415 §7.1) as they lie in a packet.
+pub const ALL_DHCP: Address6 = address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2]);
+/// The first 32 bits of every address of the host's services: no network's own.
+pub const SERVICES: u32 = u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]);
+/// [`METADATA`] as it lies in a packet.
+pub const METADATA_ADDRESS: Address6 = address(METADATA);
+/// [`RESOLVER`] as it lies in a packet.
+pub const RESOLVER_ADDRESS: Address6 = address(RESOLVER);
+
+/// The service address in an address that the responder knows a port by.
+#[must_use]
+pub const fn service_of(address: [u8; 16]) -> [u8; 4] {
+    [address[4], address[5], address[6], address[7]]
+}
+
 /// Numbers that addresses may have, plus 1.
 pub const MAX_NUMBER: u32 = 1 << 24;
 

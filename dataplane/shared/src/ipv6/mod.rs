@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  port ── EtherType ──▶ stage PORT_IPV6    parse ─┬─ neighbour  answered in place
+//!                                                  ├─ service    to the responder
 //!                                                  └─ route ─ numbers ─▶ forward::by_way
 //!  uplink ─ VXLAN of IPv6 ─▶ stage UPLINK_IPV6  unwrap ─ numbers ─▶ deliver
 //! ```
@@ -20,6 +21,7 @@ pub mod layout;
 mod neighbour;
 pub mod parse;
 mod route;
+pub(crate) mod service;
 mod too_big;
 
 use crate::deliver::{Arrival, deliver};
@@ -58,6 +60,9 @@ fn decide(
 ) -> Result<Action, Reason> {
     let own = maps.port_ipv6(tap.slot).ok_or(Reason::EtherType)?;
     let ip = parse::ipv6(packet).ok_or(Reason::Malformed)?;
+    if service::is_for_service(&ip) {
+        return service::to_responder(packet, maps, tap, own, &ip);
+    }
     if neighbour::is_for_link(packet, &ip) {
         return neighbour::answer(packet, maps, tap, own, &ip);
     }

@@ -5,7 +5,7 @@
 //! the Ethernet address that the mapping says. An address that nobody has stays silent, and
 //! so does the search for duplicates: no address is anyone else's.
 
-use super::layout::{Address6, Port, ROUTER, address};
+use super::layout::{Address6, Port, ROUTER_ADDRESS, address};
 use super::parse::{DESTINATION, HEADER_LEN, HOP_LIMIT, Ipv6, SOURCE, load_address};
 use super::{endpoint, own_endpoint, store_ethernet, too_big};
 use crate::checksum::Sum;
@@ -45,7 +45,6 @@ const NO_HOPS: u8 = 255;
 /// Words of the longest message that is answered with: an error with its quote.
 pub(super) const CHECKSUM_WORDS: usize = (8 + too_big::QUOTE) / 4;
 
-const ROUTER_ADDRESS: Address6 = address(ROUTER);
 const UNSPECIFIED: Address6 = [0; 4];
 const ALL_NODES: Address6 = address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 

@@ -97,20 +97,11 @@ struct Chain {
 /// itself or the frame, or is followed by what no honest sender puts there.
 #[inline(always)]
 pub fn ipv6(packet: &(impl Packet + ?Sized)) -> Option<Ipv6> {
-    let version = packet.load_u8(ETH_LEN)?;
-    let length = usize::from(u16::from_be(packet.load_u16(ETH_LEN + 4)?));
-    let next = packet.load_u8(ETH_LEN + 6)?;
-    let hop_limit = packet.load_u8(HOP_LIMIT)?;
-    let source = load_address(packet, SOURCE)?;
-    let destination = load_address(packet, DESTINATION)?;
-    let at = ETH_LEN + HEADER_LEN;
-    if version >> 4 != 6 || at + length > packet.len() {
-        return None;
-    }
+    let ip = plain(packet)?;
     let mut chain = Chain {
-        next,
-        at,
-        end: at + length,
+        next: ip.protocol,
+        at: ip.payload,
+        end: ip.payload + ip.payload_len,
         id: 0,
         part: Part::Whole,
     };
@@ -133,7 +124,7 @@ pub fn ipv6(packet: &(impl Packet + ?Sized)) -> Option<Ipv6> {
         return None;
     }
     // Whatever headers there were, the verifier goes on once.
-    let any = u64::from(source[3]);
+    let any = u64::from(ip.source[3]);
     let payload = forget::<MAX_OFFSET>(chain.at, any);
     let part = match blur(chain.part as u8, any) {
         0 => Part::Whole,
@@ -141,14 +132,37 @@ pub fn ipv6(packet: &(impl Packet + ?Sized)) -> Option<Ipv6> {
         _ => Part::Later,
     };
     Some(Ipv6 {
-        source,
-        destination,
         protocol: blur(chain.next, any),
-        hop_limit,
         id: forget_number(u64::from(chain.id), any) as u32,
         part,
         payload,
         payload_len: forget_number((chain.end - chain.at) as u64, any) as usize,
+        ..ip
+    })
+}
+
+/// The same of a packet whose extension headers, if it has any, are its payload.
+#[inline(always)]
+pub(super) fn plain(packet: &(impl Packet + ?Sized)) -> Option<Ipv6> {
+    let version = packet.load_u8(ETH_LEN)?;
+    let length = usize::from(u16::from_be(packet.load_u16(ETH_LEN + 4)?));
+    let next = packet.load_u8(ETH_LEN + 6)?;
+    let hop_limit = packet.load_u8(HOP_LIMIT)?;
+    let source = load_address(packet, SOURCE)?;
+    let destination = load_address(packet, DESTINATION)?;
+    let at = ETH_LEN + HEADER_LEN;
+    if version >> 4 != 6 || at + length > packet.len() {
+        return None;
+    }
+    Some(Ipv6 {
+        source,
+        destination,
+        protocol: next,
+        hop_limit,
+        id: 0,
+        part: Part::Whole,
+        payload: at,
+        payload_len: length,
     })
 }
 

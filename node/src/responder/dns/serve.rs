@@ -1,11 +1,11 @@
 //! The loops of the resolver's sockets.
 
 use super::super::limits;
-use super::super::serve::Service;
+use super::super::serve::{Service, eni_of};
 use super::{By, Question, Verdict, answer};
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,8 +33,7 @@ pub async fn datagrams(service: Arc<Service>, socket: Arc<UdpSocket>) -> Infalli
                 continue;
             }
         };
-        let SocketAddr::V4(from) = peer else { continue };
-        let from = *from.ip();
+        let from = eni_of(peer);
         let now = Instant::now();
         if service.limits.take(from, limits::DATAGRAM, now).is_err() {
             continue;
@@ -76,9 +75,7 @@ pub async fn connections(service: Arc<Service>, listener: Arc<TcpListener>) -> I
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let IpAddr::V4(peer) = peer.ip() else {
-                    continue;
-                };
+                let peer = eni_of(peer);
                 let Some(place) = service.limits.connect(peer, Instant::now()) else {
                     continue;
                 };

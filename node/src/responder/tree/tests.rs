@@ -42,6 +42,31 @@ fn every_listing_leads_to_what_it_names() {
 }
 
 #[test]
+fn an_interface_s_ipv6_addresses_and_blocks_are_told() {
+    let none = Tree::new(&record(), None);
+    assert_eq!(leaf(&none, "meta-data/ipv6"), None);
+    let mut dual = record();
+    dual.interfaces[0].ipv6 = crate::responder::record::Ipv6 {
+        addresses: ["fd01::5", "fd01::6"].map(|ip| ip.parse().unwrap()).into(),
+        subnet: Some("fd01::/64".parse().unwrap()),
+        vpc_cidrs: vec!["fd01::/56".into(), "fd02::/56".into()],
+    };
+    let tree = Tree::new(&dual, None);
+    let of = |name: &str| {
+        let path = format!("meta-data/network/interfaces/macs/02:00:00:00:00:2a/{name}");
+        (leaf(&none, &path), leaf(&tree, &path).unwrap())
+    };
+    assert_eq!(leaf(&tree, "meta-data/ipv6").unwrap(), "fd01::5");
+    for (name, value) in [
+        ("ipv6s", "fd01::5\nfd01::6"),
+        ("subnet-ipv6-cidr-blocks", "fd01::/64"),
+        ("vpc-ipv6-cidr-blocks", "fd01::/56\nfd02::/56"),
+    ] {
+        assert_eq!(of(name), (None, value.to_owned()));
+    }
+}
+
+#[test]
 fn the_listings_read_as_ec2_s() {
     let tree = Tree::new(&record(), None);
     assert_eq!(
