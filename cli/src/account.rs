@@ -1,4 +1,4 @@
-//! `ocs account`, `ocs key`, `ocs audit`, `ocs host list`: asked of control over its operator's socket.
+//! `ocs account`, `ocs key`, `ocs audit`, `ocs host list` and `remove`: asked of control over its operator's socket.
 
 use crate::state::State;
 use anyhow::{Context, Result, bail};

@@ -20,6 +20,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Longest name of a host: a label of DNS.
 const MAX_NAME_BYTES: usize = 63;
@@ -61,14 +62,28 @@ pub enum Hosts {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Lists hosts: how they are reached, and how much of them is given out.
+    /// Lists hosts: how they are reached, how much of them is given out, and what they hold.
     List(Place),
+    /// Removes a host: its certificate is void from then on, other hosts know its instances no
+    /// more, its NAT gateways move to another. One that holds instances, volumes or snapshots
+    /// stays, unless it is forced.
+    Remove {
+        #[command(flatten)]
+        place: Place,
+        /// The host's name.
+        name: String,
+        /// For a host that is dead for good: its instances are terminated, its volumes and
+        /// snapshots are in error, since what it held is lost.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// Runs `ocs host`.
 pub fn run(command: &Hosts) -> Result<()> {
     match command {
         Hosts::Add { place, name, out } => add(&State::at(&place.state)?, name, out.as_deref()),
+        Hosts::Remove { place, name, force } => remove(place, name, *force),
         Hosts::List(place) => print(&ask(place, &json!({"list_hosts": {}}))?),
     }
 }
@@ -98,6 +113,18 @@ fn add(state: &State, name: &str, out: Option<&Path>) -> Result<()> {
         path.display()
     );
     Ok(())
+}
+
+fn remove(place: &Place, name: &str, force: bool) -> Result<()> {
+    check_name(name)?;
+    let void_until_s = pki::begins_now().unix_timestamp();
+    let request = json!({"name": name, "force": force, "void_until_s": void_until_s});
+    let answer = ask(place, &json!({"remove_host": request}))?;
+    // Certificates count in seconds: one of this second would be void, too.
+    while pki::begins_now().unix_timestamp() <= void_until_s {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    print(&answer)
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -2,12 +2,14 @@
 //!
 //! One JSON object a line in, one out: `{"create_account": {"limits": "ec2"}}`,
 //! `{"create_key": {"account": "…"}}`, `{"delete_key": {"key": "…"}}`,
-//! `{"list_accounts": {}}`, `{"list_hosts": {}}`, `{"verify_audit": {}}`; an answer is the
+//! `{"list_accounts": {}}`, `{"list_hosts": {}}`, `{"remove_host": {"name": "…", …}}`,
+//! `{"verify_audit": {}}`; an answer is the
 //! object asked for, or `{"error": "…"}`. `ocs account`, `ocs key` and `ocs host` speak it.
 
 use crate::accounts::{self, Sealer};
 use crate::audit;
 use crate::core::Core;
+use crate::gateway::removal::{self, Held};
 use crate::rows::{AccessKey, Account, Limits, Node, Scope};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -38,6 +40,14 @@ enum Request {
     },
     ListAccounts {},
     ListHosts {},
+    RemoveHost {
+        name: String,
+        /// What it holds is lost.
+        #[serde(default)]
+        force: bool,
+        /// Its certificates that begin no later are void; Unix seconds.
+        void_until_s: i64,
+    },
     VerifyAudit {},
 }
 
@@ -139,7 +149,16 @@ async fn act(request: Request, core: &Core, sealer: &Sealer) -> Result<Value> {
                 "last_hash": summary.last_hash,
             }))
         }
+        Request::RemoveHost {
+            name,
+            force,
+            void_until_s,
+        } => {
+            let held = removal::remove(core, &name, force, void_until_s).await?;
+            Ok(json!({"removed": name, "held": held}))
+        }
         Request::ListHosts {} => core.peek(|view| {
+            let mut held = Held::by_node(view);
             let host = |row: &Arc<Node>| {
                 json!({
                     "name": row.name,
@@ -150,6 +169,7 @@ async fn act(request: Request, core: &Core, sealer: &Sealer) -> Result<Value> {
                     "used_vcpus": row.used_vcpus,
                     "memory_mib": row.memory_mib,
                     "used_memory_mib": row.used_memory_mib,
+                    "holds": held.remove(row.name.as_str()).unwrap_or_default(),
                 })
             };
             let hosts: Vec<Value> = view.all::<Node>(&global).map(host).collect();

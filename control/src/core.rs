@@ -397,4 +397,4 @@ pub fn now_s() -> i64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,7 @@
 //! Forgets what has been gone long enough.
 
 use crate::core::{Core, now_s};
+use crate::gateway::removal;
 use crate::rows::{Instance, NatGateway, NatState, Peering, Reservation, Scope, Token};
 use crate::wire::ApiError;
 use std::collections::HashSet;
@@ -18,6 +19,9 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// Runs until the process ends.
 pub async fn run(core: &Core) {
     loop {
+        if let Err(error) = removal::finish(core).await {
+            tracing::error!(%error, "cannot finish the removal of a node");
+        }
         tokio::time::sleep(PERIOD).await;
         if let Err(error) = sweep(core, now_s()).await {
             tracing::error!(%error, "cannot forget what is gone");

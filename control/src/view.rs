@@ -98,6 +98,7 @@ shard! {
     tokens: Token,
     settings: Settings,
     nodes: Node,
+    removed_nodes: RemovedNode,
     counters: Counter,
     accounts: Account,
     access_keys: AccessKey,

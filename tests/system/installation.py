@@ -113,14 +113,21 @@ class Installation:
                             **keys)
 
     def say(self, *words):
-        """What an `ocs` command prints."""
+        """What an `ocs` command prints that must succeed."""
         done = subprocess.run([BINARIES / "ocs", *words, "--state", self.state],
                               capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def refuses(self, *words):
+        """What an `ocs` command says that must fail."""
+        done = subprocess.run([BINARIES / "ocs", *words, "--state", self.state],
+                              capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0, done.stdout
+        return done.stderr
+
     def ocs(self, *words):
-        """The same, parsed."""
+        """What an `ocs` command prints, parsed."""
         return json.loads(self.say(*words))
 
     def guest(self, instance):

@@ -203,10 +203,15 @@ fn leaf(
     })
 }
 
+/// When a certificate that is made now begins to be valid.
+pub fn begins_now() -> OffsetDateTime {
+    OffsetDateTime::now_utc() - BACKDATE
+}
+
 fn named(name: &str, alternatives: &[String], life: Duration) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(alternatives)?;
     params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = OffsetDateTime::now_utc() - BACKDATE;
+    params.not_before = begins_now();
     params.not_after = params.not_before + life;
     Ok(params)
 }

@@ -7,3 +7,6 @@
 #![allow(clippy::all, reason = "generated")]
 
 tonic::include_proto!("ocs.node.v1");
+
+/// How control answers a node that has been removed: nothing is desired of it any more.
+pub const REMOVED: tonic::Code = tonic::Code::NotFound;

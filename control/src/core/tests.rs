@@ -21,7 +21,7 @@ fn config(dir: &Path) -> Config {
     ])
 }
 
-async fn open(dir: &Path) -> Core {
+pub(crate) async fn open(dir: &Path) -> Core {
     // The writer thread of a dropped store lets go of the file a moment later.
     for _ in 0..1_000 {
         match Core::open(config(dir), Catalogue::default()).await {

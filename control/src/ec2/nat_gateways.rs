@@ -14,7 +14,7 @@ use super::network::{Kind, describe};
 use super::params::TagSpecification;
 use super::private_addresses::Wanted;
 use super::{Ctx, launch, place, present, quotas, subnets, tags};
-use crate::core::{Tx, now_s};
+use crate::core::{Core, Tx, now_s};
 use crate::rows::*;
 use crate::view::View;
 use crate::wire::{ApiError, Value};
@@ -237,7 +237,7 @@ fn plug(
             format!("Elastic IP address [{}] is already associated", address.id),
         ));
     }
-    row.node = carrier(ctx, tx).ok_or_else(|| {
+    row.node = carrier(&ctx.core, tx).ok_or_else(|| {
         ApiError::new(
             "InsufficientCapacity",
             "There is no host that can carry a NAT gateway now.",
@@ -267,7 +267,7 @@ fn plug(
 
 /// The node that carries fewest gateways of those that answer for public addresses; where
 /// none does, any.
-fn carrier(ctx: &Ctx, tx: &Tx<'_>) -> Option<String> {
+fn carrier(core: &Core, tx: &Tx<'_>) -> Option<String> {
     let carried = |node: &Node| {
         let rows = tx.view.shards().flat_map(|(scope, _)| {
             let rows = tx.view.all::<NatGateway>(scope);
@@ -277,10 +277,10 @@ fn carrier(ctx: &Ctx, tx: &Tx<'_>) -> Option<String> {
     };
     tx.view
         .all::<Node>(&Scope::global())
-        .filter(|node| node.outside && ctx.core.fleet.reachable(&node.name))
+        .filter(|node| node.outside && core.fleet.reachable(&node.name))
         .min_by_key(|node| (carried(node), node.name.clone()))
         .map(|node| node.name.clone())
-        .or_else(|| place::any(ctx, tx))
+        .or_else(|| place::any(core, tx))
 }
 
 #[derive(Deserialize)]
@@ -347,4 +347,34 @@ pub fn unplug(tx: &mut Tx<'_>, scope: &Scope, row: &NatGateway) -> Result<(), Ap
         ),
         None => Ok(()),
     }
+}
+
+/// Its node comes no more: another carries it from now on, under the same addresses; what was
+/// translated there is forgotten. Where no other can, it fails.
+///
+/// # Errors
+/// Only those of writing a row.
+pub fn move_on(
+    core: &Core,
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &NatGateway,
+) -> Result<(), ApiError> {
+    let mut new = row.clone();
+    new.generation += 1;
+    match carrier(core, tx) {
+        _ if row.state == NatState::Deleting => new.state = NatState::Deleted,
+        Some(node) => new.node = node,
+        None => {
+            new.state = NatState::Failed;
+            new.failure = Some((
+                "InternalError".to_owned(),
+                "Network Gateway encountered an error, please try again later".to_owned(),
+            ));
+        }
+    }
+    if !new.state.is_carried() {
+        unplug(tx, scope, row)?;
+    }
+    tx.put_in(scope, new)
 }

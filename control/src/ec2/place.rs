@@ -3,7 +3,7 @@
 
 use super::Ctx;
 use super::types::InstanceType;
-use crate::core::Tx;
+use crate::core::{Core, Tx};
 use crate::rows::{Instance, Node, PlacementGroup, Scope, State, Strategy};
 use crate::wire::ApiError;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ pub fn insufficient(zone: &str) -> ApiError {
 }
 
 /// A node that can be reached, for what needs no capacity: the one with most memory.
-pub fn any(ctx: &Ctx, tx: &Tx<'_>) -> Option<String> {
+pub fn any(core: &Core, tx: &Tx<'_>) -> Option<String> {
     let free = |node: &Node| node.memory_mib.saturating_sub(node.used_memory_mib);
     tx.view
         .all::<Node>(&Scope::global())
-        .filter(|node| ctx.core.fleet.reachable(&node.name))
+        .filter(|node| core.fleet.reachable(&node.name))
         .max_by_key(|node| free(node))
         .map(|node| node.name.clone())
 }

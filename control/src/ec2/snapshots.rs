@@ -238,6 +238,11 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 format!("The snapshot {id} is currently in use by {}", image.id),
             ));
         }
+        if row.node.is_empty() {
+            // Nobody has anything of it to delete.
+            tx.delete::<Snapshot>(&id);
+            return Ok(json!({}));
+        }
         row.state = SnapshotState::Deleting;
         row.generation += 1;
         tx.put(row)?;

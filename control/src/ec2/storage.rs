@@ -69,7 +69,10 @@ pub async fn delete_volume(ctx: &Ctx, action: &str, request: Value) -> Result<Va
                 ),
             ));
         }
-        if row.state != VolumeState::Deleting {
+        if row.state == VolumeState::Error {
+            // Nobody has anything of it to delete.
+            tx.delete::<Volume>(&id);
+        } else if row.state != VolumeState::Deleting {
             let mut row = row.as_ref().clone();
             row.state = VolumeState::Deleting;
             row.generation += 1;
@@ -122,6 +125,10 @@ pub async fn status(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         ),
     ];
     described(ctx, action, &params, "VolumeStatuses", paths, |row| {
+        let (status, io) = match row.state {
+            VolumeState::Error => ("impaired", "failed"),
+            _ => ("ok", "passed"),
+        };
         Some(json!({
             "VolumeId": row.id.to_string(),
             "AvailabilityZone": row.zone,
@@ -129,9 +136,9 @@ pub async fn status(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             "Actions": [],
             "Events": [],
             "VolumeStatus": {
-                "Status": "ok",
+                "Status": status,
                 "Details": [
-                    {"Name": "io-enabled", "Status": "passed"},
+                    {"Name": "io-enabled", "Status": io},
                     {"Name": "io-performance", "Status": "not-applicable"},
                 ],
             },

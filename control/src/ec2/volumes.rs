@@ -154,7 +154,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             zone: zone.clone(),
             node: match node {
                 Some(node) => node,
-                None => place::any(ctx, tx).ok_or_else(|| place::insufficient(&zone))?,
+                None => place::any(&ctx.core, tx).ok_or_else(|| place::insufficient(&zone))?,
             },
             size_gib,
             volume_type: given.volume_type,

@@ -6,13 +6,14 @@
 //!   API ─ console ─▶ fleet ─ Query ─▶ node ─ Answer ─▶ fleet ─▶ API
 //! ```
 //!
-//! A node is who its certificate's common name says it is.
+//! A node is who its certificate's common name says it is, until it is removed (`removal.rs`).
 
 pub mod desired;
 pub mod endpoints;
 pub mod fleet;
 pub mod machine;
 pub mod networks;
+pub mod removal;
 pub mod reports;
 pub mod session;
 

@@ -156,7 +156,10 @@ fn rest(core: &Core, tx: &mut Tx<'_>, scope: &Scope, row: &mut Instance) -> Resu
 }
 
 /// Nothing of it remains at its node: what it held is free.
-fn gone(
+///
+/// # Errors
+/// Only those of writing a row.
+pub(super) fn gone(
     core: &Core,
     tx: &mut Tx<'_>,
     scope: &Scope,
@@ -173,7 +176,11 @@ fn gone(
             } else {
                 seen.reason_code.as_str()
             };
-            desire(row, State::Terminated, code, "Instance lost by its host");
+            let message = match seen.message.as_str() {
+                "" => "Instance lost by its host",
+                message => message,
+            };
+            desire(row, State::Terminated, code, message);
         }
     }
     row.state = State::Terminated;

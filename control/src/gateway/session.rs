@@ -2,10 +2,11 @@
 
 use super::desired::{self, Told};
 use super::fleet::Downstream;
-use super::reports;
+use super::{removal, reports};
 use crate::core::Core;
-use crate::rows::{Node, Scope};
+use crate::rows::{Node, RemovedNode, Scope};
 use crate::store::{Revision, Store as _, StoreError};
+use crate::view::View;
 use ocs_node_api::node_gateway_server::NodeGateway;
 use ocs_node_api::{FromNode, Hello, Report, ToNode, from_node, to_node};
 use std::net::Ipv4Addr;
@@ -33,7 +34,7 @@ impl NodeGateway for Gateway {
         &self,
         request: Request<Streaming<FromNode>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let name = common_name(&request)?;
+        let Certified { name, begins_s } = certified(&request)?;
         let mut upstream = request.into_inner();
         let hello = match upstream.message().await?.and_then(|first| first.message) {
             Some(from_node::Message::Hello(hello)) => hello,
@@ -52,13 +53,21 @@ impl NodeGateway for Gateway {
             )));
         }
         let underlay = underlay(&hello)?;
+        let removed = self.core.peek(|view| is_removed(view, &name, begins_s));
+        if removed {
+            return Err(Status::new(
+                ocs_node_api::REMOVED,
+                format!("host {name:?} has been removed; `ocs host add {name}` lets it join anew"),
+            ));
+        }
         let (downstream, stream) = mpsc::channel(QUEUE);
         let core = Arc::clone(&self.core);
         tokio::spawn(async move {
             let session = core.fleet.connect(&name, downstream.clone());
             tracing::info!(node = name, boot_id = hello.boot_id, "node connected");
-            let end = match know(&core, &name, &hello, underlay).await {
-                Ok(()) => serve(&core, &name, session, hello, upstream, downstream).await,
+            let end = match know(&core, &name, begins_s, &hello, underlay).await {
+                Ok(false) => End::Removed,
+                Ok(true) => serve(&core, &name, session, hello, upstream, downstream).await,
                 Err(_) => End::Store,
             };
             core.fleet.disconnect(&name, session);
@@ -68,8 +77,16 @@ impl NodeGateway for Gateway {
     }
 }
 
-/// The common name of the caller's certificate.
-fn common_name(request: &Request<Streaming<FromNode>>) -> Result<String, Status> {
+/// What the caller's certificate says.
+struct Certified {
+    /// Its common name.
+    name: String,
+    /// Since when it is valid, in Unix seconds.
+    begins_s: i64,
+}
+
+/// What the caller's certificate says.
+fn certified(request: &Request<Streaming<FromNode>>) -> Result<Certified, Status> {
     let unknown = || Status::unauthenticated("the caller has no certificate with a common name");
     let certificates = request.peer_certs().ok_or_else(unknown)?;
     let der = certificates.first().ok_or_else(unknown)?;
@@ -79,7 +96,16 @@ fn common_name(request: &Request<Streaming<FromNode>>) -> Result<String, Status>
         .iter_common_name()
         .next()
         .and_then(|cn| cn.as_str().ok());
-    name.map(str::to_owned).ok_or_else(unknown)
+    Ok(Certified {
+        name: name.map(str::to_owned).ok_or_else(unknown)?,
+        begins_s: certificate.validity().not_before.timestamp(),
+    })
+}
+
+/// Whether a node's certificate is void since the node was removed.
+fn is_removed(view: &View, name: &str, begins_s: i64) -> bool {
+    let row = view.get::<RemovedNode>(&Scope::global(), &name.to_owned());
+    removal::is_void(row.map(AsRef::as_ref), begins_s)
 }
 
 /// Where other hosts reach the caller; an empty text: nowhere.
@@ -101,6 +127,8 @@ enum End {
     Broken(Status),
     #[error("the node has begun another")]
     Replaced,
+    #[error("the node has been removed")]
+    Removed,
     #[error("the store has failed")]
     Store,
 }
@@ -150,6 +178,9 @@ async fn serve(
                 if !core.fleet.is_current(name, session) {
                     return End::Replaced;
                 }
+                if core.peek(|view| view.get::<Node>(&Scope::global(), &name.to_owned()).is_none()) {
+                    return End::Removed;
+                }
                 match send_changes(core, name, reached, &mut told, &downstream).await {
                     Some(revision) => reached = revision,
                     None => return End::Closed,
@@ -171,15 +202,20 @@ async fn take_one(
     reports::take(core, name, &[report]).await
 }
 
-/// Writes the node's capacity, and how it is reached, down where that is new or has changed.
+/// Writes the node's capacity, and how it is reached, down where that is new or has changed;
+/// not of one that has been removed meanwhile.
 async fn know(
     core: &Core,
     name: &str,
+    begins_s: i64,
     hello: &Hello,
     underlay: Option<Ipv4Addr>,
-) -> Result<(), crate::wire::ApiError> {
+) -> Result<bool, crate::wire::ApiError> {
     let scope = Scope::global();
     core.write(&scope, |tx| {
+        if is_removed(tx.view, name, begins_s) {
+            return Ok(false);
+        }
         let before = tx.get::<Node>(&name.to_owned());
         let mut row = before.as_deref().cloned().unwrap_or_else(|| Node {
             name: name.to_owned(),
@@ -195,11 +231,10 @@ async fn know(
         row.underlay = underlay;
         row.guest_mtu = hello.guest_mtu;
         row.outside = hello.outside;
-        if before.as_deref() == Some(&row) {
-            Ok(())
-        } else {
-            tx.put(row)
+        if before.as_deref() != Some(&row) {
+            tx.put(row)?;
         }
+        Ok(true)
     })
     .await
 }

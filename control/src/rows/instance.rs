@@ -246,6 +246,8 @@ pub enum VolumeState {
     Available,
     /// Desired absent.
     Deleting,
+    /// Its host is gone, and its bytes with it.
+    Error,
 }
 
 impl VolumeState {
@@ -256,6 +258,7 @@ impl VolumeState {
             Self::InUse => "in-use",
             Self::Available => "available",
             Self::Deleting => "deleting",
+            Self::Error => "error",
         }
     }
 }
@@ -286,7 +289,7 @@ pub struct Volume {
     pub id: VolumeId,
     /// Zone name.
     pub zone: String,
-    /// The node that holds it.
+    /// The node that holds it; nothing where it is lost.
     pub node: String,
     /// `Size`.
     pub size_gib: u32,

@@ -99,6 +99,7 @@ records! {
     Token: "token", String, key;
     Settings: "settings", String, name;
     Node: "node", String, name;
+    RemovedNode: "removed-node", String, name;
     Counter: "counter", String, name;
     Account: "account", String, id;
     AccessKey: "key", String, id;

@@ -35,6 +35,13 @@ pub enum NatState {
     Deleted,
 }
 
+impl NatState {
+    /// Its node has it, or is to have it.
+    pub fn is_carried(self) -> bool {
+        matches!(self, Self::Pending | Self::Available | Self::Deleting)
+    }
+}
+
 /// A NAT gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatGateway {

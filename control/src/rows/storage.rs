@@ -88,7 +88,7 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The volume that it is of, which may be gone.
     pub volume: VolumeId,
-    /// The node that holds it.
+    /// The node that holds it; nothing where it is lost.
     pub node: String,
     /// `VolumeSize`.
     pub size_gib: u32,

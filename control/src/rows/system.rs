@@ -80,6 +80,17 @@ impl Node {
     }
 }
 
+/// A node that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedNode {
+    /// Its name.
+    pub name: String,
+    /// Its certificates that begin no later are void; Unix seconds.
+    pub void_until_s: i64,
+    /// What it held is lost, and nothing says so any more.
+    pub done: bool,
+}
+
 /// A number that only grows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {

@@ -4,6 +4,7 @@ use crate::support::fake_node::FakeNode;
 use crate::support::{text, until};
 use crate::world::{World, world};
 use ocs_node_api::{Hello, RemoteEndpoint};
+use serde_json::{Value, json};
 
 const HERE: &str = "192.0.2.1";
 const THERE: &str = "192.0.2.2";
@@ -30,6 +31,7 @@ fn try_connect(
         memory_mib: 1 << 20,
         underlay_address: underlay.to_owned(),
         guest_mtu: mtu,
+        outside: true,
         ..Hello::default()
     };
     let address = world.control.ready["node_listen"].as_str().unwrap();
@@ -171,4 +173,152 @@ fn each_node_knows_the_others_interfaces_and_no_strangers() {
     until("of the new MTU", || {
         (place(&fresh, &ids[0]).2 == 1450).then_some(())
     });
+}
+
+/// When the tests' certificates begin, and a time before (Unix seconds).
+const CERTIFIED_S: i64 = 200_000_000;
+const BEFORE_S: i64 = 0;
+
+fn remove(world: &World, name: &str, force: bool, void_until_s: i64) -> Value {
+    let request = json!({"name": name, "force": force, "void_until_s": void_until_s});
+    world.control.operator(&json!({"remove_host": request}))
+}
+
+fn hosts(world: &World) -> Vec<String> {
+    let listed = world.control.operator(&json!({"list_hosts": {}}));
+    let hosts = listed["hosts"].as_array().unwrap().iter();
+    hosts
+        .map(|host| host["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// A subnet with a way out: its id.
+fn subnet(control: &crate::support::Control) -> String {
+    let vpc = control.ok("CreateVpc", &[("CidrBlock", "10.3.0.0/16")]);
+    let vpc = first(&vpc, "vpcId");
+    let gateway = control.ok("CreateInternetGateway", &[]);
+    let gateway = first(&gateway, "internetGatewayId");
+    let pair = [("InternetGatewayId", gateway.as_str()), ("VpcId", &vpc)];
+    control.ok("AttachInternetGateway", &pair);
+    let subnet = [("VpcId", vpc.as_str()), ("CidrBlock", "10.3.1.0/24")];
+    first(&control.ok("CreateSubnet", &subnet), "subnetId")
+}
+
+#[test]
+fn a_removed_host_takes_with_it_what_it_held() {
+    let world = world(1);
+    let control = &world.control;
+    let here = connect(&world, "node", "fake", HERE, 1450);
+    let there = connect(&world, "other", "other", THERE, 1450);
+    let subnet = subnet(control);
+    let ids = one_each(&world, [&here, &there], &subnet);
+    let near = place(&here, &ids[0]);
+    told(&there, &near, "of the near one", |seen| seen.is_some());
+    ids.iter().for_each(|id| world.await_state(id, "running"));
+
+    // What it holds beside: a snapshot, a volume made of it, a NAT gateway.
+    let root = control.ok(
+        "DescribeVolumes",
+        &[
+            ("Filter.1.Name", "attachment.instance-id"),
+            ("Filter.1.Value.1", ids[0].as_str()),
+        ],
+    );
+    let root = first(&root, "volumeId");
+    let snapshot = control.ok("CreateSnapshot", &[("VolumeId", &root)]);
+    let snapshot = first(&snapshot, "snapshotId");
+    let status = |action: &str, name: &str, id: &str, element: &str| {
+        first(&control.ok(action, &[(name, id)]), element)
+    };
+    until("the snapshot", || {
+        let state = status("DescribeSnapshots", "SnapshotId.1", &snapshot, "status");
+        (state == "completed").then_some(())
+    });
+    let made = [
+        ("SnapshotId", snapshot.as_str()),
+        ("AvailabilityZone", "us-east-1a"),
+    ];
+    let volume = first(&control.ok("CreateVolume", &made), "volumeId");
+    let address = control.ok("AllocateAddress", &[("Domain", "vpc")]);
+    let allocation = first(&address, "allocationId");
+    let nat = [("SubnetId", subnet.as_str()), ("AllocationId", &allocation)];
+    let nat = first(&control.ok("CreateNatGateway", &nat), "natGatewayId");
+    until("the NAT gateway", || {
+        here.seen.lock().unwrap().nat_gateways.get(&nat).map(|_| ())
+    });
+
+    let refused = remove(&world, "fake", false, CERTIFIED_S);
+    let says = refused["error"].as_str().unwrap();
+    assert!(
+        says.contains("1 instances, 2 volumes and 1 snapshots") && says.contains("--force"),
+        "{says}"
+    );
+    let unknown = remove(&world, "nobody", true, CERTIFIED_S);
+    assert_eq!(unknown["error"], "there is no host \"nobody\"");
+    assert_eq!(hosts(&world), ["fake", "other"]);
+    assert_eq!(world.state(&ids[0]), "running");
+
+    let removed = remove(&world, "fake", true, CERTIFIED_S);
+    assert_eq!(
+        removed["held"],
+        json!({"instances": 1, "volumes": 2, "snapshots": 1, "nat_gateways": 1})
+    );
+    assert_eq!(hosts(&world), ["other"]);
+    assert_eq!(world.state(&ids[0]), "terminated");
+    assert_eq!(world.reason(&ids[0]), "Server.InternalError");
+    assert_eq!(world.state(&ids[1]), "running");
+    told(&there, &near, "that it is gone", |seen| seen.is_none());
+    until("the NAT gateway has moved", || {
+        there
+            .seen
+            .lock()
+            .unwrap()
+            .nat_gateways
+            .get(&nat)
+            .map(|_| ())
+    });
+    control.refused(
+        "DescribeVolumes",
+        &[("VolumeId.1", &root)],
+        "InvalidVolume.NotFound",
+    );
+    assert_eq!(
+        status("DescribeVolumes", "VolumeId.1", &volume, "status"),
+        "error"
+    );
+    let health = control.ok("DescribeVolumeStatus", &[("VolumeId.1", &volume)]);
+    assert!(health.contains("<status>impaired</status>"), "{health}");
+    assert_eq!(
+        status("DescribeSnapshots", "SnapshotId.1", &snapshot, "status"),
+        "error"
+    );
+    for (action, id) in [
+        ("DeleteVolume", ("VolumeId", volume.as_str())),
+        ("DeleteSnapshot", ("SnapshotId", snapshot.as_str())),
+    ] {
+        control.ok(action, &[id]);
+    }
+    control.refused(
+        "DescribeVolumes",
+        &[("VolumeId.1", &volume)],
+        "InvalidVolume.NotFound",
+    );
+
+    // Its certificate is void, whatever it says; the other's is not.
+    let back = try_connect(&world, "node", "fake", HERE, 1450)
+        .err()
+        .unwrap();
+    assert_eq!(back.code(), ocs_node_api::REMOVED);
+    assert!(back.message().contains("has been removed"), "{back}");
+    assert_eq!(hosts(&world), ["other"]);
+
+    // A host that holds nothing needs no force, and may join anew by a newer certificate.
+    control.ok("DeleteNatGateway", &[("NatGatewayId", &nat)]);
+    control.ok("TerminateInstances", &[("InstanceId.1", &ids[1])]);
+    until("nothing is held", || {
+        (remove(&world, "other", false, BEFORE_S)["removed"] == "other").then_some(())
+    });
+    assert_eq!(hosts(&world), Vec::<String>::new());
+    let _again = connect(&world, "other", "other", THERE, 1450);
+    until("it is back", || (hosts(&world) == ["other"]).then_some(()));
 }

@@ -66,9 +66,16 @@ impl Session {
     /// Keeps a session for as long as the engine listens.
     pub async fn keep(self, outbox: Arc<Outbox>, words: mpsc::Sender<Word>) {
         let mut wait = RETRY_FIRST;
+        let mut removed = false;
         while !words.is_closed() {
             let began = Instant::now();
             if let Err(error) = self.once(&outbox, &words).await {
+                let status = error.downcast_ref::<tonic::Status>();
+                let now = status.is_some_and(|status| status.code() == api::REMOVED);
+                if now && !std::mem::replace(&mut removed, now) {
+                    // Nothing is desired of us: instances end, volumes are left as they are.
+                    let _ = words.send(Word::Snapshot(api::Snapshot::default())).await;
+                }
                 tracing::warn!(
                     control = self.control,
                     error = format!("{error:#}"),
