@@ -18,13 +18,14 @@ use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
     EndpointKey, FLOW_BUCKETS, ForwarderKey, Host, MAX_ACL_RULES, MAX_ENDPOINTS, MAX_HOSTS,
     MAX_PLACES, MAX_ROUTES, MAX_ROUTES_IPV6, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS,
-    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, Tap,
-    Uplink,
+    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, TABLE_FLAGS,
+    Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+const SHARED: usize = TABLE_FLAGS as usize;
 
 /// The loader's own, as `ENDPOINTS` and `HOSTS` are; programs go by the directories that follow.
 #[btf_map]
@@ -77,9 +78,9 @@ static ENDPOINTS_IPV6: HashMap<ipv6::EndpointKey, ipv6::Endpoint, MAX_ENDPOINTS,
 #[btf_map]
 static ROUTES_IPV6: LpmTrie<ipv6::PrefixKey, Route, MAX_ROUTES_IPV6> = LpmTrie::new();
 #[btf_map]
-static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
+static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS, SHARED>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
-static NATS: ArrayOfMaps<Array<Bucket, NAT_BUCKETS>, MAX_SLOTS> = ArrayOfMaps::new();
+static NATS: ArrayOfMaps<Array<Bucket, NAT_BUCKETS, SHARED>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
 static LIMITS: Array<Limits, MAX_SLOTS> = Array::new();
 #[btf_map]

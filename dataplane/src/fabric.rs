@@ -29,6 +29,7 @@ mod maps;
 mod netns;
 mod programs;
 mod rtnl;
+mod succession;
 mod switch;
 mod tap;
 mod uplink;
@@ -144,6 +145,8 @@ struct State {
     numbers: Numbers,
     slots: Slots,
     uplink: Option<uplink::Attached>,
+    /// A predecessor of another layout is in force until a policy is applied.
+    succeeds: bool,
     /// What the maps were last made equal to; empty until then.
     policy: Policy,
 }
@@ -201,6 +204,7 @@ impl Fabric {
             contents,
             policy: Policy::default(),
             uplink: None,
+            succeeds: !pins.before()?.is_empty(),
         };
         Ok(Self {
             config,
@@ -266,6 +270,9 @@ impl Fabric {
 
     /// Makes the maps say what `policy` says. At no moment does a packet pass that
     /// neither the old nor the new policy allows. On an error the old one is in force.
+    ///
+    /// Where [`Self::open`] found a predecessor of another layout, the first policy takes its
+    /// place (`succession.rs`); then in the uplink's namespace, as [`Self::refresh_hosts`].
     pub fn apply(&self, policy: &Policy) -> Result<Applied, FabricError> {
         let mut state = self.state();
         let state = &mut *state;
@@ -282,7 +289,32 @@ impl Fabric {
         state.numbers = numbers;
         state.slots = slots;
         state.policy.clone_from(policy);
+        if state.succeeds {
+            self.succeed(state)?;
+        }
         Ok(Applied { map_writes })
+    }
+
+    /// Takes the place of predecessors of other layouts.
+    fn succeed(&self, state: &mut State) -> Result<(), FabricError> {
+        if let Err(error) = uplink::refresh_hosts(state) {
+            tracing::warn!(%error, "the way to other hosts");
+        }
+        for before in self.pins.before()? {
+            // Once more what began while programs were swapped.
+            for swaps in [true, false] {
+                let now = state.programs.jiffies()?;
+                let entries = &state.contents.entries;
+                let flows = succession::carry(&state.maps, entries, &before, now)?;
+                tracing::info!(version = before.version, flows, "flows carried over");
+                if swaps {
+                    state.programs.succeed(&self.pins, &before)?;
+                }
+            }
+            before.forget()?;
+        }
+        state.succeeds = false;
+        Ok(())
     }
 
     /// What became of a port's packets since it got its slot.

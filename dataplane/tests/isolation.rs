@@ -2,14 +2,15 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ocs_dataplane::fabric::{Counters, Fabric};
 use ocs_dataplane::model::{Policy, Port, PortId};
-use ocs_dataplane::shared::layout::{Direction, ROUTER_MAC, Reason};
+use ocs_dataplane::shared::layout::{Direction, ROUTER_MAC, Reason, SVC0_MAC};
 use support::frames::{End, SYN, arp, ethernet, icmp, tcp, udp};
 use support::policy::{all_out, cidr, end, policy, port, tcp_in};
-use support::{Guest, Lab};
+use support::responder::within;
+use support::{Guest, Lab, ipv6};
 
 /// A, B and C of one subnet and D of another, all open; and E of another network at C's
 /// address.
@@ -249,7 +250,7 @@ fn probes(from: End) -> Vec<Vec<u8>> {
     ];
     let mut frames = Vec::new();
     for target in targets {
-        for mac in [[0xff; 6], ROUTER_MAC] {
+        for mac in [[0xff; 6], ROUTER_MAC, SVC0_MAC] {
             let to = End {
                 mac,
                 ip: Ipv4Addr::from(target),
@@ -261,17 +262,73 @@ fn probes(from: End) -> Vec<Vec<u8>> {
             frames.push(udp(from, End { port: 67, ..to }, b"x"));
         }
     }
-    let mut solicitation = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
-    solicitation.extend_from_slice(&[0; 32]);
-    solicitation.extend_from_slice(&[135, 0, 0, 0]);
-    solicitation.extend_from_slice(&[0; 20]);
-    frames.push(ethernet(
-        [0x33, 0x33, 0, 0, 0, 1],
-        from.mac,
-        0x86dd,
-        &solicitation,
-    ));
+    // Neighbour solicitations, TCP and UDP, from an address of the link.
+    let from = ipv6::link_local(ipv6::End {
+        mac: from.mac,
+        ip: Ipv6Addr::UNSPECIFIED,
+        port: 1000,
+    });
+    let targets: [Ipv6Addr; 5] = [
+        "fe80::6f:63ff:fe73:1",
+        "fe80::6f:63ff:fe73:2",
+        "fd00:ec2::254",
+        "ff02::1",
+        "::1",
+    ]
+    .map(|text| text.parse().expect("an address"));
+    for ip in targets {
+        frames.push(ipv6::solicitation(from, ip));
+        for mac in [[0x33, 0x33, 0, 0, 0, 1], ROUTER_MAC, SVC0_MAC] {
+            let to = ipv6::End { mac, ip, port: 80 };
+            frames.push(ipv6::echo(from, to, 128, 1));
+            frames.push(ipv6::tcp(from, to, SYN));
+            frames.push(ipv6::udp(from, to, b"x"));
+        }
+    }
     frames
+}
+
+/// What the taps' namespace shows of what its stack has done: what it sent, opened, answered
+/// and learnt.
+#[derive(Debug, PartialEq, Eq)]
+struct Stack {
+    sent: Vec<(String, String)>,
+    neighbours: String,
+    sockets: Vec<usize>,
+}
+
+impl Stack {
+    fn of(lab: &Lab) -> Self {
+        within(&lab.config().taps_netns, || {
+            let read = |name: &str| {
+                std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).expect(name)
+            };
+            let (names, values) = (read("snmp"), read("snmp6"));
+            let mut sent = Vec::new();
+            let lines: Vec<&str> = names.lines().collect();
+            for pair in lines.chunks_exact(2) {
+                let cells = pair[0].split(' ').zip(pair[1].split(' '));
+                sent.extend(cells.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            }
+            sent.extend(values.lines().filter_map(|line| {
+                let (name, value) = line.split_once(char::is_whitespace)?;
+                Some((name.to_owned(), value.trim().to_owned()))
+            }));
+            let acts = |name: &str| {
+                ["Out", "Opens", "Forw", "Delivers", "Resets", "Reply"]
+                    .iter()
+                    .any(|part| name.contains(part))
+            };
+            sent.retain(|(name, _)| acts(name));
+            Self {
+                sent,
+                neighbours: support::underlay::run(&["ip", "neigh", "show"]),
+                sockets: ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"]
+                    .map(|name| read(name).lines().count())
+                    .to_vec(),
+            }
+        })
+    }
 }
 
 /// Whether the tap's program is alive again: ARP for the gateway is answered.
@@ -302,11 +359,17 @@ fn reaches_nobody_without_program(mut net: Neighbours) {
     let a = net.end(0);
     let ifindex = net.guests[0].ifindex;
     let counted = net.counters(0);
+    let stack = Stack::of(&net.lab);
     net.lab.detach(ifindex).expect("the program off");
     for frame in probes(a) {
         net.guests[0].send(&frame);
     }
     assert_eq!(net.counters(0), counted);
+    assert_eq!(
+        Stack::of(&net.lab),
+        stack,
+        "the host's stack has done nothing"
+    );
     reattach(&net.lab, ifindex);
     wait_for_arp(&mut net.guests[0], a);
     for guest in &mut net.guests {

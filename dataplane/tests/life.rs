@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ocs_dataplane::compiler::CompileError;
 use ocs_dataplane::fabric::{Fabric, FabricConfig, FabricError};
 use ocs_dataplane::model::{GroupId, Policy, Port, PortId, Rule, Vni};
-use ocs_dataplane::shared::layout::{Direction, Reason};
+use ocs_dataplane::shared::layout::{Direction, LAYOUT_VERSION, Reason};
 use support::frames::{ACK, SYN, SYN_ACK, tcp};
 use support::policy::{all_out, cidr, end, group, policy, port, tcp_in};
 use support::{Guest, Lab, chain, responder};
@@ -74,6 +74,59 @@ fn flows_and_policy_outlive_the_loader() {
     };
     let after = pair.lab.counters(&pair.ports[0].0).expect("counters");
     assert_eq!(sent(&after), sent(&counted) + 1);
+}
+
+/// A successor of another layout is killed before it has a policy, then between two links.
+#[test]
+fn a_succession_that_was_cut_off_is_done_again() {
+    let mut pair = Pair::new();
+    let wanted = pair.policy(open());
+    pair.lab.apply(&wanted).expect("a policy");
+    assert!(pair.speak(0, SYN).is_some());
+    pair.lab.succeed();
+    pair.lab.restart();
+    assert!(pair.speak(1, SYN_ACK).is_some(), "by the predecessor");
+    let links = |version| pair.lab.pins_of(version).join("links");
+    let ifindex = pair.guests[0].ifindex.to_string();
+    std::fs::rename(
+        links(LAYOUT_VERSION - 1).join(&ifindex),
+        links(LAYOUT_VERSION).join(&ifindex),
+    )
+    .expect("a link that moves");
+    pair.lab.restart();
+    pair.lab.apply(&wanted).expect("a policy");
+    assert!(!pair.lab.pins_of(LAYOUT_VERSION - 1).exists());
+    assert!(pair.speak(0, ACK).is_some(), "a tracked flow");
+    pair.lab
+        .apply(&pair.policy(vec![all_out()]))
+        .expect("a narrower policy");
+    assert!(
+        pair.speak(1, ACK).is_some(),
+        "a flow that the predecessor tracked"
+    );
+    assert!(pair.speak(1, SYN).is_none(), "a new flow");
+}
+
+/// Whose flow tables are of no form that is known is succeeded all the same.
+#[test]
+fn an_unknown_layout_is_succeeded_without_its_flows() {
+    let mut pair = Pair::new();
+    pair.lab.apply(&pair.policy(open())).expect("a policy");
+    assert!(pair.speak(0, SYN).is_some());
+    pair.lab.succeed();
+    let newer = pair.lab.pins_of(LAYOUT_VERSION + 1);
+    std::fs::rename(pair.lab.pins_of(LAYOUT_VERSION - 1), newer).expect("pins that move");
+    pair.lab.restart();
+    pair.lab
+        .apply(&pair.policy(vec![all_out()]))
+        .expect("a narrower policy");
+    assert!(
+        pair.speak(1, SYN_ACK).is_none(),
+        "nobody knows of it any more"
+    );
+    pair.lab.apply(&pair.policy(open())).expect("a policy");
+    assert!(pair.speak(0, SYN).is_some());
+    assert!(pair.speak(1, SYN_ACK).is_some());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Programs are swapped under load, and nobody notices.
+//! Programs are swapped under load, also for those of another layout, and nobody notices.
 
 mod support;
 
@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use aya::maps::MapInfo;
 use ocs_dataplane::model::{Policy, PortId};
-use ocs_dataplane::shared::layout::Reason;
+use ocs_dataplane::shared::layout::{LAYOUT_VERSION, Reason};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use support::policy::{all_out, group, policy, port, tcp_in};
 use support::stack::Stack;
@@ -227,5 +228,44 @@ fn are_swapped(mut load: Load) {
         load.lab.apply(&load.wanted).expect("the same policy");
         load.go_round();
     }
+    load.end();
+}
+
+#[test]
+fn a_layout_is_succeeded_under_a_thousand_connections() {
+    is_succeeded(Load::new(|lab, name| Guest::new(lab, name)));
+}
+
+/// The twin's, too.
+#[test]
+fn a_layout_of_twins_is_succeeded_under_a_thousand_connections() {
+    is_succeeded(Load::new(|lab, name| Guest::with_offloads(lab, name, 0)));
+}
+
+fn is_succeeded(mut load: Load) {
+    load.go_round();
+    let old = load.lab.inventory().expect("an inventory").links;
+    let flows = load.lab.pins_of(LAYOUT_VERSION).join("maps/FLOWS");
+    let flows = MapInfo::from_pin(flows).expect("a map").id();
+    load.lab.succeed();
+    // What was in force stays in force, until the successor knows what shall be.
+    load.go_round();
+    assert!(load.lab.inventory().expect("an inventory").links.is_empty());
+    let before = load.messages();
+    load.lab.apply(&load.wanted).expect("the same policy");
+    assert!(load.messages() > before, "no message meanwhile");
+    load.go_round();
+    let now = load.lab.inventory().expect("an inventory").links;
+    assert!(now.keys().eq(old.keys()));
+    assert!(
+        now.values()
+            .all(|program| !old.values().any(|old| old == program))
+    );
+    let generations: std::collections::BTreeSet<&u32> = now.values().collect();
+    assert_eq!(generations.len(), 1, "all of one generation: {now:?}");
+    assert!(!load.lab.pins_of(LAYOUT_VERSION - 1).exists());
+    wait_until("the old flow tables to be freed", || {
+        MapInfo::from_id(flows).is_err()
+    });
     load.end();
 }

@@ -220,7 +220,7 @@ class Hosts(unittest.TestCase):
         ec2 = hosts[0].ec2
         ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rule)
         long_before = self.run_apart(
-            f"bench udp {server.address}:9 1422 for 20s\nhttp-get http://{server.address}/")
+            f"bench udp {server.address}:9 1422 for 120s\nhttp-get http://{server.address}/")
         long_before.wait_line("http-get:", "status=200")
         at = next(at for at in range(1, HOSTS) if at != place_of(server))
         try:

@@ -295,8 +295,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   same content in each region under different ids. Tenants' images boot the kernel that their
   origin booted; RegisterImage takes snapshots whose volume was an instance's root.
 * **Volumes and snapshots** are on one host: a volume attaches to instances of its host, and a
-  launch from snapshots goes to theirs. Encrypted ones are under keys of the host, not of a
-  KMS. ModifyVolume is followed by another at once. A copy of a snapshot is on the host of
+  launch from snapshots goes to theirs. If the operator removes a host that is lost they are in
+  `error`, and instances terminated with `Server.InternalError`. Encrypted ones are under keys
+  of the host, not of a KMS. ModifyVolume is followed by another at once. A copy of a snapshot is on the host of
   what it is of, whatever their regions, and shares its blocks until one of them goes; one that
   is to be encrypted has all of its blocks written anew, under a key of its own.
   `alias/aws/ebs` is the only key.
@@ -306,7 +307,7 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
 * **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
   as they change; peering is between VPCs of one account in one region. IPv6 is not offered.
 * **NAT gateways** are public ones with one Elastic IP. One is carried by a host that answers for
-  public addresses, and its translations live and die with that host.
+  public addresses; if that is removed another carries it, and its translations begin anew.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.
 * **CPU credits** are told, not spent: burstable instances have their whole CPUs.

@@ -186,6 +186,12 @@ pub struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// When it ends if nothing more is heard of it, in jiffies.
+    #[must_use]
+    pub fn deadline(&self) -> u64 {
+        self.way.deadline.load()
+    }
+
     /// Records progress and a new deadline. If another CPU recorded some at the same
     /// time, that stands.
     #[inline(always)]
@@ -284,6 +290,24 @@ impl Bucket {
         let free = |way: &Way| way.deadline.load() <= now;
         let index = forget::<WAYS>(self.ways.iter().position(free)?, now);
         self.take(index, key, progress, deadline).then_some(index)
+    }
+
+    /// Remembers a flow that another table had, unless it is remembered already.
+    pub fn keep(&self, key: &FlowKey, progress: Progress, now: u64, deadline: u64) -> bool {
+        self.find(key, now).is_none() && self.insert(key, progress, now, deadline)
+    }
+
+    /// [`Self::keep`] in a certain way, if that is free.
+    pub fn keep_in(
+        &self,
+        way: usize,
+        key: &FlowKey,
+        progress: Progress,
+        now: u64,
+        deadline: u64,
+    ) -> bool {
+        self.ways[way & (WAYS - 1)].deadline.load() <= now
+            && self.take(way, key, progress, deadline)
     }
 
     #[inline(always)]

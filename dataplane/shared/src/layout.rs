@@ -32,8 +32,16 @@
 //! A *slot* numbers a port on this host. The numbers are reused; tables and counters of
 //! a slot start empty each time. The first three are the host's own.
 
-/// Grows with each change of a key, a value or a map; part of every pin's path.
-pub const LAYOUT_VERSION: u32 = 6;
+/// Grows with each change of a key, a value or a map; part of every pin's path. What a
+/// successor of another layout finds in it whatever else changes: `DEVICES`; the key of
+/// `ENDPOINTS` and the first word of its value; that `FLOWS` and `NATS` have tables by slot.
+pub const LAYOUT_VERSION: u32 = 7;
+/// The first layout with flow tables of this one's buckets, whose flows are carried over.
+/// Whoever changes a bucket keeps how the one before is read.
+pub const FLOWS_SINCE: u32 = 1;
+/// Flags of flow tables: the loader shares their memory with the programs
+/// (`BPF_F_MMAPABLE` of linux/bpf.h).
+pub const TABLE_FLAGS: u32 = 1 << 10;
 
 /// Slots, the host's own included.
 pub const MAX_SLOTS: usize = 4096;

@@ -57,6 +57,32 @@ pub(super) fn delete_element(map: &MapData, key: u32, name: &str) -> Result<(), 
     }
 }
 
+/// The value of a map's element whose form is the map's own affair; `None`: there is none.
+pub(super) fn look_up(
+    map: &MapData,
+    key: &[u8; 8],
+    name: &'static str,
+) -> Result<Option<Vec<u8>>, FabricError> {
+    let info = map.info().map_err(super::error::map(name))?;
+    if info.key_size() as usize != key.len() {
+        return Err(FabricError::Object { kind: "map", name });
+    }
+    let mut value = vec![0u8; info.value_size() as usize];
+    let mut attributes = zeroed();
+    // SAFETY: this member is the one that BPF_MAP_LOOKUP_ELEM reads.
+    let element = unsafe { &mut attributes.__bindgen_anon_2 };
+    element.map_fd = number(map.fd().as_fd().as_raw_fd());
+    element.key = key.as_ptr().addr() as u64;
+    element.__bindgen_anon_1.value = value.as_mut_ptr().addr() as u64;
+    // SAFETY: the attributes hold an open map, and point to a key and to room for a value
+    // that are as long as the map says (of no map for each CPU).
+    match unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &attributes) } {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(system(format!("look an element of map {name} up"))(error)),
+    }
+}
+
 /// Returns once every program that ran at the call has ended: the kernel lets no update of
 /// a map of maps return before (its `maybe_wait_bpf_programs`, Linux 4.19).
 pub(super) fn wait_for_programs() -> Result<(), FabricError> {

@@ -14,8 +14,18 @@ use super::error::{FabricError, file};
 /// Magic number of the BPF file system (`BPF_FS_MAGIC` of linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// What the names of such links begin with.
-const BUFFER_LINK: &str = "buffer-";
+/// What the names of links begin with of taps whose guests leave work to us.
+pub(super) const BUFFER_LINK: &str = "buffer-";
+
+/// The name of a tap's link.
+pub(super) fn port_name(ifindex: u32) -> String {
+    ifindex.to_string()
+}
+
+/// The name of the link of a tap whose guest leaves work to us.
+pub(super) fn buffer_name(ifindex: u32) -> String {
+    format!("{BUFFER_LINK}{ifindex}")
+}
 
 fn is_mounted(path: &Path) -> Result<bool, FabricError> {
     match statfs(path) {
@@ -60,8 +70,45 @@ pub(super) fn remove(path: &Path) -> Result<(), FabricError> {
 /// Names of pins of this layout's version.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
+    root: PathBuf,
     maps: PathBuf,
     links: PathBuf,
+}
+
+/// Pins of another layout's version, which a predecessor left.
+#[derive(Clone, Debug)]
+pub(super) struct Before {
+    /// Its version.
+    pub(super) version: u32,
+    folder: PathBuf,
+}
+
+impl Before {
+    /// A map's pin.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.folder.join("maps").join(name)
+    }
+
+    /// The links that it holds in force: their names and pins.
+    pub(super) fn links(&self) -> Result<Vec<(String, PathBuf)>, FabricError> {
+        let links = self.folder.join("links");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&links).map_err(file("list", &links))? {
+            let entry = entry.map_err(file("list", &links))?;
+            found.extend(
+                entry
+                    .file_name()
+                    .into_string()
+                    .map(|name| (name, entry.path())),
+            );
+        }
+        Ok(found)
+    }
+
+    /// Removes its pins.
+    pub(super) fn forget(self) -> Result<(), FabricError> {
+        fs::remove_dir_all(&self.folder).map_err(file("remove", &self.folder))
+    }
 }
 
 impl Pins {
@@ -69,6 +116,7 @@ impl Pins {
     pub(super) fn make(bpffs: &Path) -> Result<Self, FabricError> {
         let version = bpffs.join(format!("v{LAYOUT_VERSION}"));
         let pins = Self {
+            root: bpffs.to_owned(),
             maps: version.join("maps"),
             links: version.join("links"),
         };
@@ -76,6 +124,29 @@ impl Pins {
             fs::create_dir_all(folder).map_err(file("create folder", folder))?;
         }
         Ok(pins)
+    }
+
+    /// What predecessors of other layouts left, the newest first.
+    pub(super) fn before(&self) -> Result<Vec<Before>, FabricError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(file("list", &self.root))? {
+            let entry = entry.map_err(file("list", &self.root))?;
+            let name = entry.file_name();
+            let version = name.to_str().and_then(|name| name.strip_prefix('v'));
+            let version = version.and_then(|version| version.parse().ok());
+            if let Some(version) = version.filter(|version| *version != LAYOUT_VERSION) {
+                let folder = entry.path();
+                found.push(Before { version, folder });
+            }
+        }
+        found.sort_by_key(|before| std::cmp::Reverse(before.version));
+        Ok(found)
+    }
+
+    /// Whether a predecessor of another layout holds a link in force.
+    pub(super) fn is_held(&self, link: &str) -> Result<bool, FabricError> {
+        let holds = |before: &Before| before.folder.join("links").join(link).exists();
+        Ok(self.before()?.iter().any(holds))
     }
 
     /// A map's pin.
@@ -90,12 +161,12 @@ impl Pins {
 
     /// The pin of a tap's link.
     pub(super) fn port_link(&self, ifindex: u32) -> PathBuf {
-        self.links.join(ifindex.to_string())
+        self.links.join(port_name(ifindex))
     }
 
     /// The pin of the link of a tap whose guest leaves work to us.
     pub(super) fn buffer_link(&self, ifindex: u32) -> PathBuf {
-        self.links.join(format!("{BUFFER_LINK}{ifindex}"))
+        self.links.join(buffer_name(ifindex))
     }
 
     /// Interfaces of taps whose links are pinned.

@@ -32,6 +32,9 @@ pub(super) fn ensure(taps: BorrowedFd<'_>, svc: BorrowedFd<'_>) -> Result<(), Fa
     netns::within(taps, || {
         disable_ipv6()?;
         netns::sysctl("ipv4/ip_forward", "0")?;
+        // A tap without a program: not even what is for everybody is for this stack, since no
+        // source has a way back (RFC 3704 §2.2).
+        netns::sysctl("ipv4/conf/all/rp_filter", "1")?;
         ensure_pair(svc, svc_has_end)
     })?;
     netns::within(svc, || {

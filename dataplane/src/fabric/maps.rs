@@ -22,7 +22,7 @@ use ocs_dataplane_shared::log::{LogKey, LogRecord};
 mod directory;
 mod reading;
 
-pub(super) use reading::present;
+pub(super) use reading::{present, read_devices};
 
 use directory::{Directory, Names};
 
@@ -71,7 +71,7 @@ pub(super) const NAMES: [&str; 35] = [
     INTERFACES,
 ];
 const TAPS: &str = "TAPS";
-const ENDPOINTS: &str = "ENDPOINTS";
+pub(super) const ENDPOINTS: &str = "ENDPOINTS";
 const TAP_NAMES: Names = Names {
     cells: "TAP_CELLS",
     entries: "TAP_KNOWN",
@@ -100,8 +100,8 @@ const ACL_RULES: &str = "ACL_RULES";
 const PUBLICS: &str = "PUBLICS";
 const HOSTS: &str = "HOSTS";
 const UPLINKS: &str = "UPLINKS";
-const FLOWS: &str = "FLOWS";
-const NATS: &str = "NATS";
+pub(super) const FLOWS: &str = "FLOWS";
+pub(super) const NATS: &str = "NATS";
 const LIMITS: &str = "LIMITS";
 const METERS: &str = "METERS";
 pub(super) const FLOW_LOGS: &str = "FLOW_LOGS";
@@ -110,7 +110,7 @@ const STAGES: &str = "STAGES";
 const BUFFER_STAGES: &str = "BUFFER_STAGES";
 const INTERFACES: &str = "INTERFACES";
 const COUNTERS: &str = "COUNTERS";
-const DEVICES: &str = "DEVICES";
+pub(super) const DEVICES: &str = "DEVICES";
 
 /// A key or value of [`layout`], as bytes for the kernel.
 #[repr(transparent)]
@@ -195,6 +195,8 @@ pub(super) struct KernelMaps {
     /// Some of them once more, to delete from.
     flows_data: MapData,
     nats_data: MapData,
+    flow_tables: ArrayOfMaps<MapData, MapData>,
+    nat_tables: ArrayOfMaps<MapData, MapData>,
     flow_logs_data: MapData,
     captures_data: MapData,
     devices_data: MapData,
@@ -293,10 +295,22 @@ impl KernelMaps {
             devices: take(object, DEVICES)?,
             flows_data: data(FLOWS)?,
             nats_data: data(NATS)?,
+            flow_tables: tables(data(FLOWS)?, FLOWS)?,
+            nat_tables: tables(data(NATS)?, NATS)?,
             flow_logs_data: data(FLOW_LOGS)?,
             captures_data: data(CAPTURES)?,
             devices_data: data(DEVICES)?,
         })
+    }
+
+    /// Ports' flow tables, to share their memory.
+    pub(super) fn flow_tables(&self) -> &ArrayOfMaps<MapData, MapData> {
+        &self.flow_tables
+    }
+
+    /// NAT gateways' tables, likewise.
+    pub(super) fn nat_tables(&self) -> &ArrayOfMaps<MapData, MapData> {
+        &self.nat_tables
     }
 
     /// Ends whatever watches a slot.
@@ -485,6 +499,15 @@ fn put_prefix<K: Plain, Value: Pod>(
     .map_err(map(name))
 }
 
+/// A map of tables, of whatever form these are.
+pub(super) fn tables(
+    data: MapData,
+    name: &'static str,
+) -> Result<ArrayOfMaps<MapData, MapData>, FabricError> {
+    let found = Map::from_map_data(data).map_err(map(name))?;
+    ArrayOfMaps::try_from(found).map_err(map(name))
+}
+
 fn make_table(
     tables: &mut TableMap,
     slot: u32,
@@ -492,7 +515,8 @@ fn make_table(
     name: &'static str,
 ) -> Result<(), FabricError> {
     let buckets = u32::try_from(buckets).unwrap_or(u32::MAX);
-    let table = Array::<MapData, BucketWords>::create(buckets, 0).map_err(map(name))?;
+    let table =
+        Array::<MapData, BucketWords>::create(buckets, layout::TABLE_FLAGS).map_err(map(name))?;
     tables.set(slot, &table, 0).map_err(map(name))
 }
 

@@ -20,7 +20,7 @@ use aya::{Ebpf, EbpfLoader};
 use ocs_dataplane_shared::layout;
 
 use super::Run;
-use super::bpffs::Pins;
+use super::bpffs::{self, BUFFER_LINK, Before, Pins};
 use super::error::{FabricError, file, system};
 use super::{bpf, links, maps};
 use crate::compiler::Entries;
@@ -56,6 +56,8 @@ const PORT_IPV6: &str = "port_ipv6";
 const UPLINK_IPV6: &str = "uplink_ipv6";
 const PORT_IPV6_BUFFER: &str = "port_ipv6_buffer";
 const PASS: &str = "pass";
+/// The link to the host's end of the pair to its network.
+const OUTER: &str = "outer";
 const CLOCK: &str = "clock";
 
 /// A program that others go on to.
@@ -132,8 +134,9 @@ impl Programs {
 
     /// Attaches to a tap of the thread's namespace.
     pub(super) fn attach_port(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.port_link(ifindex);
-        attach(self.get_mut(PORT)?, PORT, &pin, ifindex, XdpMode::Driver)
+        let link = bpffs::port_name(ifindex);
+        let program = self.get_mut(PORT)?;
+        attach(program, PORT, pins, &link, ifindex, XdpMode::Driver)
     }
 
     /// Swaps the twin's programs of taps that a predecessor attached.
@@ -152,14 +155,14 @@ impl Programs {
         name: &str,
         ifindex: u32,
     ) -> Result<(), FabricError> {
-        let pin = pins.buffer_link(ifindex);
-        attach_buffer(self.load_classifier(PORT_BUFFER)?, PORT_BUFFER, &pin, name)
+        let link = bpffs::buffer_name(ifindex);
+        let program = self.load_classifier(PORT_BUFFER)?;
+        attach_buffer(program, PORT_BUFFER, pins, &link, name)
     }
 
     /// Attaches to the uplink's end of the pair by which socket buffers reach it, by its name.
     pub(super) fn attach_onward(&mut self, pins: &Pins, name: &str) -> Result<(), FabricError> {
-        let pin = pins.link(ONWARD);
-        attach_buffer(self.load_classifier(ONWARD)?, ONWARD, &pin, name)
+        attach_buffer(self.load_classifier(ONWARD)?, ONWARD, pins, ONWARD, name)
     }
 
     /// Loads a program of socket buffers that is not loaded: few hosts need none, and none
@@ -178,7 +181,12 @@ impl Programs {
 
     /// Whether any tap may need the twin.
     pub(super) fn has_buffers(&self, pins: &Pins) -> Result<bool, FabricError> {
-        Ok(!pins.buffer_links()?.is_empty())
+        let mut links = Vec::new();
+        for before in pins.before()? {
+            links.extend(before.links()?);
+        }
+        let held = links.iter().any(|(link, _)| link.starts_with(BUFFER_LINK));
+        Ok(held || !pins.buffer_links()?.is_empty())
     }
 
     /// The program that does for socket buffers what that of a stage does for frames; `None`:
@@ -195,38 +203,64 @@ impl Programs {
 
     /// Attaches to `svc0`.
     pub(super) fn attach_svc(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.link(links::SVC0);
-        attach(self.get_mut(SVC)?, SVC, &pin, ifindex, XdpMode::Driver)
+        let program = self.get_mut(SVC)?;
+        attach(program, SVC, pins, links::SVC0, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to `svc1`.
     pub(super) fn attach_pass(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.link(links::SVC1);
-        attach(self.get_mut(PASS)?, PASS, &pin, ifindex, XdpMode::Driver)
+        let program = self.get_mut(PASS)?;
+        attach(program, PASS, pins, links::SVC1, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to the uplink, an interface of the thread's namespace. A driver without
     /// XDP is served by the kernel's own, slower.
     pub(super) fn attach_uplink(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.link(UPLINK);
         let program = self.load(UPLINK)?;
-        if let Err(error) = attach(program, UPLINK, &pin, ifindex, XdpMode::Driver) {
+        if let Err(error) = attach(program, UPLINK, pins, UPLINK, ifindex, XdpMode::Driver) {
             tracing::warn!(%error, ifindex, "no XDP in the uplink's driver; generic XDP");
-            attach(program, UPLINK, &pin, ifindex, XdpMode::Skb)?;
+            attach(program, UPLINK, pins, UPLINK, ifindex, XdpMode::Skb)?;
         }
         Ok(())
     }
 
     /// Attaches to the taps' end of the pair to the host's network.
     pub(super) fn attach_outside(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.link(OUTSIDE);
-        attach(self.load(OUTSIDE)?, OUTSIDE, &pin, ifindex, XdpMode::Driver)
+        let program = self.load(OUTSIDE)?;
+        attach(program, OUTSIDE, pins, OUTSIDE, ifindex, XdpMode::Driver)
     }
 
     /// Attaches to the host's end of it.
     pub(super) fn attach_outer(&mut self, pins: &Pins, ifindex: u32) -> Result<(), FabricError> {
-        let pin = pins.link("outer");
-        attach(self.get_mut(PASS)?, PASS, &pin, ifindex, XdpMode::Driver)
+        let program = self.get_mut(PASS)?;
+        attach(program, PASS, pins, OUTER, ifindex, XdpMode::Driver)
+    }
+
+    /// Swaps the programs of links that a predecessor of another layout holds in force, and
+    /// makes them ours. What must be loaded for that is loaded first.
+    pub(super) fn succeed(&mut self, pins: &Pins, before: &Before) -> Result<(), FabricError> {
+        let held = before.links()?;
+        for (link, _) in &held {
+            if link.starts_with(BUFFER_LINK) || link == ONWARD {
+                self.load_classifier(program_of(link))?;
+            } else {
+                self.load(program_of(link))?;
+            }
+        }
+        for (link, theirs) in &held {
+            let pin = pins.link(link);
+            fs::rename(theirs, &pin).map_err(file("move", theirs))?;
+            let name = program_of(link);
+            let lives = if link.starts_with(BUFFER_LINK) || link == ONWARD {
+                update_buffer(self.load_classifier(name)?, name, &pin)?
+            } else {
+                update(self.load(name)?, name, &pin)?
+            };
+            if !lives {
+                fs::remove_file(&pin).map_err(file("remove", &pin))?;
+            }
+        }
+        Ok(())
     }
 
     /// The program that others go on to at a stage.
@@ -314,14 +348,33 @@ fn link_failed(pin: &Path) -> impl FnOnce(LinkError) -> FabricError {
     }
 }
 
-/// Attaches a program and pins the link; where a link is in force, swaps its program.
+/// The program of a link, by the link's name.
+fn program_of(link: &str) -> &'static str {
+    match link {
+        links::SVC0 => SVC,
+        links::SVC1 | OUTER => PASS,
+        UPLINK => UPLINK,
+        OUTSIDE => OUTSIDE,
+        ONWARD => ONWARD,
+        buffer if buffer.starts_with(BUFFER_LINK) => PORT_BUFFER,
+        _ => PORT,
+    }
+}
+
+/// Attaches a program and pins the link; where a link is in force, swaps its program. One that
+/// a predecessor of another layout holds stays until it is succeeded.
 fn attach(
     program: &mut Xdp,
     name: &'static str,
-    pin: &Path,
+    pins: &Pins,
+    link: &str,
     ifindex: u32,
     mode: XdpMode,
 ) -> Result<(), FabricError> {
+    let pin = &pins.link(link);
+    if pins.is_held(link)? {
+        return Ok(());
+    }
     if pin.exists() {
         if update(program, name, pin)? {
             return Ok(());
@@ -348,9 +401,14 @@ fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), FabricErr
 fn attach_buffer(
     program: &mut SchedClassifier,
     name: &'static str,
-    pin: &Path,
+    pins: &Pins,
+    link: &str,
     interface: &str,
 ) -> Result<(), FabricError> {
+    let pin = &pins.link(link);
+    if pins.is_held(link)? {
+        return Ok(());
+    }
     if pin.exists() {
         if update_buffer(program, name, pin)? {
             return Ok(());

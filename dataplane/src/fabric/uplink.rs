@@ -22,7 +22,7 @@ use ipnet::Ipv4Net;
 use ocs_dataplane_shared::layout::{Host, OUTSIDE_HOST, OUTSIDE_SLOT, UPLINK_SLOT, Uplink};
 
 use super::error::FabricError;
-use super::{Fabric, links, netns, rtnl};
+use super::{Fabric, State, links, netns, rtnl};
 use crate::compiler::raw;
 
 /// The pair's end among the taps.
@@ -152,40 +152,43 @@ impl Fabric {
     /// the next hop to the outside. In the uplink's namespace; now and then, since
     /// interfaces and addresses change. How many of them are not known.
     pub fn refresh_hosts(&self) -> Result<usize, FabricError> {
-        let mut state = self.state();
-        let state = &mut *state;
-        let Some(uplink) = &state.uplink else {
-            return Ok(0);
-        };
-        let mut wanted: BTreeSet<u32> = state.contents.entries.hosts();
-        if uplink.config.outside {
-            wanted.insert(OUTSIDE_HOST);
-        }
-        let held = state.maps.hosts()?;
-        let mut unknown = 0;
-        for address in held.keys() {
-            let pair = *address == OUTSIDE_HOST && !uplink.config.outside;
-            if !wanted.contains(address) && !pair {
-                state.maps.set_host(*address, None)?;
-            }
-        }
-        let known = rtnl::neighbours(uplink.ifindex)?;
-        for address in wanted {
-            let hop = next_hop(uplink, address, &known)?;
-            let Some(mac) = hop.and_then(|hop| known.get(&hop)) else {
-                unknown += 1;
-                if let Some(hop) = hop {
-                    rtnl::manage_neighbour(uplink.ifindex, hop)?;
-                }
-                continue;
-            };
-            let host = Host::new(address, *mac, raw(uplink.config.address), uplink.mac);
-            if held.get(&address) != Some(&host) {
-                state.maps.set_host(address, Some(host))?;
-            }
-        }
-        Ok(unknown)
+        refresh_hosts(&mut self.state())
     }
+}
+
+/// [`Fabric::refresh_hosts`].
+pub(super) fn refresh_hosts(state: &mut State) -> Result<usize, FabricError> {
+    let Some(uplink) = &state.uplink else {
+        return Ok(0);
+    };
+    let mut wanted: BTreeSet<u32> = state.contents.entries.hosts();
+    if uplink.config.outside {
+        wanted.insert(OUTSIDE_HOST);
+    }
+    let held = state.maps.hosts()?;
+    let mut unknown = 0;
+    for address in held.keys() {
+        let pair = *address == OUTSIDE_HOST && !uplink.config.outside;
+        if !wanted.contains(address) && !pair {
+            state.maps.set_host(*address, None)?;
+        }
+    }
+    let known = rtnl::neighbours(uplink.ifindex)?;
+    for address in wanted {
+        let hop = next_hop(uplink, address, &known)?;
+        let Some(mac) = hop.and_then(|hop| known.get(&hop)) else {
+            unknown += 1;
+            if let Some(hop) = hop {
+                rtnl::manage_neighbour(uplink.ifindex, hop)?;
+            }
+            continue;
+        };
+        let host = Host::new(address, *mac, raw(uplink.config.address), uplink.mac);
+        if held.get(&address) != Some(&host) {
+            state.maps.set_host(address, Some(host))?;
+        }
+    }
+    Ok(unknown)
 }
 
 /// Who is next on the way to a host: itself, or a gateway.

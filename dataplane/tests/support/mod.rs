@@ -14,9 +14,11 @@ pub mod underlay;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
+use ocs_dataplane::shared::layout::LAYOUT_VERSION;
 
 /// A fabric in a folder of its own; gone with this, panic or not.
 pub struct Lab {
@@ -52,6 +54,19 @@ impl Lab {
             Fabric::open(self.config.clone())
                 .unwrap_or_else(|error| panic!("cannot open the fabric: {}", chain(&error))),
         );
+    }
+
+    /// The same, as if the loader that ended had been one of the layout before.
+    pub fn succeed(&mut self) {
+        self.fabric = None;
+        let of = |version| self.pins_of(version);
+        std::fs::rename(of(LAYOUT_VERSION), of(LAYOUT_VERSION - 1)).expect("pins that move");
+        self.restart();
+    }
+
+    /// Where a layout's pins are.
+    pub fn pins_of(&self, version: u32) -> PathBuf {
+        self.config.bpffs.join(format!("v{version}"))
     }
 }
 

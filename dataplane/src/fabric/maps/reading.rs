@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Pod;
-use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
+use aya::maps::{DevMap, MapData, MapError};
 use ocs_dataplane_shared::flow::Bucket;
 use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Direction, Endpoint, EndpointKey,
@@ -63,7 +63,7 @@ impl KernelMaps {
         entries.routes_ipv6 = read_trie(&self.routes_ipv6, ROUTES_IPV6, |Raw(value)| value)?;
         entries.acl_classes = read_trie(&self.acl_classes, ACL_CLASSES, |value| value)?;
         entries.acl_rules = read_trie(&self.acl_rules, ACL_RULES, |value| value)?;
-        entries.devices = self.read_devices()?;
+        entries.devices = read_devices(&self.devices)?;
         entries.nats = read_tables(&self.nats, NATS)?;
         for slot in FIRST_PORT_SLOT..self.limits.len() {
             let Raw(limits) = self.limits.get(&slot, 0).map_err(map(LIMITS))?;
@@ -73,20 +73,6 @@ impl KernelMaps {
         }
         let tables = read_tables(&self.flows, FLOWS)?;
         Ok(Contents { entries, tables })
-    }
-
-    fn read_devices(&self) -> Result<BTreeMap<u32, u32>, FabricError> {
-        let mut found = BTreeMap::new();
-        for slot in FIRST_PORT_SLOT..self.devices.len() {
-            match self.devices.get(slot, 0) {
-                Ok(device) => {
-                    found.insert(slot, device.if_index);
-                }
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map(DEVICES)(error)),
-            }
-        }
-        Ok(found)
     }
 
     /// What a slot has spent.
@@ -216,6 +202,23 @@ impl KernelMaps {
         }
         Ok(found)
     }
+}
+
+/// Interfaces by slot.
+pub(in crate::fabric) fn read_devices(
+    devices: &DevMap<MapData>,
+) -> Result<BTreeMap<u32, u32>, FabricError> {
+    let mut found = BTreeMap::new();
+    for slot in FIRST_PORT_SLOT..devices.len() {
+        match devices.get(slot, 0) {
+            Ok(device) => {
+                found.insert(slot, device.if_index);
+            }
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(map(DEVICES)(error)),
+        }
+    }
+    Ok(found)
 }
 
 pub(in crate::fabric) fn present<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {

@@ -1,0 +1,286 @@
+//! A predecessor of another layout is succeeded, and nothing that it tracks is lost.
+//!
+//! ```text
+//!  open    our maps, empty · its programs stay where they are, by its maps
+//!  apply   our maps filled · its flows carried over · each link's program swapped for ours
+//!          · flows of meanwhile carried over · its pins removed, and so its maps
+//! ```
+//!
+//! What is in all other maps the policy says again. Flow tables and NAT gateways' tables are
+//! memory that loader and programs share, so a flow is carried over as a program would
+//! remember it, and each layout's tables are read by ordinary code; no packet pays for it.
+//! Counters, credits and what is watched begin anew.
+//!
+//! Killed at any point, it is done again at the next `open` and `apply`.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use aya::maps::{ArrayOfMaps, DevMap, Map, MapData, MapError};
+use ocs_dataplane_shared::flow::{Bucket, WAYS};
+use ocs_dataplane_shared::layout::{
+    EndpointKey, FIRST_PORT_SLOT, FLOW_BUCKETS, FLOWS_SINCE, LAYOUT_VERSION, NAT_BUCKETS,
+    TRANSLATES,
+};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::bpf;
+use super::bpffs::Before;
+use super::error::{FabricError, map, system};
+use super::maps::{self, DEVICES, ENDPOINTS, FLOWS, KernelMaps, NATS};
+use crate::compiler::Entries;
+
+/// Times that a way is tried which another CPU is writing to.
+const TRIES: usize = 100;
+
+/// Carries over the flows of ports and gateways that were a predecessor's and are ours.
+/// Those that we know already stay as they are. How many there were.
+pub(super) fn carry(
+    maps: &KernelMaps,
+    entries: &Entries,
+    before: &Before,
+    now: u64,
+) -> Result<usize, FabricError> {
+    if !(FLOWS_SINCE..LAYOUT_VERSION).contains(&before.version) {
+        tracing::warn!(
+            version = before.version,
+            "flow tables of a layout that is not known; what they track is forgotten"
+        );
+        return Ok(0);
+    }
+    let mut carried = 0;
+    let theirs = tables(before, FLOWS)?;
+    let slots = slots_of_interfaces(before)?;
+    for (slot, ifindex) in &entries.devices {
+        let Some(former) = slots.get(ifindex) else {
+            continue;
+        };
+        let old = Table::of(&theirs, *former, FLOW_BUCKETS, false, FLOWS)?;
+        let new = Table::of(maps.flow_tables(), *slot, FLOW_BUCKETS, true, FLOWS)?;
+        if let (Some(old), Some(new)) = (old, new) {
+            carried += carry_flows(old.buckets(), new.buckets(), now);
+        }
+    }
+    let theirs = tables(before, NATS)?;
+    let endpoints = MapData::from_pin(before.map(ENDPOINTS)).map_err(map(ENDPOINTS))?;
+    let gateways = entries.endpoints.iter();
+    for (key, endpoint) in gateways.filter(|(_, endpoint)| endpoint.flags & TRANSLATES != 0) {
+        let Some(former) = slot_of_endpoint(&endpoints, key)? else {
+            continue;
+        };
+        let old = Table::of(&theirs, former, NAT_BUCKETS, false, NATS)?;
+        let new = Table::of(maps.nat_tables(), endpoint.slot, NAT_BUCKETS, true, NATS)?;
+        if let (Some(old), Some(new)) = (old, new) {
+            carried += carry_places(old.buckets(), new.buckets(), now);
+        }
+    }
+    Ok(carried)
+}
+
+/// Each flow where its key leads.
+fn carry_flows(old: &[Bucket], new: &[Bucket], now: u64) -> usize {
+    let flows = old
+        .iter()
+        .flat_map(|bucket| (0..WAYS).filter_map(|way| bucket.entry(way, now)));
+    flows
+        .filter(|(key, found)| {
+            let Some(bucket) = new.get(key.bucket() as usize) else {
+                return false;
+            };
+            let keep = || bucket.keep(key, found.progress, now, found.deadline());
+            (0..TRIES).any(|_| keep()) || bucket.find(key, now).is_some()
+        })
+        .count()
+}
+
+/// Each flow in its place, which is its port.
+fn carry_places(old: &[Bucket], new: &[Bucket], now: u64) -> usize {
+    let mut carried = 0;
+    for (old, new) in old.iter().zip(new) {
+        for way in 0..WAYS {
+            if let Some((key, found)) = old.entry(way, now) {
+                let kept = new.keep_in(way, &key, found.progress, now, found.deadline());
+                carried += usize::from(kept);
+            }
+        }
+    }
+    carried
+}
+
+/// A predecessor's tables by slot.
+fn tables(
+    before: &Before,
+    name: &'static str,
+) -> Result<ArrayOfMaps<MapData, MapData>, FabricError> {
+    maps::tables(
+        MapData::from_pin(before.map(name)).map_err(map(name))?,
+        name,
+    )
+}
+
+/// A predecessor's slots of ports, by interface.
+fn slots_of_interfaces(before: &Before) -> Result<BTreeMap<u32, u32>, FabricError> {
+    let data = MapData::from_pin(before.map(DEVICES)).map_err(map(DEVICES))?;
+    let found = Map::from_map_data(data).map_err(map(DEVICES))?;
+    let devices = maps::read_devices(&DevMap::try_from(found).map_err(map(DEVICES))?)?;
+    Ok(devices
+        .into_iter()
+        .map(|(slot, ifindex)| (ifindex, slot))
+        .collect())
+}
+
+/// A predecessor's slot of an endpoint of this host.
+fn slot_of_endpoint(endpoints: &MapData, key: &EndpointKey) -> Result<Option<u32>, FabricError> {
+    let [a, b, c, d] = key.vni.to_ne_bytes();
+    let [e, f, g, h] = key.address.to_ne_bytes();
+    let value = bpf::look_up(endpoints, &[a, b, c, d, e, f, g, h], ENDPOINTS)?;
+    let slot = value.and_then(|value| value.first_chunk().copied());
+    let slot = slot.map(u32::from_ne_bytes);
+    Ok(slot.filter(|slot| *slot >= FIRST_PORT_SLOT))
+}
+
+/// A table's memory.
+struct Table {
+    start: NonNull<Bucket>,
+    buckets: usize,
+}
+
+impl Table {
+    /// That of a slot; `None`: it has none.
+    fn of(
+        tables: &ArrayOfMaps<MapData, MapData>,
+        slot: u32,
+        buckets: usize,
+        written: bool,
+        name: &'static str,
+    ) -> Result<Option<Self>, FabricError> {
+        let table = match tables.get(&slot, 0) {
+            Ok(table) => table,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(map(name)(error)),
+        };
+        let info = table.info().map_err(map(name))?;
+        if info.value_size() as usize != size_of::<Bucket>()
+            || info.max_entries() as usize != buckets
+        {
+            return Err(FabricError::Object { kind: "map", name });
+        }
+        let access = match written {
+            true => ProtFlags::READ | ProtFlags::WRITE,
+            false => ProtFlags::READ,
+        };
+        let length = buckets * size_of::<Bucket>();
+        // SAFETY: a new mapping, where the kernel chooses, of a map that is as long: its
+        // buckets follow each other, since a bucket's size is a multiple of 8.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                access,
+                MapFlags::SHARED,
+                table.fd().as_fd(),
+                0,
+            )
+        };
+        let start = start.map_err(|error| system("map a flow table")(error.into()))?;
+        let start = NonNull::new(start.cast());
+        Ok(start.map(|start| Self { start, buckets }))
+    }
+
+    fn buckets(&self) -> &[Bucket] {
+        // SAFETY: so many buckets are mapped for as long as this lives, page-aligned; they
+        // are of atomic words, for which every pattern of bytes is a value, and which
+        // programs share.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.buckets) }
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        let length = self.buckets * size_of::<Bucket>();
+        // SAFETY: this mapping is ours, of that length, and nothing borrows it any more.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), length) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ocs_dataplane_shared::flow::{FlowKey, Progress, State};
+
+    const NOW: u64 = 1_000;
+
+    fn key(port: u16) -> FlowKey {
+        FlowKey {
+            own: 1,
+            peer: 2,
+            own_port: port,
+            peer_port: 80,
+            protocol: 6,
+            kind: 0,
+        }
+    }
+
+    fn progress(state: State) -> Progress {
+        Progress {
+            state,
+            opened_by_own: true,
+            finished_by_own: false,
+        }
+    }
+
+    fn table() -> Vec<Bucket> {
+        (0..FLOW_BUCKETS).map(|_| Bucket::default()).collect()
+    }
+
+    fn at<'a>(table: &'a [Bucket], key: &FlowKey) -> &'a Bucket {
+        &table[key.bucket() as usize]
+    }
+
+    #[test]
+    fn live_flows_are_carried_and_newer_news_stands() {
+        let (old, new) = (table(), table());
+        for port in 0..100 {
+            let until = if port < 10 {
+                NOW
+            } else {
+                NOW + u64::from(port)
+            };
+            let progress = progress(State::Continued);
+            assert!(at(&old, &key(port)).insert(&key(port), progress, NOW - 1, until));
+        }
+        let closed = progress(State::Closed);
+        assert!(at(&new, &key(50)).insert(&key(50), closed, NOW, NOW + 1));
+        assert_eq!(carry_flows(&old, &new, NOW), 90);
+        for port in 0..100 {
+            let found = at(&new, &key(port)).find(&key(port), NOW);
+            let found = found.map(|found| (found.progress.state, found.deadline()));
+            let expected = match port {
+                0..10 => None,
+                50 => Some((State::Closed, NOW + 1)),
+                _ => Some((State::Continued, NOW + u64::from(port))),
+            };
+            assert_eq!(found, expected, "{port}");
+        }
+        carry_flows(&old, &new, NOW);
+        assert_eq!(new.iter().map(|bucket| bucket.live(NOW)).sum::<usize>(), 90);
+    }
+
+    #[test]
+    fn translations_stay_in_their_places() {
+        let (old, new) = (table(), table());
+        let progress = progress(State::Continued);
+        assert!(old[7].keep_in(5, &key(1), progress, NOW, NOW + 9));
+        assert!(old[7].keep_in(6, &key(2), progress, NOW, NOW + 9));
+        assert!(new[7].keep_in(6, &key(3), progress, NOW, NOW + 9));
+        assert_eq!(carry_places(&old, &new, NOW), 1);
+        let keys = [5, 6].map(|way| new[7].entry(way, NOW).map(|(key, _)| key));
+        assert_eq!(
+            keys,
+            [Some(key(1)), Some(key(3))],
+            "a place that is taken stays"
+        );
+    }
+}
