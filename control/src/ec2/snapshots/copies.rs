@@ -42,7 +42,7 @@ pub fn row_of(
     }
     let node = match &source.node {
         Some(node) => node.clone(),
-        None => place::any(ctx, tx).ok_or_else(|| place::insufficient(ctx.region()))?,
+        None => place::any(&ctx.core, tx).ok_or_else(|| place::insufficient(ctx.region()))?,
     };
     let of_row = source.node.is_some();
     Ok(Snapshot {
