@@ -18,8 +18,8 @@ use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
     EndpointKey, FLOW_BUCKETS, ForwarderKey, Host, MAX_ACL_RULES, MAX_ENDPOINTS, MAX_HOSTS,
     MAX_PLACES, MAX_ROUTES, MAX_ROUTES_IPV6, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS,
-    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service, TABLE_FLAGS,
-    Tap, Uplink,
+    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service,
+    TABLE_FLAGS, Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
