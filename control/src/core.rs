@@ -111,10 +111,7 @@ impl Core {
         look: impl FnOnce(&View) -> Result<R, ApiError>,
     ) -> Result<R, ApiError> {
         let (result, revision) = self.peek(|view| (look(view), view.revision));
-        self.store
-            .durable(revision)
-            .await
-            .map_err(|error| failure(&error))?;
+        self.durable(revision).await?;
         result
     }
 
@@ -126,32 +123,64 @@ impl Core {
     pub async fn write<R>(
         &self,
         scope: &Scope,
-        mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
+        act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
     ) -> Result<R, ApiError> {
+        let (result, revision) = self.decide(scope, act)?;
+        self.durable(revision).await?;
+        result
+    }
+
+    /// Runs transactions one after another, and answers when all are durable. The first that
+    /// fails ends it; what came before stays.
+    ///
+    /// # Errors
+    /// As [`Core::write`].
+    pub async fn write_all<A>(
+        &self,
+        scope: &Scope,
+        acts: impl IntoIterator<Item = A>,
+    ) -> Result<(), ApiError>
+    where
+        A: FnMut(&mut Tx<'_>) -> Result<(), ApiError>,
+    {
+        let mut last = 0;
+        for act in acts {
+            let (result, revision) = self.decide(scope, act)?;
+            result?;
+            last = revision;
+        }
+        self.durable(last).await
+    }
+
+    async fn durable(&self, revision: Revision) -> Result<(), ApiError> {
+        let durable = self.store.durable(revision).await;
+        durable.map_err(|error| failure(&error))
+    }
+
+    /// Runs a transaction; what it gave, and the revision that has to be durable before
+    /// anyone is told.
+    fn decide<R>(
+        &self,
+        scope: &Scope,
+        mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
+    ) -> Result<(Result<R, ApiError>, Revision), ApiError> {
         for _ in 0..TRIES {
-            let (result, revision) = {
-                let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-                let mut tx = Tx {
-                    view: &view,
-                    scope: scope.clone(),
-                    pending: BTreeMap::new(),
-                };
-                let result = act(&mut tx);
-                let pending = tx.pending;
-                match result {
-                    Ok(result) => match self.commit(pending, &mut view) {
-                        Ok(()) => (Ok(result), view.revision),
-                        Err(StoreError::Conflict(_)) => continue,
-                        Err(error) => return Err(failure(&error)),
-                    },
-                    Err(error) => (Err(error), view.revision),
-                }
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let mut tx = Tx {
+                view: &view,
+                scope: scope.clone(),
+                pending: BTreeMap::new(),
             };
-            self.store
-                .durable(revision)
-                .await
-                .map_err(|error| failure(&error))?;
-            return result;
+            let result = act(&mut tx);
+            let pending = tx.pending;
+            match result {
+                Ok(result) => match self.commit(pending, &mut view) {
+                    Ok(()) => return Ok((Ok(result), view.revision)),
+                    Err(StoreError::Conflict(_)) => {}
+                    Err(error) => return Err(failure(&error)),
+                },
+                Err(error) => return Ok((Err(error), view.revision)),
+            }
         }
         Err(ApiError::new(
             "Unavailable",

@@ -32,8 +32,8 @@ const OUR_FAULT: &str = "Server.InternalError";
 /// # Errors
 /// Only those of the store.
 pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), ApiError> {
-    for group in reports.chunks(GROUP) {
-        core.write(&Scope::global(), |tx| {
+    let groups = reports.chunks(GROUP).map(|group| {
+        move |tx: &mut Tx<'_>| {
             for report in group {
                 match &report.object {
                     Some(Object::Instance(seen)) => {
@@ -48,10 +48,9 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
                 }
             }
             Ok(())
-        })
-        .await?;
-    }
-    Ok(())
+        }
+    });
+    core.write_all(&Scope::global(), groups).await
 }
 
 fn instance(

@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Version of the protocol.
 const PROTOCOL: u32 = 1;
+/// Reports that are written at once.
+const MOST_REPORTS: usize = 256;
 /// Messages that may wait for a slow node.
 const QUEUE: usize = 64;
 
@@ -153,22 +155,16 @@ async fn serve(
     loop {
         tokio::select! {
             message = upstream.message() => {
-                let message = match message {
-                    Ok(Some(message)) => message.message,
-                    Ok(None) => return End::Closed,
-                    Err(status) => return End::Broken(status),
-                };
                 if !core.fleet.is_current(name, session) {
                     return End::Replaced;
                 }
-                match message {
-                    Some(from_node::Message::Report(report)) => {
-                        if take_one(core, name, &hello.boot_id, report).await.is_err() {
-                            return End::Store;
-                        }
-                    }
-                    Some(from_node::Message::Answer(answer)) => core.fleet.answered(answer),
-                    Some(from_node::Message::Hello(_)) | None => {}
+                let (mut reports, end) = gather(core, message, &mut upstream).await;
+                reports.retain(|report| report.boot_id == hello.boot_id);
+                if reports::take(core, name, &reports).await.is_err() {
+                    return End::Store;
+                }
+                if let Some(end) = end {
+                    return end;
                 }
             }
             changed = watch.changed() => {
@@ -190,16 +186,34 @@ async fn serve(
     }
 }
 
-async fn take_one(
+/// The reports among a message and those that have come meanwhile, which are written at
+/// once: one fsync each would hold up whoever starts a thousand instances. Answers go where
+/// they were asked for. And why the session ends, if it does.
+async fn gather(
     core: &Core,
-    name: &str,
-    boot_id: &str,
-    report: Report,
-) -> Result<(), crate::wire::ApiError> {
-    if report.boot_id != boot_id {
-        return Ok(());
+    first: Result<Option<FromNode>, Status>,
+    upstream: &mut Streaming<FromNode>,
+) -> (Vec<Report>, Option<End>) {
+    let (mut next, mut reports) = (first, Vec::new());
+    loop {
+        match next {
+            Ok(Some(message)) => match message.message {
+                Some(from_node::Message::Report(report)) => reports.push(report),
+                Some(from_node::Message::Answer(answer)) => core.fleet.answered(answer),
+                Some(from_node::Message::Hello(_)) | None => {}
+            },
+            Ok(None) => return (reports, Some(End::Closed)),
+            Err(status) => return (reports, Some(End::Broken(status))),
+        }
+        if reports.len() >= MOST_REPORTS {
+            return (reports, None);
+        }
+        next = tokio::select! {
+            biased;
+            next = upstream.message() => next,
+            () = std::future::ready(()) => return (reports, None),
+        };
     }
-    reports::take(core, name, &[report]).await
 }
 
 /// Writes the node's capacity, and how it is reached, down where that is new or has changed;

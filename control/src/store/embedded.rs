@@ -18,7 +18,7 @@ const LOG_KEYS: usize = 65_536;
 const QUEUE: usize = 4_096;
 /// Pages of the file that are kept in memory: reads are answered from the view, so these
 /// serve the writer's way down the tree alone.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// A store in a file.
 pub struct Embedded {

@@ -10,6 +10,7 @@ mod grpc;
 mod hosts;
 mod lifecycle;
 mod linear;
+mod memory;
 mod nat;
 mod networks;
 mod shape;

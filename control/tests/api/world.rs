@@ -32,7 +32,7 @@ pub fn world(vcpus: u32) -> World {
 /// Connects a fake node of so many CPUs.
 pub fn connect(runtime: &tokio::runtime::Runtime, control: &Control, vcpus: u32) -> FakeNode {
     let address = control.ready["node_listen"].as_str().unwrap();
-    let node = runtime.block_on(FakeNode::connect(address, &control.dir, vcpus, 1 << 20));
+    let node = runtime.block_on(FakeNode::connect(address, &control.dir, vcpus, 1 << 30));
     // The node's row is there once an instance fits.
     let image = ami(control);
     until("capacity", || {
