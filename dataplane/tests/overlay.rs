@@ -1,22 +1,23 @@
 //! Hosts joined by a cable, each with a fabric of its own: what crosses, what leaves, what
 //! comes back.
 
+#[path = "overlay/foreign.rs"]
+mod foreign;
 #[path = "overlay/outside.rs"]
 mod outside;
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ocs_dataplane::fabric::{Counters, UplinkConfig};
-use ocs_dataplane::model::{Mac, Policy, Port, PortId, Remote, Vni};
+use ocs_dataplane::model::{Policy, Port, PortId, Remote, Vni};
 use ocs_dataplane::shared::layout::{Direction, Reason};
 use support::frames::{
-    ACK, End, FIN_ACK, SYN, SYN_ACK, checksums_hold, destination, icmp, payload, source, tcp,
-    tcp_at, udp,
+    ACK, End, FIN_ACK, SYN, SYN_ACK, checksums_hold, destination, payload, source, tcp, tcp_at,
 };
 use support::policy::{all_out, end, group, policy, port, tcp_in};
-use support::underlay::{Netns, run};
+use support::underlay::Netns;
 use support::{Guest, Lab};
 
 const VNI: u32 = 5;
@@ -231,70 +232,4 @@ fn what_is_too_long_for_the_tunnel_is_answered() {
     assert_eq!(answer[34..36], [3, 4]);
     assert_eq!(answer[40..42], 1450u16.to_be_bytes());
     assert!(checksums_hold(&answer));
-}
-
-/// `ETHTOOL_SGRO`: a veth takes redirected frames only with that, or a program.
-const TAKE_REDIRECTED: &str = "import fcntl,socket,struct,array,sys\n\
-value=array.array('I',[0x2c,1])\n\
-request=struct.pack('16sP',sys.argv[1].encode(),value.buffer_info()[0])\n\
-fcntl.ioctl(socket.socket(),0x8946,request)";
-
-#[test]
-fn a_kernel_vxlan_device_is_a_peer() {
-    let host = Host::new(1);
-    let foreign = Netns::new();
-    host.netns.cable("up0", &foreign, "up1");
-    host.attach("up0");
-    let mut a = Guest::new(&host.lab, "tap-a");
-    let port_a = port(a.ifindex, VNI, [10, 0, 0, 10], &["a"], [169, 254, 1, 1]);
-    let far = port(0, VNI, [10, 0, 0, 50], &["far"], [169, 254, 1, 2]).1;
-    let mac = |mac: Mac| mac.0.map(|byte| format!("{byte:02x}")).join(":");
-    foreign.within(|| run(&["python3", "-c", TAKE_REDIRECTED, "up1"]));
-    for line in [
-        "addr add 192.0.2.2/24 dev up1".to_owned(),
-        format!("link add vx0 type vxlan id {VNI} dstport 4789 local 192.0.2.2 dev up1"),
-        format!("link set vx0 address {} mtu 1450 up", mac(far.mac)),
-        "addr add 10.0.0.50/24 dev vx0".to_owned(),
-        format!("neigh add 10.0.0.10 lladdr {} dev vx0", mac(port_a.1.mac)),
-    ] {
-        foreign.ip(&line);
-    }
-    foreign.within(|| {
-        let mac = mac(port_a.1.mac);
-        run(&[
-            "bridge",
-            "fdb",
-            "append",
-            &mac,
-            "dev",
-            "vx0",
-            "dst",
-            "192.0.2.1",
-        ])
-    });
-    let mut wanted = policy([port_a.clone()], [("a", vec![all_out()])]);
-    wanted
-        .remotes
-        .extend([remote(&far, Ipv4Addr::new(192, 0, 2, 2))]);
-    host.apply(&wanted);
-
-    let (a_end, far_end) = (end(&port_a.1, 40_000), end(&far, 7));
-    a.send(&icmp(a_end, far_end, 8, 0, 77, b"hello"));
-    let answer = a.receive();
-    assert_eq!(payload(&answer)[0], 0, "an echo reply of the kernel");
-    assert_eq!(&payload(&answer)[8..], b"hello");
-    assert!(checksums_hold(&answer));
-
-    let socket = foreign.within(|| UdpSocket::bind((Ipv4Addr::new(10, 0, 0, 50), 7)));
-    let socket = socket.expect("a socket");
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("a time-out");
-    a.send(&udp(a_end, far_end, b"question"));
-    let mut bytes = [0; 64];
-    let (length, from) = socket.recv_from(&mut bytes).expect("a datagram");
-    assert_eq!(&bytes[..length], b"question");
-    assert_eq!(from.to_string(), "10.0.0.10:40000");
-    socket.send_to(b"answer", from).expect("an answer");
-    assert_eq!(&payload(&a.receive())[8..], b"answer");
 }

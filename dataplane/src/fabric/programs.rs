@@ -4,17 +4,13 @@
 //! fabric again is to update each link to the programs just loaded; no frame passes
 //! between them unseen.
 
+mod attach;
+mod run;
+
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{
-    LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunAttrs,
-    TestRunOptions, TestRunResult, Xdp, XdpMode,
-};
+use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use ocs_dataplane_shared::layout;
@@ -22,9 +18,14 @@ use ocs_dataplane_shared::layout;
 use super::Run;
 use super::bpffs::{self, BUFFER_LINK, Before, Pins};
 use super::error::{FabricError, file, system};
-use super::{bpf, links, maps};
+use super::{links, maps};
 use crate::compiler::Entries;
 use crate::object;
+
+use attach::{attach, attach_buffer, update, update_buffer};
+use run::{SK_BUFF_BYTES, SK_BUFF_IFINDEX, XdpMd, run};
+
+pub(super) use attach::{detach, generation};
 
 /// Loads the object with the pinned maps, or pins new ones.
 pub(super) fn load(pins: &Pins) -> Result<Ebpf, FabricError> {
@@ -289,11 +290,7 @@ impl Programs {
         live_batch: Option<u32>,
     ) -> Result<Run, FabricError> {
         let port = self.get(PORT)?;
-        let context = XdpMd {
-            data_end: u32::try_from(frame.len()).unwrap_or(u32::MAX),
-            ingress_ifindex: ifindex,
-            ..XdpMd::default()
-        };
+        let context = XdpMd::of(frame, ifindex);
         run(
             port,
             PORT,
@@ -340,14 +337,6 @@ fn failed(name: &'static str) -> impl FnOnce(ProgramError) -> FabricError {
     }
 }
 
-fn link_failed(pin: &Path) -> impl FnOnce(LinkError) -> FabricError {
-    let name = pin.display().to_string();
-    move |error| FabricError::Link {
-        name,
-        reason: error.to_string(),
-    }
-}
-
 /// The program of a link, by the link's name.
 fn program_of(link: &str) -> &'static str {
     match link {
@@ -359,180 +348,6 @@ fn program_of(link: &str) -> &'static str {
         buffer if buffer.starts_with(BUFFER_LINK) => PORT_BUFFER,
         _ => PORT,
     }
-}
-
-/// Attaches a program and pins the link; where a link is in force, swaps its program. One that
-/// a predecessor of another layout holds stays until it is succeeded.
-fn attach(
-    program: &mut Xdp,
-    name: &'static str,
-    pins: &Pins,
-    link: &str,
-    ifindex: u32,
-    mode: XdpMode,
-) -> Result<(), FabricError> {
-    let pin = &pins.link(link);
-    if pins.is_held(link)? {
-        return Ok(());
-    }
-    if pin.exists() {
-        if update(program, name, pin)? {
-            return Ok(());
-        }
-        fs::remove_file(pin).map_err(file("remove", pin))?;
-    }
-    let id = program
-        .attach_to_if_index(ifindex, mode)
-        .map_err(failed(name))?;
-    let link = program.take_link(id).map_err(failed(name))?;
-    pin_link(FdLink::try_from(link), pin)
-}
-
-fn pin_link(link: Result<FdLink, LinkError>, pin: &Path) -> Result<(), FabricError> {
-    let pinned = link.map_err(link_failed(pin))?.pin(pin);
-    pinned.map_err(|error| FabricError::Link {
-        name: pin.display().to_string(),
-        reason: error.to_string(),
-    })?;
-    Ok(())
-}
-
-/// [`attach`] of a program of socket buffers, by an interface's name.
-fn attach_buffer(
-    program: &mut SchedClassifier,
-    name: &'static str,
-    pins: &Pins,
-    link: &str,
-    interface: &str,
-) -> Result<(), FabricError> {
-    let pin = &pins.link(link);
-    if pins.is_held(link)? {
-        return Ok(());
-    }
-    if pin.exists() {
-        if update_buffer(program, name, pin)? {
-            return Ok(());
-        }
-        fs::remove_file(pin).map_err(file("remove", pin))?;
-    }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program
-        .attach_with_options(interface, TcAttachType::Ingress, options)
-        .map_err(failed(name))?;
-    let link = program.take_link(id).map_err(failed(name))?;
-    pin_link(FdLink::try_from(link), pin)
-}
-
-/// [`update`] of a program of socket buffers.
-fn update_buffer(
-    program: &mut SchedClassifier,
-    name: &'static str,
-    pin: &Path,
-) -> Result<bool, FabricError> {
-    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
-    let link = SchedClassifierLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
-    let updated = program.attach_to_link(link);
-    swapped(updated.and_then(|id| program.take_link(id).map(drop)), name)
-}
-
-/// Whether a link was swapped; its interface may be gone.
-fn swapped(updated: Result<(), ProgramError>, name: &'static str) -> Result<bool, FabricError> {
-    match updated {
-        Ok(()) => Ok(true),
-        Err(ProgramError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(failed(name)(error)),
-    }
-}
-
-/// Swaps the program of a pinned link. `false`: its interface is gone.
-fn update(program: &mut Xdp, name: &'static str, pin: &Path) -> Result<bool, FabricError> {
-    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
-    let updated = program.attach_to_link(link);
-    swapped(updated.and_then(|id| program.take_link(id).map(drop)), name)
-}
-
-/// The number of the program of a link: another with each load.
-pub(super) fn generation(pin: &Path) -> Result<u32, FabricError> {
-    let link = PinnedLink::from_pin(pin).map_err(link_failed(pin))?;
-    let info = FdLink::from(link).info().map_err(link_failed(pin))?;
-    Ok(info.program_id())
-}
-
-/// Takes the program off a tap.
-pub(super) fn detach(pin: &Path) -> Result<(), FabricError> {
-    bpf::detach_link(pin)?;
-    fs::remove_file(pin).map_err(file("remove", pin))
-}
-
-/// `struct xdp_md` of linux/bpf.h.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct XdpMd {
-    data: u32,
-    data_end: u32,
-    data_meta: u32,
-    ingress_ifindex: u32,
-    rx_queue_index: u32,
-    egress_ifindex: u32,
-}
-
-impl XdpMd {
-    fn bytes(self) -> Vec<u8> {
-        [
-            self.data,
-            self.data_end,
-            self.data_meta,
-            self.ingress_ifindex,
-            self.rx_queue_index,
-            self.egress_ifindex,
-        ]
-        .into_iter()
-        .flat_map(u32::to_ne_bytes)
-        .collect()
-    }
-}
-
-/// Size of `struct __sk_buff` of linux/bpf.h, and where it has the interface.
-const SK_BUFF_BYTES: usize = 192;
-const SK_BUFF_IFINDEX: usize = 40;
-
-/// More than any frame grows by.
-const GROWTH: usize = 256;
-
-fn run<P>(
-    program: &P,
-    name: &'static str,
-    frame: &[u8],
-    context: Option<&[u8]>,
-    repeat: u32,
-    live_batch: Option<u32>,
-) -> Result<Run, FabricError>
-where
-    for<'a> P: TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
-{
-    let mut out = vec![0; frame.len() + GROWTH];
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(frame);
-    options.ctx_in = context;
-    options.repeat = repeat;
-    match live_batch {
-        Some(batch) => options.attrs = TestRunAttrs::new().xdp_live_frames(batch),
-        None => options.data_out = Some(&mut out),
-    }
-    let result = program
-        .test_run(options)
-        .map_err(|error| failed(name)(error))?;
-    out.truncate(usize::try_from(result.data_size_out).unwrap_or(0));
-    Ok(Run {
-        action: result.return_value,
-        frame: out,
-        mean_ns: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
-    })
 }
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ const GROUPS: &[Group] = &[
         present: || sh::has("ip") && sh::has("nft"),
     },
     Group {
+        needs: &[Need::Dissector],
+        packages: &["tshark"],
+        present: || sh::has("tshark"),
+    },
+    Group {
         needs: &[Need::Fuzzer],
         packages: &["g++"],
         present: || sh::has("c++"),

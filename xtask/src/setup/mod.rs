@@ -29,6 +29,8 @@ pub enum Need {
     BpfLinker,
     /// `ip`, and `nft` as the packet path's peer.
     NetworkTools,
+    /// `tshark`, which reads what crosses hosts.
+    Dissector,
     /// A C++ compiler, for libFuzzer.
     Fuzzer,
     /// QEMU, and what makes the lab's images.
@@ -73,6 +75,7 @@ pub fn everything() -> Result<()> {
         Need::CoreSources,
         Need::BpfLinker,
         Need::NetworkTools,
+        Need::Dissector,
         Need::Lab,
         Need::Clients,
         Need::BenchPeer,

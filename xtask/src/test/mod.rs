@@ -95,6 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
         Need::CoreSources,
         Need::BpfLinker,
         Need::NetworkTools,
+        Need::Dissector,
         Need::Lab,
         Need::Clients,
     ])?;
