@@ -14,17 +14,29 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Each queue's table, available and used ring, in steps of 4 KiB.
-const QUEUE_STEP: u64 = 0x4000;
+/// Each queue's table, available and used ring: close together, so that what is changed in them
+/// at random is something.
+const QUEUE_STEP: u64 = 0x400;
+const AVAILABLE: u64 = 0x100;
+const USED: u64 = 0x180;
 /// Behind the rings of the device with most queues.
-const BUFFERS: u64 = 0x14000;
-const RING_BYTES: usize = BUFFERS as usize + 0x8000;
+const BUFFERS: u64 = 0x1400;
+const BUFFER_BYTES: u64 = 0x4000;
 const SIZE: u16 = 16;
 const F_NEXT: u16 = 1;
 /// `SOURCE_AGAIN` of [`Hosted`]: look at everything.
 const EVERYTHING: u32 = u32::MAX;
 
+/// Rings of zeros; buffers of ones, which as numbers of pages mean none: a balloon with the same
+/// page over and over would spend the time on giving it back.
+static FRESH: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut fresh = vec![0; BUFFERS as usize];
+    fresh.resize((BUFFERS + BUFFER_BYTES) as usize, 0xff);
+    fresh
+});
+/// What inputs share, since making it anew takes most of an input's time.
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| memory::create(16).expect("memory"));
+static KICK: LazyLock<Arc<EventFd>> = LazyLock::new(|| Arc::new(event()));
 
 /// One buffer of a chain: where (of low memory, or far off), how long, its flags.
 pub type Part = (u32, u16, u8);
@@ -44,8 +56,7 @@ pub struct Guest<M> {
 impl<M: Model> Guest<M> {
     /// With all queues ready.
     pub fn new(model: M, event_idx: bool) -> Self {
-        RAM.write_slice(&vec![0; RING_BYTES], GuestAddress(0))
-            .expect("inside");
+        RAM.write_slice(&FRESH, GuestAddress(0)).expect("inside");
         let mut hosted = Hosted::new(model).expect("an eventfd");
         let count = hosted.queue_sizes().len();
         let status = Arc::new(AtomicU8::new(0xf));
@@ -90,7 +101,7 @@ impl<M: Model> Guest<M> {
             let next = (place + 1) % SIZE;
             // Most lie in the buffers, where bytes are put; some anywhere.
             let at = match at >> 30 {
-                0 => BUFFERS + u64::from(at & 0x3fff),
+                0 => BUFFERS + u64::from(*at) % BUFFER_BYTES,
                 1 => u64::from(*at),
                 _ => u64::from(*at) << 20,
             };
@@ -101,7 +112,9 @@ impl<M: Model> Guest<M> {
             let flags = u16::from(flags & 7) | more;
             let entry = GuestAddress(table + u64::from(place) * 16);
             RAM.write_obj(at, entry).expect("inside");
-            RAM.write_obj(u32::from(*len), entry_at(entry, 8))
+            // Few are long, which costs more than it shows.
+            let len = if flags >> 3 == 31 { *len } else { len & 0x3ff };
+            RAM.write_obj(u32::from(len), entry_at(entry, 8))
                 .expect("inside");
             RAM.write_obj(flags, entry_at(entry, 12)).expect("inside");
             RAM.write_obj(next, entry_at(entry, 14)).expect("inside");
@@ -109,7 +122,7 @@ impl<M: Model> Guest<M> {
         }
         let slot = u64::from(self.offered[index] % SIZE);
         self.offered[index] = self.offered[index].wrapping_add(1);
-        let avail = table + 0x1000;
+        let avail = table + AVAILABLE;
         RAM.write_obj(head, GuestAddress(avail + 4 + slot * 2))
             .expect("inside");
         RAM.write_obj(self.offered[index], GuestAddress(avail + 2))
@@ -124,7 +137,7 @@ impl<M: Model> Guest<M> {
 
     /// The next chain that the device gave back on a queue: its head, and bytes written.
     pub fn take(&mut self, index: usize) -> Option<(u16, u32)> {
-        let used = index as u64 * QUEUE_STEP + 0x2000;
+        let used = index as u64 * QUEUE_STEP + USED;
         let count: u16 = RAM.read_obj(GuestAddress(used + 2)).expect("inside");
         if count == self.taken[index] {
             return None;
@@ -175,10 +188,15 @@ fn queue(index: u64, event_idx: bool) -> VirtQueue {
     let at = |offset: u64| Some((index * QUEUE_STEP + offset) as u32);
     let mut queue = Queue::new(SIZE).expect("a power of two");
     queue.set_desc_table_address(at(0), Some(0));
-    queue.set_avail_ring_address(at(0x1000), Some(0));
-    queue.set_used_ring_address(at(0x2000), Some(0));
+    queue.set_avail_ring_address(at(AVAILABLE), Some(0));
+    queue.set_used_ring_address(at(USED), Some(0));
     queue.set_event_idx(event_idx);
     queue.set_ready(true);
-    let event = || EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
-    VirtQueue::new(queue, RAM.clone(), Arc::new(event()), Some(event()))
+    // One of them interrupts.
+    let call = (index == 0).then(|| KICK.try_clone().expect("a descriptor"));
+    VirtQueue::new(queue, RAM.clone(), Arc::clone(&KICK), call)
+}
+
+fn event() -> EventFd {
+    EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd")
 }

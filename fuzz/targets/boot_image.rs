@@ -5,12 +5,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ocs_vmm::boot::{Entry, Payload, load};
+use ocs_vmm::boot::{Blob, Entry, Payload, load};
 use ocs_vmm::memory::{self, GuestRam};
-use rustix::fs::{MemfdFlags, memfd_create};
-use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::{self, Cursor};
 use std::sync::LazyLock;
+use vm_memory::{Bytes, GuestAddress};
 
 const MEMORY_MIB: u64 = 16;
 
@@ -38,8 +37,8 @@ fuzz_target!(|data: (u8, Vec<(u16, u8)>, u16, &[u8], &[u8])| {
         kernel.truncate(keep.into());
     }
     let payload = Payload {
-        kernel: file(&kernel),
-        initrd: (!initrd.is_empty()).then(|| file(initrd)),
+        kernel: Cursor::new(kernel),
+        initrd: (!initrd.is_empty()).then_some(Initrd(initrd)),
         cmdline: "console=ttyS0",
     };
     if let Ok(Entry::Pvh { ip } | Entry::Linux64 { ip }) = load(&RAM, payload) {
@@ -47,9 +46,15 @@ fuzz_target!(|data: (u8, Vec<(u16, u8)>, u16, &[u8], &[u8])| {
     }
 });
 
-fn file(bytes: &[u8]) -> File {
-    let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC).expect("a memfd"));
-    file.write_all(bytes).expect("memory for the input");
-    file.rewind().expect("a file");
-    file
+struct Initrd<'a>(&'a [u8]);
+
+impl Blob for Initrd<'_> {
+    fn bytes(&mut self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn fill(&mut self, ram: &GuestRam, at: GuestAddress, bytes: usize) -> io::Result<()> {
+        assert_eq!(bytes, self.0.len());
+        ram.write_slice(self.0, at).map_err(io::Error::other)
+    }
 }
