@@ -191,6 +191,11 @@ impl Devices {
         Ok(())
     }
 
+    /// What is left of the credits that all interfaces share, in bytes, if there are such.
+    pub fn transmit_credits(&self) -> Option<u64> {
+        self.line.credits()
+    }
+
     /// Offers an interface's driver no offloads any more.
     pub fn withdraw_offloads(&self, id: &str) -> Result<()> {
         let mut inner = self.lock();

@@ -96,6 +96,7 @@ pub fn serve(json: &[u8]) -> (ExitRecord, Option<std::fs::File>) {
     let record = ended
         .and_then(|spec| run::run(&spec, started_ns))
         .unwrap_or_else(|error| ExitRecord {
+            transmit_credits: None,
             reason: ExitReason::Error,
             message: error.to_string(),
         });

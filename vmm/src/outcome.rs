@@ -21,7 +21,12 @@ impl Outcome {
 
     /// Notes the end; later causes change nothing.
     pub fn end(&self, reason: ExitReason, message: String) {
-        let first = self.record.set(ExitRecord { reason, message }).is_ok();
+        let record = ExitRecord {
+            reason,
+            message,
+            transmit_credits: None,
+        };
+        let first = self.record.set(record).is_ok();
         if first && let Err(error) = self.ended.write(1) {
             tracing::error!(%error, "the event thread cannot be woken");
         }

@@ -97,10 +97,13 @@ fn run_built(built: Built, events: &mut EventLoop, signals: OwnedFd) -> Result<E
     machine.stop_vcpus();
     machine.devices.stop(Instant::now() + LAST_ANSWER_LIMIT);
     ran?;
-    Ok(machine.outcome.record().cloned().unwrap_or(ExitRecord {
+    let mut record = machine.outcome.record().cloned().unwrap_or(ExitRecord {
         reason: ExitReason::Error,
         message: "the event loop ended without a cause".to_owned(),
-    }))
+        transmit_credits: None,
+    });
+    record.transmit_credits = machine.devices.transmit_credits();
+    Ok(record)
 }
 
 /// Continues the machine that a snapshot's files hold, or that comes from another process.

@@ -9,7 +9,7 @@ use super::cgroup::Limits;
 use super::error::{Doing, EffectError};
 use super::layout::is_plain_file;
 use super::ledger::Record;
-use super::machine::{Body, Machine};
+use super::machine::{Body, Machine, now_s};
 use super::nics;
 use super::owner::{Owner, RunDir};
 use super::plan::{Page, Run, Vmm};
@@ -144,7 +144,11 @@ impl Machine {
                 capacity_bytes: CONSOLE_BYTES,
             },
             net,
-            transmit: shaping::limits(&desired.network_rate.unwrap_or_default()),
+            transmit: shaping::limits(
+                &desired.network_rate.unwrap_or_default(),
+                record.network_credits.as_ref(),
+                now_s(),
+            ),
             block,
             control: Some(
                 inherited

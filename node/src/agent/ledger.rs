@@ -30,6 +30,20 @@ pub struct Record {
     pub stores: BTreeSet<String>,
     /// Set once a run has ended of itself; no further run until `starts` grows.
     pub ended: Option<Ended>,
+    /// What the last run left of its network credits; none: all that there may be.
+    #[serde(default)]
+    pub network_credits: Option<Credits>,
+}
+
+/// Network credits at the end of a run; they grow at the baseline's rate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credits {
+    /// So many.
+    pub bytes: u64,
+    /// Unix seconds.
+    pub at_s: i64,
+    /// The run's nonce.
+    pub run: String,
 }
 
 /// How a run ended that was not asked to.
@@ -136,6 +150,7 @@ impl Ledger {
                 starts: 0,
                 stores: BTreeSet::new(),
                 ended: None,
+                network_credits: None,
             },
         };
         record.service_addresses.retain(|eni, address| {

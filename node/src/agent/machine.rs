@@ -5,8 +5,8 @@ use super::cgroup::Cgroups;
 use super::config::Config;
 use super::durable::{self, Lasts};
 use super::error::{Doing, EffectError};
-use super::ledger::{Ended, Ledger, Record};
-use super::owner::RunDir;
+use super::ledger::{Credits, Ended, Ledger, Record};
+use super::owner::{Owner, RunDir};
 use super::plan::{Ask, End, Page, Run, STOP_PATIENCE, Seen, Step, Vmm};
 use super::policy::Switchboard;
 use super::process::{self, Process};
@@ -295,6 +295,7 @@ impl Machine {
             {
                 return Err(EffectError::Transient("the VMM lives".to_owned()));
             }
+            self.keep_credits(id, &dir, &owner)?;
             tracing::info!(
                 instance = id,
                 words = ?vmm::last_words(&dir),
@@ -320,6 +321,32 @@ impl Machine {
         dir.remove().doing("run directory")?;
         body.seen.run = None;
         Ok(())
+    }
+
+    /// The next run has the network credits that this one left: none, if it had no time to say
+    /// how many. Noted once, since its last words go before its `owner.json` does.
+    fn keep_credits(&self, id: &str, dir: &RunDir, owner: &Owner) -> Result<(), EffectError> {
+        let Some(mut record) = self.ledger.get(id) else {
+            return Ok(());
+        };
+        let noted = record.network_credits.as_ref();
+        if noted.is_some_and(|credits| credits.run == owner.nonce) {
+            return Ok(());
+        }
+        let words = vmm::last_words(dir);
+        let bytes = match words.map(|words| words.transmit_credits) {
+            Some(Some(bytes)) => bytes,
+            // It never came so far as to have a limit, or has none.
+            Some(None) => return Ok(()),
+            None if owner.process.is_none() => return Ok(()),
+            None => 0,
+        };
+        record.network_credits = Some(Credits {
+            bytes,
+            at_s: now_s(),
+            run: owner.nonce.clone(),
+        });
+        self.ledger.put(id, record).doing("ledger")
     }
 
     fn erase(&self, id: &str, body: &mut Body) -> Result<(), EffectError> {

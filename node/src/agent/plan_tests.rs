@@ -39,6 +39,7 @@ fn running() -> Seen {
 fn dead(words: Option<ExitReason>) -> Seen {
     let mut seen = running();
     seen.run.as_mut().unwrap().vmm = Vmm::Dead(words.map(|reason| ExitRecord {
+        transmit_credits: None,
         reason,
         message: "words".into(),
     }));
@@ -288,6 +289,7 @@ prop_compose! {
 fn any_vmm() -> impl Strategy<Value = Vmm> {
     let words = |reason| {
         Just(Vmm::Dead(Some(ExitRecord {
+            transmit_credits: None,
             reason,
             message: String::new(),
         })))

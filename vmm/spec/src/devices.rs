@@ -103,6 +103,9 @@ pub struct TransmitLimits {
     /// its credits, which it saves by staying below.
     #[serde(default)]
     pub baseline: Option<RateLimit>,
+    /// How many of the credits there are at the start, in bytes; none: all.
+    #[serde(default)]
+    pub credits: Option<u64>,
     /// In frames.
     #[serde(default)]
     pub packets: Option<RateLimit>,

@@ -12,6 +12,11 @@ pub struct ExitRecord {
     pub reason: ExitReason,
     /// One sentence for a person.
     pub message: String,
+    /// What was left of [`crate::Spec::transmit`]'s credits, in bytes, where it has a baseline;
+    /// whoever starts the machine again may give them to it as
+    /// [`crate::TransmitLimits::credits`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit_credits: Option<u64>,
 }
 
 /// The cause of a VMM's end.

@@ -46,6 +46,12 @@ fn desired() -> api::Instance {
             http_put_response_hop_limit: 1,
             ..api::Metadata::default()
         }),
+        network_rate: Some(api::NetworkRate {
+            baseline_bps: 8_000,
+            peak_bps: 80_000,
+            credit_bytes: 1 << 45,
+            packets_per_s: 0,
+        }),
         starts: 1,
         ..api::Instance::default()
     }
@@ -103,8 +109,12 @@ fn life(fuse: u32) -> bool {
 
     wanted.generation = 4;
     wanted.reboots = 1;
+    assert_eq!(world.inner.lock().unwrap().credits, None, "all of them");
     up(&mut host, &wanted);
     assert_eq!(volume(STORE), store, "a reboot keeps the instance store");
+    let credits = world.inner.lock().unwrap().credits.unwrap();
+    let come = credits.saturating_sub(LEFT_CREDITS);
+    assert!(credits >= LEFT_CREDITS && come < 1 << 30, "{credits}");
 
     // The guest powers itself off: DOWN, once and for this start.
     let run = RunDir::of(&host.layout, ID);

@@ -50,6 +50,13 @@ impl SharedLine {
     pub fn limit(&self, limits: &TransmitLimits) {
         self.lock().limits = Shaper::new(limits, monotonic_ns());
     }
+
+    /// See [`Shaper::credits`]; now.
+    pub fn credits(&self) -> Option<u64> {
+        let limits = &mut self.lock().limits;
+        limits.refill(monotonic_ns());
+        limits.credits()
+    }
 }
 
 impl Line {

@@ -39,6 +39,12 @@ impl Bucket {
         }
     }
 
+    /// With `left` of its burst.
+    fn with(mut self, left: u64) -> Self {
+        self.level = self.level.min(i128::from(left) * ONE);
+        self
+    }
+
     /// Brings the level up to date.
     pub(crate) fn refill(&mut self, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.at_ns);
@@ -95,12 +101,15 @@ pub struct Shaper {
 }
 
 impl Shaper {
-    /// Full buckets at `now_ns`.
+    /// Full buckets at `now_ns`, but for the credits where the limits say how many there are.
     pub fn new(limits: &TransmitLimits, now_ns: u64) -> Self {
         let full = |limit: Option<RateLimit>| limit.map(|limit| Bucket::new(limit, now_ns));
         Self {
             peak: full(limits.bytes),
-            baseline: full(limits.baseline),
+            baseline: full(limits.baseline).map(|bucket| match limits.credits {
+                Some(left) => bucket.with(left),
+                None => bucket,
+            }),
             packets: full(limits.packets),
         }
     }
@@ -108,6 +117,12 @@ impl Shaper {
     /// Is there a limit at all?
     pub fn is_limited(&self) -> bool {
         self.buckets(0.into()).next().is_some()
+    }
+
+    /// Whole bytes of credits, if there is a baseline; none in debt.
+    pub fn credits(&self) -> Option<u64> {
+        let level = self.baseline?.level.max(0) / ONE;
+        Some(u64::try_from(level).unwrap_or(u64::MAX))
     }
 
     /// Brings the levels up to date.
@@ -196,6 +211,7 @@ mod tests {
                 bytes: limit(bytes.0, bytes.1),
                 baseline: limit(credits.0, credits.1),
                 packets: limit(packets.0, packets.1),
+                ..TransmitLimits::default()
             };
             let mut shaper = Shaper::new(&limits, 0);
             let naive = |(rate, burst): (u64, u64)| Naive {
@@ -276,6 +292,7 @@ mod tests {
             bytes: limit(40 * MB, 40 * FRAME),
             baseline: limit(10 * MB, 10 * MB),
             packets: None,
+            ..TransmitLimits::default()
         };
         for (end_ms, allowed) in [
             (100, 4 * MB),
@@ -340,5 +357,35 @@ mod tests {
         assert_eq!(shaper.wait_ns(frame), 0);
         shaper.spend(frame);
         assert!(shaper.wait_ns(frame) >= 40_000_000);
+    }
+
+    #[test]
+    fn credits_are_those_that_were_left() {
+        let rate = |per_s, burst| Some(RateLimit { per_s, burst });
+        let limits = TransmitLimits {
+            bytes: rate(1_000_000, 10_000),
+            baseline: rate(1_000, 50_000),
+            credits: Some(2_000),
+            packets: None,
+        };
+        let mut shaper = Shaper::new(&limits, 0);
+        assert_eq!(shaper.credits(), Some(2_000));
+        shaper.spend(1_500);
+        shaper.refill(1_000_000_000);
+        assert_eq!(shaper.credits(), Some(1_500));
+        // A frame beyond them leaves a debt, which nobody inherits.
+        shaper.spend(4_000);
+        assert_eq!(shaper.credits(), Some(0));
+        // No more than there may be.
+        let rich = TransmitLimits {
+            credits: Some(u64::MAX),
+            ..limits
+        };
+        assert_eq!(Shaper::new(&rich, 0).credits(), Some(50_000));
+        let flat = TransmitLimits {
+            baseline: None,
+            ..limits
+        };
+        assert_eq!(Shaper::new(&flat, 0).credits(), None);
     }
 }

@@ -41,9 +41,14 @@ pub(super) struct Inner {
     pub(super) policy: Policy,
     pub(super) vmms: Vec<Child>,
     /// Of the VMM that was started last.
+    pub(super) credits: Option<u64>,
+    /// Likewise.
     pub(super) devices: BTreeMap<String, DeviceStatus>,
     pub(super) taps: u32,
 }
+
+/// What a VMM says of its network credits when it ends: beyond what comes meanwhile.
+pub(super) const LEFT_CREDITS: u64 = 1 << 40;
 
 struct Crash;
 
@@ -195,6 +200,7 @@ impl Vmms for Fake {
                 group.write_all(pid.to_string().as_bytes()).unwrap();
             }
             w.vmms.push(child);
+            w.credits = spec.transmit.credits;
             w.devices = devices;
             pid
         });
@@ -251,6 +257,7 @@ pub(super) fn device(kind: DeviceKind) -> DeviceStatus {
 /// The VMM writes its record and ends.
 pub(super) fn exit(world: &mut Inner, run: &RunDir, reason: ExitReason) {
     let record = ExitRecord {
+        transmit_credits: Some(LEFT_CREDITS),
         reason,
         message: "words".into(),
     };
