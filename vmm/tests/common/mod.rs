@@ -30,10 +30,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const STOCK_GUESTS: &str = "OCS_STOCK_GUESTS";
 
 /// Waits until `done` gives a value.
-pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-    // The emulated host is slow.
+pub fn wait_for<T>(what: &str, done: impl FnMut() -> Option<T>) -> T {
+    wait_and_say(&|| what.to_owned(), done)
+}
+
+/// Likewise, with something to say in the end that is not known yet.
+fn wait_and_say<T>(what: &dyn Fn() -> String, mut done: impl FnMut() -> Option<T>) -> T {
+    // The emulated host is slow, and slower still where others work.
     let patience = match std::env::var_os(STOCK_GUESTS) {
-        Some(_) => 5 * PATIENCE,
+        Some(_) => 9 * PATIENCE,
         None => PATIENCE,
     };
     let end = Instant::now() + patience;
@@ -41,7 +46,7 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = done() {
             return value;
         }
-        assert!(Instant::now() < end, "no {what} within {patience:?}");
+        assert!(Instant::now() < end, "no {} within {patience:?}", what());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -173,7 +178,8 @@ impl Vmm {
     /// The console once it holds `text`, or one of the others.
     pub fn wait_console_unless(&mut self, text: &str, others: &[&str]) -> String {
         let dir = self.dir.clone();
-        wait_for(&format!("{text:?} on the console"), || {
+        let what = || format!("{text:?} on the console: {}", console(&dir));
+        wait_and_say(&what, || {
             let console = console(&dir);
             if console.contains(text) || others.iter().any(|other| console.contains(other)) {
                 return Some(console);
