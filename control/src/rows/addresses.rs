@@ -14,11 +14,45 @@ pub struct Addresses {
     /// Its addresses.
     pub cidr: Ipv4Net,
     /// Offsets from the network's address that are held, in order.
+    #[serde(with = "runs")]
     pub taken: Vec<u32>,
     /// A public block, all of which is given out, in turn from this offset: what was
     /// given back rests as long as it can. Nothing: a subnet.
     #[serde(default)]
     pub next: Option<u32>,
+}
+
+/// Numbers in order, written as runs `[FIRST, LENGTH]`: a launch in a full subnet writes few
+/// bytes, not all that are held. Before schema 2 each number stood for itself.
+mod runs {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Run(u32, u32),
+        One(u32),
+    }
+
+    pub fn serialize<S: Serializer>(numbers: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+        let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+        serializer.collect_seq(runs.map(|run| (run[0], run.len())))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+        let mut numbers = Vec::new();
+        for written in Vec::<Written>::deserialize(deserializer)? {
+            match written {
+                Written::One(number) => numbers.push(number),
+                Written::Run(first, length) => {
+                    let end = first.checked_add(length);
+                    let end = end.ok_or_else(|| serde::de::Error::custom("a run without end"))?;
+                    numbers.extend(first..end);
+                }
+            }
+        }
+        Ok(numbers)
+    }
 }
 
 /// Addresses that EC2 keeps at the start and at the end of each subnet.
@@ -134,6 +168,16 @@ mod tests {
     }
 
     #[test]
+    fn held_addresses_are_written_as_runs_and_read_from_schema_1() {
+        let mut map = subnet(20);
+        map.taken = vec![4, 5, 6, 9];
+        let mut written = serde_json::to_value(&map).unwrap();
+        assert_eq!(written["taken"], serde_json::json!([[4, 3], [9, 1]]));
+        written["taken"] = serde_json::json!([4, 5, 6, 9]);
+        assert_eq!(serde_json::from_value::<Addresses>(written).unwrap(), map);
+    }
+
+    #[test]
     fn a_public_block_is_given_whole_and_in_turn() {
         let mut map = Addresses {
             next: Some(0),
@@ -184,6 +228,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(map.taken.len(), held.len());
+                let written = serde_json::to_string(&map).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<Addresses>(&written).unwrap(), &map);
                 prop_assert_eq!(usize::try_from(map.free()).unwrap(), 27 - held.len());
             }
         }

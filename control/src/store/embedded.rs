@@ -11,7 +11,7 @@ const ROWS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("rows
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Version of the rows' form. Older files migrate forward, newer ones are refused.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
 /// Changed keys that the log keeps for watchers.
 const LOG_KEYS: usize = 65_536;
 /// Batches that may wait for the writer.
@@ -373,7 +373,7 @@ mod tests {
         drop(database);
         assert!(matches!(
             Embedded::open(&path),
-            Err(StoreError::Schema { found: 2, known: 1 })
+            Err(StoreError::Schema { found: 3, known: 2 })
         ));
     }
 }
