@@ -108,7 +108,8 @@ class Clients(unittest.TestCase):
         vpc = up.ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
         needed = {"GetManagedPrefixListEntries": {"PrefixListId": listed["PrefixListId"]},
                   "DescribeLaunchTemplateVersions": {"Versions": ["$Latest"]},
-                  "GetSecurityGroupsForVpc": {"VpcId": vpc}}
+                  "GetSecurityGroupsForVpc": {"VpcId": vpc},
+                  "GetManagedPrefixListAssociations": {"PrefixListId": listed["PrefixListId"]}}
         paged = 0
         for action in sorted(OFFERED):
             method = xform_name(action)
@@ -126,3 +127,15 @@ class Clients(unittest.TestCase):
                     self.assertTrue(all(len(page.get(key, [])) <= PAGE for page in pages))
                 paged += 1
         self.assertGreater(paged, 20)
+
+    def test_what_resources_do_is_heard(self):
+        """Calls of boto3's resources that ask for what is so already."""
+        vm = up.run()
+        root = vm.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+        up.ec2.modify_volume_attribute(VolumeId=root, AutoEnableIO={"Value": True})
+        told = up.ec2.describe_volume_attribute(VolumeId=root, Attribute="autoEnableIO")
+        self.assertTrue(told["AutoEnableIO"]["Value"])
+        up.ec2.enable_volume_io(VolumeId=root)
+        up.ec2.report_instance_status(
+            Instances=[vm.id], Status="impaired", ReasonCodes=["unresponsive"])
+        vm.terminate()

@@ -272,6 +272,22 @@ class Networks(unittest.TestCase):
         for vm in (router, sender):
             vm.terminate()
 
+    def test_the_source_check_holds_a_running_guest_to_its_address(self):
+        vm, other = up.run_many(2, "idle")
+        card = vm.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        def fate():
+            """What becomes of a packet with somebody else's source."""
+            return up.say("explain", "--from", card, "--to", other.address,
+                          "--source", "10.99.0.1", "--proto", "icmp")
+        dropped = fate()
+        self.assertIn("spoofed", dropped)
+        up.ec2.modify_instance_attribute(InstanceId=vm.id, SourceDestCheck={"Value": False})
+        wait_for("it may send for others", lambda: "spoofed" not in fate())
+        up.ec2.reset_instance_attribute(InstanceId=vm.id, Attribute="sourceDestCheck")
+        wait_for("it may not", lambda: fate() == dropped)
+        vm.terminate()
+        other.terminate()
+
     def test_a_prefix_list_lets_in_what_it_holds(self):
         made = up.ec2.create_managed_prefix_list(
             PrefixListName="friends", MaxEntries=5, AddressFamily="IPv4",
@@ -289,6 +305,9 @@ class Networks(unittest.TestCase):
             PrefixListId=made["PrefixListId"], CurrentVersion=1,
             RemoveEntries=[{"Cidr": "172.31.0.0/16"}], AddEntries=[{"Cidr": "192.0.2.0/24"}])
         client.wait_line(topic, " timeout ", after_s=client.now())
+        up.ec2.restore_managed_prefix_list_version(
+            PrefixListId=made["PrefixListId"], PreviousVersion=1, CurrentVersion=2)
+        client.wait_line(topic, " ok ", after_s=client.now())
         gone = lambda: up.ec2.delete_managed_prefix_list(PrefixListId=made["PrefixListId"])
         self.assertEqual(error_code(gone), "DependencyViolation")
         up.ec2.revoke_security_group_ingress(**rule)
@@ -425,6 +444,11 @@ class Ways(unittest.TestCase):
                 Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
             up.ec2.create_route(RouteTableId=table, DestinationCidrBlock=block,
                                 VpcPeeringConnectionId=peering)
+        client.wait_line(topic, " ok ", after_s=client.now())
+        # EC2's defaults are what there is, and change nothing.
+        up.ec2.modify_vpc_peering_connection_options(
+            VpcPeeringConnectionId=peering,
+            AccepterPeeringConnectionOptions={"AllowDnsResolutionFromRemoteVpc": False})
         client.wait_line(topic, " ok ", after_s=client.now())
         up.ec2.delete_vpc_peering_connection(VpcPeeringConnectionId=peering)
         client.wait_line(topic, " timeout ", after_s=client.now())

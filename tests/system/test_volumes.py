@@ -233,6 +233,53 @@ class Copies(unittest.TestCase):
         vm.terminate()
 
 
+class Sharing(unittest.TestCase):
+    def test_what_is_blocked_is_not_made_public_and_another_account_does_not_see_it(self):
+        other = up.ocs("account", "create")
+        stranger = up.client("ec2", aws_access_key_id=other["access_key_id"],
+                             aws_secret_access_key=other["secret_access_key"])
+        zone = up.ec2.describe_availability_zones()["AvailabilityZones"][0]["ZoneName"]
+        held = make(zone)
+        kept = snapshot(held)
+        seen = lambda: error_code(lambda: stranger.describe_snapshots(SnapshotIds=[kept])) is None
+        share = lambda: up.ec2.modify_snapshot_attribute(
+            SnapshotId=kept, CreateVolumePermission={"Add": [{"Group": "all"}]})
+        up.ec2.enable_snapshot_block_public_access(State="block-new-sharing")
+        self.assertEqual(error_code(share), "OperationNotPermitted")
+        up.ec2.disable_snapshot_block_public_access()
+        share()
+        self.assertTrue(seen())
+        up.ec2.enable_snapshot_block_public_access(State="block-all-sharing")
+        self.assertFalse(seen())
+        up.ec2.disable_snapshot_block_public_access()
+        self.assertTrue(seen())
+        image = up.ec2.register_image(
+            Name="public", RootDeviceName="/dev/sda1", BlockDeviceMappings=[
+                {"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": self.rooted()}}])["ImageId"]
+        everybody = {"Add": [{"Group": "all"}]}
+        up.ec2.enable_image_block_public_access(
+            ImageBlockPublicAccessState="block-new-sharing")
+        self.assertEqual(error_code(lambda: up.ec2.modify_image_attribute(
+            ImageId=image, LaunchPermission=everybody)), "OperationNotPermitted")
+        up.ec2.disable_image_block_public_access()
+        up.ec2.modify_image_attribute(ImageId=image, LaunchPermission=everybody)
+        self.assertEqual(len(stranger.describe_images(ImageIds=[image])["Images"]), 1)
+        up.ec2.deregister_image(ImageId=image)
+        delete(held)
+
+    @staticmethod
+    def rooted():
+        """A snapshot that an instance can boot from: the public image's, copied."""
+        region = up.env["AWS_DEFAULT_REGION"]
+        public = up.ec2.describe_images(ImageIds=[up.image()])["Images"][0]
+        made = up.ec2.copy_snapshot(
+            SourceRegion=region,
+            SourceSnapshotId=public["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"])["SnapshotId"]
+        up.ec2.get_waiter("snapshot_completed").wait(
+            SnapshotIds=[made], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        return made
+
+
 class Modify(unittest.TestCase):
     def test_a_volume_grows(self):
         vm = up.run("idle")

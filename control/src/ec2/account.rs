@@ -94,3 +94,84 @@ pub async fn profile_associations(
     })
     .await
 }
+
+/// Kinds of resources whose ids EC2 once let accounts choose the length of.
+const LONG_IDS: [&str; 25] = [
+    "bundle",
+    "conversion-task",
+    "customer-gateway",
+    "dhcp-options",
+    "elastic-ip-allocation",
+    "elastic-ip-association",
+    "export-task",
+    "flow-log",
+    "image",
+    "import-task",
+    "instance",
+    "internet-gateway",
+    "network-acl",
+    "network-acl-association",
+    "network-interface",
+    "network-interface-attachment",
+    "prefix-list",
+    "reservation",
+    "route-table",
+    "route-table-association",
+    "security-group",
+    "snapshot",
+    "subnet",
+    "volume",
+    "vpc",
+];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct IdFormat {
+    resource: Option<String>,
+}
+
+fn formats<'a>(kinds: impl Iterator<Item = &'a &'a str>) -> Value {
+    kinds
+        .map(|kind| json!({"Resource": kind, "UseLongIds": true}))
+        .collect()
+}
+
+/// DescribeIdFormat: every id is long.
+///
+/// # Errors
+/// `InvalidParameterValue` for a kind that is none.
+pub async fn id_format(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: IdFormat = ctx.params(action, request)?;
+    ctx.read(|_| {
+        let wanted = |kind: &&&str| params.resource.as_ref().is_none_or(|text| text == **kind);
+        let found = formats(LONG_IDS.iter().filter(wanted));
+        match (&params.resource, found.as_array().map(Vec::is_empty)) {
+            (Some(text), Some(true)) => Err(ApiError::value(
+                text,
+                "Resource",
+                "There is no such kind of resource.",
+            )),
+            _ => Ok(json!({"Statuses": found})),
+        }
+    })
+    .await
+}
+
+/// DescribeAggregateIdFormat: every id is long.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn aggregate_id_format(
+    ctx: &Ctx,
+    action: &str,
+    request: Value,
+) -> Result<Value, ApiError> {
+    #[derive(Deserialize)]
+    struct Nothing {}
+    let Nothing {} = ctx.params(action, request)?;
+    ctx.read(|_| {
+        let statuses = formats(LONG_IDS.iter());
+        Ok(json!({"UseLongIdsAggregated": true, "Statuses": statuses}))
+    })
+    .await
+}

@@ -149,15 +149,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             }
             Change::Type(kind) => set_type(&mut row, *kind)?,
             Change::Groups(texts) => set_groups(tx, &mut row, texts)?,
-            Change::SourceDestCheck(on) => {
-                let primary = row.interfaces.first();
-                if let Some(interface) = primary.and_then(|id| tx.get::<Interface>(id)) {
-                    let mut interface = interface.as_ref().clone();
-                    interface.source_dest_check = *on;
-                    tx.put(interface)?;
-                }
-                row.generation += 1;
-            }
+            Change::SourceDestCheck(on) => set_source_dest_check(tx, &mut row, *on)?,
             Change::UserData(text) => {
                 stopped(&row)?;
                 row.user_data = Some(text.clone());
@@ -168,6 +160,49 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         Ok(json!({}))
     })
     .await
+}
+
+/// ResetInstanceAttribute: sourceDestCheck, which is on again. No instance has a kernel or a
+/// RAM disk that is not its image's.
+///
+/// # Errors
+/// `InvalidParameterValue` for what cannot be reset, `UnsupportedOperation` for kernel and
+/// ramdisk.
+pub async fn reset(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Describe = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let mut row = instance(tx, &params.instance_id)?.as_ref().clone();
+        match params.attribute.as_str() {
+            "sourceDestCheck" => set_source_dest_check(tx, &mut row, true)?,
+            name @ ("kernel" | "ramdisk") => {
+                return Err(ApiError::new(
+                    "UnsupportedOperation",
+                    format!("The attribute {name} of an hvm instance cannot be reset."),
+                ));
+            }
+            other => {
+                return Err(ApiError::value(
+                    other,
+                    "Attribute",
+                    "Expected kernel, ramdisk or sourceDestCheck.",
+                ));
+            }
+        }
+        tx.put(row)?;
+        Ok(json!({}))
+    })
+    .await
+}
+
+fn set_source_dest_check(tx: &mut Tx<'_>, row: &mut Instance, on: bool) -> Result<(), ApiError> {
+    let primary = row.interfaces.first();
+    if let Some(interface) = primary.and_then(|id| tx.get::<Interface>(id)) {
+        let mut interface = interface.as_ref().clone();
+        interface.source_dest_check = on;
+        tx.put(interface)?;
+    }
+    row.generation += 1;
+    Ok(())
 }
 
 fn stopped(row: &Instance) -> Result<(), ApiError> {

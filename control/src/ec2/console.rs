@@ -93,3 +93,32 @@ pub async fn uefi(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
         ),
     ))
 }
+
+/// GetConsoleScreenshot: no instance has a screen.
+///
+/// # Errors
+/// `UnsupportedOperation` for every instance that there is.
+pub async fn screenshot(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Params = ctx.params(action, request)?;
+    let row = one(ctx, &params.instance_id).await?;
+    Err(ApiError::new(
+        "UnsupportedOperation",
+        format!(
+            "The instance '{}' has a serial console and no screen.",
+            row.id
+        ),
+    ))
+}
+
+/// GetSerialConsoleAccessStatus: EC2's interactive serial console is not offered; what a
+/// console says is read by GetConsoleOutput.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn serial(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    #[derive(Deserialize)]
+    struct Nothing {}
+    let Nothing {} = ctx.params(action, request)?;
+    ctx.read(|_| Ok(json!({"SerialConsoleAccessEnabled": false, "ManagedBy": "account"})))
+        .await
+}

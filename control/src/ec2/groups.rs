@@ -363,6 +363,81 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     .await
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct OfVpc {
+    vpc_id: String,
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// GetSecurityGroupsForVpc: a VPC has its own groups and no other's.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn of_vpc(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: OfVpc = ctx.params(action, request)?;
+    let query = Query {
+        action,
+        member: "SecurityGroupForVpcs",
+        by_id: false,
+        filters: &params.filters,
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.read(|view| {
+        let id = VpcId::parse(&params.vpc_id)?;
+        view.get::<Vpc>(&ctx.scope, &id)
+            .ok_or_else(|| VpcId::not_found(id))?;
+        let rows = view.all::<Group>(&ctx.scope);
+        let mut rows: Vec<_> = rows.filter(|row| row.vpc == id).collect();
+        rows.sort_by_key(|row| row.id);
+        query.answer(rows.into_iter().map(|row| {
+            let item = json!({
+                "GroupId": row.id.to_string(),
+                "GroupName": row.name,
+                "Description": row.description,
+                "OwnerId": ctx.account(),
+                "PrimaryVpcId": row.vpc.to_string(),
+                "Tags": tag_set(&row.tags),
+            });
+            (row.id.to_string(), item)
+        }))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct References {
+    group_id: Vec<String>,
+}
+
+/// DescribeSecurityGroupReferences: of VPCs beyond a peering, whose rules name no group of
+/// this side's here.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn references(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: References = ctx.params(action, request)?;
+    if params.group_id.is_empty() {
+        return Err(ApiError::missing("GroupId"));
+    }
+    ctx.read(|view| {
+        lookup(
+            &params.group_id,
+            GroupId::parse,
+            |id| view.get::<Group>(&ctx.scope, &id).cloned(),
+            |text| GroupId::not_found(text),
+        )?;
+        Ok(json!({"SecurityGroupReferenceSet": []}))
+    })
+    .await
+}
+
 fn present(scope: &Scope, row: &Group) -> Value {
     json!({
         "GroupId": row.id.to_string(),

@@ -491,6 +491,7 @@ fn volume_row(
         encrypted: new.encrypted || source.is_some_and(|source| source.encrypted),
         boot: source.and_then(|source| source.boot.clone()),
         modification: None,
+        auto_enable_io: false,
         state: VolumeState::Creating,
         generation: 1,
         created_at_s: at_s,

@@ -8,6 +8,7 @@
 //!
 //! Start reading at `run`, the longest path.
 
+pub mod absent;
 pub mod account;
 pub mod acls;
 pub mod addresses;
@@ -43,6 +44,7 @@ pub mod prefix_lists;
 pub mod present;
 pub mod private_addresses;
 pub mod public;
+pub mod public_blocks;
 pub mod quotas;
 pub mod regions;
 pub mod route_entries;
@@ -334,6 +336,35 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "GetEbsDefaultKmsKeyId" => ebs_defaults::key(ctx, action, request).await,
         "ResetEbsDefaultKmsKeyId" => ebs_defaults::key(ctx, action, request).await,
         "ModifyEbsDefaultKmsKeyId" => ebs_defaults::modify_key(ctx, action, request).await,
+        "ResetInstanceAttribute" => attributes::reset(ctx, action, request).await,
+        "ModifyVolumeAttribute" => storage::modify_attribute(ctx, action, request).await,
+        "EnableVolumeIO" => storage::enable_io(ctx, action, request).await,
+        "RestoreManagedPrefixListVersion" => prefix_lists::restore(ctx, action, request).await,
+        "GetManagedPrefixListAssociations" => {
+            prefix_lists::associations(ctx, action, request).await
+        }
+        "ModifyVpcPeeringConnectionOptions" => peerings::options(ctx, action, request).await,
+        "GetSerialConsoleAccessStatus" => console::serial(ctx, action, request).await,
+        "GetConsoleScreenshot" => console::screenshot(ctx, action, request).await,
+        "DescribeIdFormat" => account::id_format(ctx, action, request).await,
+        "DescribeAggregateIdFormat" => account::aggregate_id_format(ctx, action, request).await,
+        "DescribeVpcClassicLink" => absent::classic_link(ctx, action, request).await,
+        "DescribeVpcClassicLinkDnsSupport" => absent::classic_link_dns(ctx, action, request).await,
+        "GetSecurityGroupsForVpc" => groups::of_vpc(ctx, action, request).await,
+        "DescribeSecurityGroupReferences" => groups::references(ctx, action, request).await,
+        "ReportInstanceStatus" => monitoring::report(ctx, action, request).await,
+        "GetSnapshotBlockPublicAccessState" => public_blocks::snapshots(ctx, action, request).await,
+        "EnableSnapshotBlockPublicAccess" => {
+            public_blocks::block_snapshots(ctx, action, request).await
+        }
+        "DisableSnapshotBlockPublicAccess" => {
+            public_blocks::unblock_snapshots(ctx, action, request).await
+        }
+        "GetImageBlockPublicAccessState" => public_blocks::images(ctx, action, request).await,
+        "EnableImageBlockPublicAccess" => public_blocks::block_images(ctx, action, request).await,
+        "DisableImageBlockPublicAccess" => {
+            public_blocks::unblock_images(ctx, action, request).await
+        }
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
         "RejectVpcPeeringConnection" => peerings::reject(ctx, action, request).await,
         "ReleaseAddress" => addresses::release(ctx, action, request).await,
@@ -356,6 +387,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "UpdateSecurityGroupRuleDescriptionsIngress" => {
             rule_changes::describe(ctx, action, request, false).await
         }
+        _ if absent::knows(action) => absent::list(ctx, action, request).await,
         _ => Err(ApiError::new(
             "UnsupportedOperation",
             format!("The action {action} is not supported by this cloud."),

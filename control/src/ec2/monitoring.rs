@@ -69,6 +69,51 @@ pub async fn set(ctx: &Ctx, action: &str, request: Value, on: bool) -> Result<Va
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
+struct Report {
+    instances: Vec<String>,
+    status: String,
+    reason_codes: Vec<String>,
+    #[serde(rename = "StartTime")]
+    _start: Option<Value>,
+    #[serde(rename = "EndTime")]
+    _end: Option<Value>,
+    #[serde(rename = "Description")]
+    _description: Option<Value>,
+}
+
+/// ReportInstanceStatus: heard, and in the audit log with who said it; as in EC2 it changes
+/// no status.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn report(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Report = ctx.params(action, request)?;
+    for (list, name) in [
+        (&params.instances, "InstanceId"),
+        (&params.reason_codes, "ReasonCode"),
+    ] {
+        if list.is_empty() {
+            return Err(ApiError::missing(name));
+        }
+    }
+    ctx.read(|view| {
+        let rows = named(view, &ctx.scope, &params.instances)?;
+        match rows.iter().find(|row| row.state != State::Running) {
+            Some(row) => Err(ApiError::new(
+                "IncorrectInstanceState",
+                format!("The instance '{}' is not 'running'.", row.id),
+            )),
+            None => {
+                tracing::info!(status = params.status, reasons = ?params.reason_codes, "reported");
+                Ok(json!({}))
+            }
+        }
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
 struct Describe {
     #[serde(default)]
     instance_ids: Vec<String>,

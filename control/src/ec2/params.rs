@@ -15,6 +15,49 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
         "IncludeManagedResources",
         "false",
     ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "RequesterPeeringConnectionOptions.AllowDnsResolutionFromRemoteVpc",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "RequesterPeeringConnectionOptions.AllowEgressFromLocalClassicLinkToRemoteVpc",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "RequesterPeeringConnectionOptions.AllowEgressFromLocalVpcToRemoteClassicLink",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "RequesterPeeringConnectionOptions.AllowMultipathResilience",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "AccepterPeeringConnectionOptions.AllowDnsResolutionFromRemoteVpc",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "AccepterPeeringConnectionOptions.AllowEgressFromLocalClassicLinkToRemoteVpc",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "AccepterPeeringConnectionOptions.AllowEgressFromLocalVpcToRemoteClassicLink",
+        "false",
+    ),
+    (
+        "ModifyVpcPeeringConnectionOptions",
+        "AccepterPeeringConnectionOptions.AllowMultipathResilience",
+        "false",
+    ),
+    // Nothing shows a screen.
+    ("GetConsoleScreenshot", "WakeUp", "false"),
+    ("GetConsoleScreenshot", "WakeUp", "true"),
     ("CreateSnapshots", "Location", "regional"),
     ("CopySnapshot", "KmsKeyId", "alias/aws/ebs"),
     ("CopyImage", "KmsKeyId", "alias/aws/ebs"),

@@ -32,11 +32,15 @@ fn side(view: &View, scope: &Scope, vpc: VpcId) -> Value {
         "OwnerId": *scope.account,
         "VpcId": vpc.to_string(),
         "Region": *scope.region,
-        "PeeringOptions": {
-            "AllowDnsResolutionFromRemoteVpc": false,
-            "AllowEgressFromLocalClassicLinkToRemoteVpc": false,
-            "AllowEgressFromLocalVpcToRemoteClassicLink": false,
-        },
+        "PeeringOptions": peering_options(),
+    })
+}
+
+fn peering_options() -> Value {
+    json!({
+        "AllowDnsResolutionFromRemoteVpc": false,
+        "AllowEgressFromLocalClassicLinkToRemoteVpc": false,
+        "AllowEgressFromLocalVpcToRemoteClassicLink": false,
     })
 }
 
@@ -236,4 +240,53 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let from = &[PeeringState::Pending, PeeringState::Active];
     change(ctx, action, request, from, PeeringState::Deleted).await?;
     Ok(json!({"Return": true}))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Options {
+    vpc_peering_connection_id: String,
+    requester_peering_connection_options: Option<Offered>,
+    accepter_peering_connection_options: Option<Offered>,
+}
+
+/// EC2's defaults pass (`params::DEFAULTS`); all else is refused by name.
+#[derive(Deserialize)]
+struct Offered {}
+
+/// ModifyVpcPeeringConnectionOptions: to what they are.
+///
+/// # Errors
+/// `OperationNotPermitted` unless the connection is active, `UnsupportedOperation` for what
+/// is not offered.
+pub async fn options(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Options = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let id = PeeringId::parse(&params.vpc_peering_connection_id)?;
+        let row = tx
+            .get::<Peering>(&id)
+            .ok_or_else(|| PeeringId::not_found(id))?;
+        if row.state != PeeringState::Active {
+            return Err(ApiError::new(
+                "OperationNotPermitted",
+                format!("The VPC peering connection {id} is not active."),
+            ));
+        }
+        let sides = [
+            (
+                "RequesterPeeringConnectionOptions",
+                &params.requester_peering_connection_options,
+            ),
+            (
+                "AccepterPeeringConnectionOptions",
+                &params.accepter_peering_connection_options,
+            ),
+        ];
+        let mut answer = json!({});
+        for (name, _) in sides.iter().filter(|(_, side)| side.is_some()) {
+            answer[*name] = peering_options();
+        }
+        Ok(answer)
+    })
+    .await
 }

@@ -17,8 +17,6 @@ use std::sync::Arc;
 const MAX_ENTRIES: i64 = 1_000;
 /// Most entries of one change, as EC2 documents.
 const MAX_CHANGES: usize = 100;
-/// Versions whose entries are kept.
-const KEPT_VERSIONS: usize = 20;
 
 fn show(scope: &Scope, row: &PrefixList, state: &str) -> Value {
     json!({
@@ -217,21 +215,11 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             check_room(tx, &row)?;
         }
         if changes > 0 {
-            if params
-                .current_version
-                .is_none_or(|version| version != row.version)
-            {
-                return Err(match params.current_version {
-                    None => ApiError::missing("CurrentVersion"),
-                    Some(_) => ApiError::new(
-                        "PrefixListVersionMismatch",
-                        format!(
-                            "The prefix list has the incorrect version number: it is {}.",
-                            row.version
-                        ),
-                    ),
-                });
-            }
+            let said = params.current_version;
+            check_version(
+                &row,
+                said.ok_or_else(|| ApiError::missing("CurrentVersion"))?,
+            )?;
             for gone in &params.remove_entries {
                 let cidr = cidr(&gone.cidr, row.v6)?;
                 let before = entries.len();
@@ -244,10 +232,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 }
             }
             add(&mut entries, &params.add_entries, &row)?;
-            row.version += 1;
-            row.versions.push(entries);
-            let surplus = row.versions.len().saturating_sub(KEPT_VERSIONS);
-            row.versions.drain(..surplus);
+            row.push(entries);
         } else {
             add(&mut entries, &[], &row)?;
         }
@@ -256,6 +241,90 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         tx.put(row)?;
         retell(tx, id)?;
         Ok(answer)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Restore {
+    prefix_list_id: String,
+    previous_version: u64,
+    current_version: u64,
+}
+
+fn check_version(row: &PrefixList, said: u64) -> Result<(), ApiError> {
+    if said == row.version {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        "PrefixListVersionMismatch",
+        format!(
+            "The prefix list has the incorrect version number: it is {}.",
+            row.version
+        ),
+    ))
+}
+
+/// RestoreManagedPrefixListVersion: the entries of an older version become a new one.
+///
+/// # Errors
+/// `PrefixListVersionMismatch`, `InvalidParameterValue` for a version that is no longer kept.
+pub async fn restore(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Restore = ctx.params(action, request)?;
+    ctx.write(|tx| {
+        let mut row = one(tx, &params.prefix_list_id)?.as_ref().clone();
+        check_version(&row, params.current_version)?;
+        let entries = row.entries(params.previous_version).ok_or_else(|| {
+            ApiError::value(
+                params.previous_version,
+                "PreviousVersion",
+                "There is no such version, or no longer.",
+            )
+        })?;
+        let mut entries = entries.to_vec();
+        add(&mut entries, &[], &row)?;
+        row.push(entries);
+        let answer = json!({"PrefixList": show(&tx.scope, &row, "restore-in-progress")});
+        let id = row.id;
+        tx.put(row)?;
+        retell(tx, id)?;
+        Ok(answer)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Associations {
+    prefix_list_id: String,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// GetManagedPrefixListAssociations: the security groups that have a rule on it.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn associations(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Associations = ctx.params(action, request)?;
+    let query = Query {
+        action,
+        member: "PrefixListAssociations",
+        by_id: false,
+        filters: &[],
+        paths: &[],
+        max_results: params.max_results,
+        next_token: params.next_token.as_deref(),
+    };
+    ctx.write(|tx| {
+        let id = one(tx, &params.prefix_list_id)?.id;
+        let mut ids: Vec<String> = users(tx, id).iter().map(|row| row.id.to_string()).collect();
+        ids.sort();
+        query.answer(ids.into_iter().map(|id| {
+            let item = json!({"ResourceId": id, "ResourceOwner": ctx.account()});
+            (id, item)
+        }))
     })
     .await
 }

@@ -8,7 +8,7 @@ pub use list::{describe, present};
 pub use sharing::{ALL, Permissions, flat, is_shared, permissions};
 
 use super::params::TagSpecification;
-use super::{Ctx, tags};
+use super::{Ctx, public_blocks, tags};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -43,8 +43,9 @@ pub fn visible(tx: &Tx<'_>, region: &str, id: SnapshotId) -> Option<Arc<Snapshot
         Some(row) => row,
         None => {
             let (scope, row) = tx.view.find::<Snapshot>(&id)?;
-            let here = scope.region == own.region;
-            (here && is_shared(&row.shared_with, &tx.scope.account)).then(|| Arc::clone(row))?
+            let usable = scope.region == own.region
+                && sharing::is_usable(tx.view, scope, &row.shared_with, &tx.scope.account);
+            usable.then(|| Arc::clone(row))?
         }
     };
     (row.state != SnapshotState::Deleting).then_some(row)
@@ -324,10 +325,12 @@ pub async fn modify_attribute(ctx: &Ctx, action: &str, request: Value) -> Result
     )?;
     ctx.write(|tx| {
         let mut row = own(tx, &params.snapshot_id)?;
+        let before = row.shared_with.clone();
         flat.apply(&mut row.shared_with)?;
         if let Some(permissions) = &params.create_volume_permission {
             permissions.apply(&mut row.shared_with)?;
         }
+        public_blocks::check_snapshot(tx, &before, &row.shared_with)?;
         if row.encrypted && row.shared_with.contains(ALL) {
             return Err(ApiError::new(
                 "OperationNotPermitted",

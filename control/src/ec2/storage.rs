@@ -1,8 +1,9 @@
 //! Volumes.
 
 use super::list::{Query, lookup};
-use super::params::Filter;
+use super::params::{Filter, Is};
 use super::{Ctx, present};
+use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
@@ -98,16 +99,60 @@ pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
     let params: DescribeAttribute = ctx.params(action, request)?;
     ctx.read(|view| {
         let id = VolumeId::parse(&params.volume_id)?;
-        view.get::<Volume>(&ctx.scope, &id)
+        let row = view
+            .get::<Volume>(&ctx.scope, &id)
             .ok_or_else(|| VolumeId::not_found(id))?;
         let id = id.to_string();
         match params.attribute.as_str() {
-            "autoEnableIO" => Ok(json!({"VolumeId": id, "AutoEnableIO": {"Value": false}})),
+            "autoEnableIO" => {
+                Ok(json!({"VolumeId": id, "AutoEnableIO": {"Value": row.auto_enable_io}}))
+            }
             "productCodes" => Ok(json!({"VolumeId": id, "ProductCodes": []})),
             other => Err(ApiError::value(other, "attribute", "Unknown attribute.")),
         }
     })
     .await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ModifyAttribute {
+    volume_id: String,
+    #[serde(rename = "AutoEnableIO")]
+    auto_enable_io: Option<Is<bool>>,
+}
+
+/// ModifyVolumeAttribute: autoEnableIO, which is kept and told. No volume's I/O is ever
+/// disabled here, so there is nothing that it would enable.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn modify_attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: ModifyAttribute = ctx.params(action, request)?;
+    let on = params.auto_enable_io.as_ref();
+    let on = on.ok_or_else(|| ApiError::missing("AutoEnableIO"))?.value;
+    ctx.write(|tx| {
+        let mut row = one(tx, &params.volume_id)?.as_ref().clone();
+        row.auto_enable_io = on;
+        tx.put(row)?;
+        Ok(json!({}))
+    })
+    .await
+}
+
+/// EnableVolumeIO: it is enabled.
+///
+/// # Errors
+/// EC2's codes.
+pub async fn enable_io(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
+    let params: Delete = ctx.params(action, request)?;
+    ctx.write(|tx| one(tx, &params.volume_id).map(|_| json!({})))
+        .await
+}
+
+fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<Volume>, ApiError> {
+    let id = VolumeId::parse(text)?;
+    tx.get::<Volume>(&id).ok_or_else(|| VolumeId::not_found(id))
 }
 
 /// DescribeVolumeStatus.

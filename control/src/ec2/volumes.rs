@@ -166,6 +166,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             encrypted: sealed || params.encrypted == Some(true) || ebs_defaults::encrypt(tx),
             boot: source.as_ref().and_then(|source| source.boot.clone()),
             modification: None,
+            auto_enable_io: false,
             state: VolumeState::Creating,
             generation: 1,
             created_at_s: now_s(),

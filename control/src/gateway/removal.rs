@@ -273,6 +273,7 @@ mod tests {
             encrypted: false,
             boot: None,
             modification: None,
+            auto_enable_io: false,
             state,
             generation: 1,
             created_at_s: 0,

@@ -324,6 +324,9 @@ pub struct Volume {
     pub created_at_s: i64,
     /// What it is attached to.
     pub attachment: Option<VolumeAttachment>,
+    /// `autoEnableIO`.
+    #[serde(default)]
+    pub auto_enable_io: bool,
     /// Its tags.
     pub tags: Tags,
 }

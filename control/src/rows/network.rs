@@ -253,7 +253,18 @@ pub struct PrefixList {
     pub tags: Tags,
 }
 
+/// Versions of a prefix list whose entries are kept.
+const KEPT_VERSIONS: usize = 20;
+
 impl PrefixList {
+    /// These are its entries from now on.
+    pub fn push(&mut self, entries: Vec<PrefixEntry>) {
+        self.version += 1;
+        self.versions.push(entries);
+        let surplus = self.versions.len().saturating_sub(KEPT_VERSIONS);
+        self.versions.drain(..surplus);
+    }
+
     /// The entries of a version, where they are still kept.
     pub fn entries(&self, version: u64) -> Option<&[PrefixEntry]> {
         let back = usize::try_from(self.version.checked_sub(version)?).ok()?;

@@ -131,6 +131,12 @@ pub struct Settings {
     pub endpoint: Option<bool>,
     /// `InstanceMetadataTags` of new instances.
     pub instance_tags: Option<bool>,
+    /// `block-new-sharing` or `block-all-sharing` of snapshots.
+    #[serde(default)]
+    pub snapshots_public: Option<String>,
+    /// No image may be made public.
+    #[serde(default)]
+    pub block_public_images: bool,
     /// New volumes and copies of snapshots are encrypted.
     #[serde(default)]
     pub encrypt_by_default: bool,

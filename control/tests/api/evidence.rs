@@ -70,11 +70,13 @@ pub fn observers() -> BTreeMap<String, Vec<String>> {
 /// An action as boto3 calls it.
 pub fn method(action: &str) -> String {
     let mut name = String::new();
+    let mut before = 'A';
     for c in action.chars() {
-        if c.is_ascii_uppercase() && !name.is_empty() {
+        if c.is_ascii_uppercase() && !before.is_ascii_uppercase() {
             name.push('_');
         }
         name.push(c.to_ascii_lowercase());
+        before = c;
     }
     name
 }

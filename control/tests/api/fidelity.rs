@@ -301,6 +301,11 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   what it is of, whatever their regions, and shares its blocks until one of them goes; one that
   is to be encrypted has all of its blocks written anew, under a key of its own.
   `alias/aws/ebs` is the only key.
+* **I/O of a volume** is never disabled, so `autoEnableIO` is kept and told, and EnableVolumeIO
+  finds it enabled. ReportInstanceStatus is in the audit log and nowhere else.
+* **What this cloud has none of** (VPC endpoints, dedicated hosts, flow logs of EC2's API,
+  virtual private gateways, ClassicLink and the like) is listed as an empty list where tools ask
+  for it before they go on; it cannot be made.
 * **Instance types**: those that DescribeInstanceTypes lists, with EC2's CPUs, memory
   and network bandwidth (baseline, peak and credits, enforced each way). Where EC2 publishes a
   word only (`Low`), the figure is ours, and so are all packet rates.

@@ -13,6 +13,7 @@ mod linear;
 mod memory;
 mod nat;
 mod networks;
+mod questions;
 mod shape;
 mod storage;
 mod support;

@@ -1,8 +1,8 @@
 //! Attributes of images: described, modified, reset.
 
 use super::{own, present};
-use crate::ec2::Ctx;
 use crate::ec2::snapshots::{self, Permissions, permissions};
+use crate::ec2::{Ctx, public_blocks};
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
@@ -87,10 +87,12 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         if let Some(text) = &params.description {
             row.description = snapshots::description(text.value.as_deref())?;
         }
+        let before = row.shared_with.clone();
         flat.apply(&mut row.shared_with)?;
         if let Some(permissions) = &params.launch_permission {
             permissions.apply(&mut row.shared_with)?;
         }
+        public_blocks::check_image(tx, &before, &row.shared_with)?;
         tx.put(row)?;
         Ok(json!({}))
     })

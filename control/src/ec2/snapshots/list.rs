@@ -1,7 +1,7 @@
 //! DescribeSnapshots: the caller's, those shared with it, and those that public images
 //! begin as.
 
-use super::sharing::{ALL, is_shared};
+use super::sharing::{ALL, is_shared, is_usable};
 use crate::catalogue::{Image, RootType, SYSTEM_ACCOUNT};
 use crate::ec2::Ctx;
 use crate::ec2::list::{Query, lookup, tag_set};
@@ -97,7 +97,7 @@ fn seen(ctx: &Ctx, view: &View) -> Vec<Seen> {
     {
         let mine = scope.account == ctx.scope.account;
         for row in view.all::<Snapshot>(scope) {
-            let usable = mine || is_shared(&row.shared_with, ctx.account());
+            let usable = mine || is_usable(view, scope, &row.shared_with, ctx.account());
             if usable && row.state != SnapshotState::Deleting {
                 let shown = present(row, &scope.account);
                 all.push((

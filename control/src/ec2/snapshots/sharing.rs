@@ -1,5 +1,8 @@
 //! With whom snapshots and images are shared.
 
+use crate::ec2::public_blocks::hides_snapshots;
+use crate::rows::Scope;
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
@@ -7,6 +10,12 @@ use std::collections::BTreeSet;
 
 /// Everybody, among accounts.
 pub const ALL: &str = "all";
+
+/// May `account` use a snapshot that `owner` shares with these?
+pub fn is_usable(view: &View, owner: &Scope, with: &BTreeSet<String>, account: &str) -> bool {
+    let hidden = with.contains(ALL) && hides_snapshots(view, owner);
+    with.contains(account) || (with.contains(ALL) && !hidden)
+}
 
 /// May `account` use what is shared with these?
 pub fn is_shared(with: &BTreeSet<String>, account: &str) -> bool {
