@@ -1,7 +1,9 @@
 """What an action does, as a running guest sees it, and its undoing."""
 
 import hashlib
+import pathlib
 import subprocess
+import time
 import unittest
 
 from guest import number, word
@@ -271,6 +273,46 @@ class Networks(unittest.TestCase):
         wait_for("it does so no more", is_checked)
         for vm in (router, sender):
             vm.terminate()
+
+    def test_without_credits_an_instance_has_its_baseline_until_it_is_unlimited(self):
+        # It starts with no credits, earns a tenth of a CPU, and reads as fast as it can.
+        up.ec2.modify_default_credit_specification(InstanceFamily="t3", CpuCredits="standard")
+        self.addCleanup(up.ec2.modify_default_credit_specification,
+                        InstanceFamily="t3", CpuCredits="unlimited")
+        vm = up.run("bench disk 0 read 4KiB depth 32 for 300s", wait=False,
+                    InstanceType="t3.nano")
+        vm.wait_state("running")
+        def kept(*names):
+            """The first of these files of the VMM's control groups."""
+            return next(path for name in names
+                        for path in pathlib.Path("/sys/fs/cgroup").glob(f"**/ocs-*/{vm.id}/{name}"))
+        def quota():
+            """Millionths of a CPU, or nothing."""
+            path = kept("cpu.cfs_quota_us", "cpu.max")
+            words = path.read_text().split()
+            period = (words + [0])[1] or (path.parent / "cpu.cfs_period_us").read_text()
+            return None if words[0] in ("-1", "max") else int(words[0]) * 1_000_000 // int(period)
+        def used_s():
+            path = kept("cpuacct.usage", "cpu.stat")
+            words = path.read_text().split()
+            return int(words[0]) / 1e9 if len(words) == 1 else int(words[1]) / 1e6
+        def share():
+            """CPUs that it used for two seconds."""
+            before, began = used_s(), time.monotonic()
+            time.sleep(2)
+            return (used_s() - before) / (time.monotonic() - began)
+        wait_for("it is held to its baseline", lambda: quota() == 100_000)
+        self.assertLess(share(), 0.13)
+        up.ec2.modify_instance_credit_specification(InstanceCreditSpecifications=[
+            {"InstanceId": vm.id, "CpuCredits": "unlimited"}])
+        wait_for("it is not", lambda: quota() is None)
+        up.ec2.modify_instance_credit_specification(InstanceCreditSpecifications=[
+            {"InstanceId": vm.id, "CpuCredits": "standard"}])
+        wait_for("it is again", lambda: quota() == 100_000)
+        # The node's successor knows how much is left.
+        up.kill("node")
+        wait_for("it stays", lambda: quota() == 100_000)
+        vm.terminate()
 
     def test_the_source_check_holds_a_running_guest_to_its_address(self):
         vm, other = up.run_many(2, "idle")

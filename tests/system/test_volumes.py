@@ -241,7 +241,8 @@ class Sharing(unittest.TestCase):
         zone = up.ec2.describe_availability_zones()["AvailabilityZones"][0]["ZoneName"]
         held = make(zone)
         kept = snapshot(held)
-        seen = lambda: error_code(lambda: stranger.describe_snapshots(SnapshotIds=[kept])) is None
+        seen = lambda: error_code(lambda: stranger.describe_snapshots(
+            SnapshotIds=[kept])) != "InvalidSnapshot.NotFound"
         share = lambda: up.ec2.modify_snapshot_attribute(
             SnapshotId=kept, CreateVolumePermission={"Add": [{"Group": "all"}]})
         up.ec2.enable_snapshot_block_public_access(State="block-new-sharing")

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod amis;
 pub mod attributes;
 pub mod console;
+pub mod cpu_credits;
 pub mod defaults;
 pub mod dhcp_options;
 pub mod disks;
@@ -277,7 +278,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         }
         "DescribeImages" => images::describe(ctx, action, request).await,
         "DescribeInstanceAttribute" => attributes::describe(ctx, action, request).await,
-        "DescribeInstanceCreditSpecifications" => monitoring::credits(ctx, action, request).await,
+        "DescribeInstanceCreditSpecifications" => cpu_credits::describe(ctx, action, request).await,
         "DescribeInstanceStatus" => instances::status(ctx, action, request).await,
         "DescribeInstanceTypeOfferings" => types::offerings(ctx, action, request).await,
         "DescribeInstanceTypes" => types::describe(ctx, action, request).await,
@@ -364,6 +365,11 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "EnableImageBlockPublicAccess" => public_blocks::block_images(ctx, action, request).await,
         "DisableImageBlockPublicAccess" => {
             public_blocks::unblock_images(ctx, action, request).await
+        }
+        "ModifyInstanceCreditSpecification" => cpu_credits::modify(ctx, action, request).await,
+        "GetDefaultCreditSpecification" => cpu_credits::get_default(ctx, action, request).await,
+        "ModifyDefaultCreditSpecification" => {
+            cpu_credits::modify_default(ctx, action, request).await
         }
         "RebootInstances" => lifecycle::reboot(ctx, action, request).await,
         "RejectVpcPeeringConnection" => peerings::reject(ctx, action, request).await,

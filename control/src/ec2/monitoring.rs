@@ -1,9 +1,7 @@
-//! MonitorInstances and UnmonitorInstances, and what EC2 tells of CPU credits.
+//! MonitorInstances, UnmonitorInstances and ReportInstanceStatus.
 
+use super::Ctx;
 use super::instances::named;
-use super::list::Query;
-use super::params::Filter;
-use super::{Ctx, types};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
@@ -108,61 +106,6 @@ pub async fn report(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 Ok(json!({}))
             }
         }
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Describe {
-    #[serde(default)]
-    instance_ids: Vec<String>,
-    #[serde(default)]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// DescribeInstanceCreditSpecifications: as EC2 has it, named instances must be
-/// burstable, and without names those are listed that are `unlimited`.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn credits(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Describe = ctx.params(action, request)?;
-    let by_id = !params.instance_ids.is_empty();
-    let query = Query {
-        action,
-        member: "InstanceCreditSpecifications",
-        by_id,
-        filters: &params.filters,
-        paths: &[],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    ctx.read(|view| {
-        let mut items = Vec::new();
-        for row in named(view, &ctx.scope, &params.instance_ids)? {
-            let kind = types::find(&row.instance_type)?;
-            if by_id && !kind.burstable() {
-                return Err(ApiError::new(
-                    "IncorrectInstanceState",
-                    format!(
-                        "The instance ID(s) '{}' is not a burstable performance instance.",
-                        row.id
-                    ),
-                ));
-            }
-            let credits = row.credits.as_deref().unwrap_or(kind.default_credits());
-            if kind.burstable()
-                && row.state != State::Terminated
-                && (by_id || credits == "unlimited")
-            {
-                let id = row.id.to_string();
-                items.push((id.clone(), json!({"InstanceId": id, "CpuCredits": credits})));
-            }
-        }
-        query.answer(items)
     })
     .await
 }

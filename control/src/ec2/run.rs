@@ -11,8 +11,8 @@ use super::launch::{Disks, Nic, NicSource, Plan, Public, launch};
 use super::params::TagSpecification;
 use super::private_addresses::{self, PrivateIp, Wanted};
 use super::{
-    Ctx, amis, disks, groups, instances, interfaces, keys, metadata, place, placement_groups,
-    present, quotas, tags, templates, types,
+    Ctx, amis, cpu_credits, disks, groups, instances, interfaces, keys, metadata, place,
+    placement_groups, present, quotas, tags, templates, types,
 };
 use crate::core::Tx;
 use crate::rows::*;
@@ -210,7 +210,7 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
             .as_ref()
             .and_then(|m| m.enabled)
             .unwrap_or(false),
-        credits: credits(params, kind)?,
+        credits: credits(tx, params, kind)?,
         placement: placement(tx, params)?,
         boot,
         root_device,
@@ -229,18 +229,16 @@ fn plan(ctx: &Ctx, tx: &Tx<'_>, params: &Params) -> Result<Plan, ApiError> {
 }
 
 /// `CpuCredits`, which only burstable types have.
-fn credits(params: &Params, kind: types::InstanceType) -> Result<Option<String>, ApiError> {
+fn credits(
+    tx: &Tx<'_>,
+    params: &Params,
+    kind: types::InstanceType,
+) -> Result<Option<String>, ApiError> {
     let asked = params.credit_specification.as_ref();
     let Some(text) = asked.and_then(|credits| credits.cpu_credits.clone()) else {
-        return Ok(None);
+        return Ok(cpu_credits::default(tx, kind));
     };
-    if !matches!(text.as_str(), "standard" | "unlimited") {
-        return Err(ApiError::value(
-            text,
-            "CpuCredits",
-            "Expected standard or unlimited.",
-        ));
-    }
+    cpu_credits::check(&text)?;
     if !kind.burstable() {
         return Err(ApiError::combination(format!(
             "The parameter creditSpecification is not supported for the instance type {}.",

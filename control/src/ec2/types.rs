@@ -201,6 +201,23 @@ impl InstanceType {
         self.name.starts_with('t') && self.name != "t1.micro"
     }
 
+    /// Thousandths of CPU credits that it earns in an hour (EC2 user guide, "CPU credits and
+    /// baseline utilization"); nothing where it is not burstable.
+    pub fn credits_per_hour_milli(&self) -> Option<u64> {
+        let (family, size) = self.name.split_once('.').filter(|_| self.burstable())?;
+        Some(match (family, size) {
+            ("t2", "nano") => 3_000,
+            ("t2", "micro") | (_, "nano") => 6_000,
+            ("t2", "small") | (_, "micro") => 12_000,
+            (_, "small" | "medium") => 24_000,
+            (_, "large") => 36_000,
+            ("t2", "xlarge") => 54_000,
+            ("t2", _) => 81_600,
+            (_, "xlarge") => 96_000,
+            _ => 192_000,
+        })
+    }
+
     /// `CpuCredits` of an instance whose caller names none.
     pub fn default_credits(&self) -> &'static str {
         if self.name.starts_with("t2.") {

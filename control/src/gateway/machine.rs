@@ -63,7 +63,26 @@ pub fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api:
         network_rate: types::find(&row.instance_type)
             .ok()
             .map(|kind| network_rate(kind.bandwidth)),
+        cpu_credits: types::find(&row.instance_type)
+            .ok()
+            .and_then(|kind| cpu_credits(kind, row)),
         force_detach: forced(view, scope, row),
+    })
+}
+
+/// What a burstable type earns, and what EC2 gives a start: T2 instances have launch
+/// credits while `standard`, and lose their credits at a stop.
+fn cpu_credits(kind: types::InstanceType, row: &rows::Instance) -> Option<api::CpuCredits> {
+    let earned = kind.credits_per_hour_milli()?;
+    let unlimited = row.credits.as_deref().unwrap_or(kind.default_credits()) == "unlimited";
+    let t2 = kind.name.starts_with("t2.");
+    let launch = if t2 && !unlimited { 30_000 } else { 0 };
+    Some(api::CpuCredits {
+        earned_per_hour_milli: earned,
+        at_start_milli: launch * u64::from(kind.vcpus),
+        most_milli: earned * 24,
+        survive_stop: !t2,
+        unlimited,
     })
 }
 

@@ -131,6 +131,9 @@ pub struct Settings {
     pub endpoint: Option<bool>,
     /// `InstanceMetadataTags` of new instances.
     pub instance_tags: Option<bool>,
+    /// `CpuCredits` of new instances, by family.
+    #[serde(default)]
+    pub cpu_credits: std::collections::BTreeMap<String, String>,
     /// `block-new-sharing` or `block-all-sharing` of snapshots.
     #[serde(default)]
     pub snapshots_public: Option<String>,

@@ -315,7 +315,9 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   public addresses; if that is removed another carries it, and its translations begin anew.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.
-* **CPU credits** are told, not spent: burstable instances have their whole CPUs.
+* **CPU credits** are earned and spent as EC2 documents, by the second. What works for the guest
+  (its disks and interfaces) spends them, too. A `standard` instance without credits is held to
+  its baseline at once, in turns of 20 ms. Surplus credits of `unlimited` ones cost nothing.
 * **Key pairs** in PuTTY's format are not made.
 * **Error codes of authentication** are EC2's for EC2 (`AuthFailure`, HTTP 401) and STS's
   for STS.

@@ -3,6 +3,7 @@
 mod actions;
 mod bad_requests;
 mod copies;
+mod credits;
 mod crowd;
 mod evidence;
 mod fidelity;

@@ -12,6 +12,10 @@ const OVERHEAD_MIB: u64 = 64;
 /// that every VMM has.
 pub const OVERHEAD_THREADS: u64 = 40;
 
+/// The period that quotas are of. A group at the least quota of 1 ms rests 19 ms at a time.
+const PERIOD_US: u64 = 20_000;
+const LEAST_QUOTA_US: u64 = 1_000;
+
 /// What one instance may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -39,6 +43,8 @@ enum Kind {
     Memory,
     Pids,
     Cpu,
+    /// What the others' processes have used.
+    Usage,
     /// cgroup v2 with the three controllers.
     Unified,
 }
@@ -78,6 +84,44 @@ impl Cgroups {
             );
         }
         Ok(joins)
+    }
+
+    fn group(&self, kind: Kind, id: &str) -> Option<PathBuf> {
+        let hierarchy = self.hierarchies.iter().find(|h| h.kind == kind)?;
+        Some(hierarchy.root.join(&self.name).join(id))
+    }
+
+    /// CPU time that the group of instance `id` has used, where the host counts it.
+    pub fn usage_ns(&self, id: &str) -> io::Result<Option<u64>> {
+        let bad = || io::Error::from(io::ErrorKind::InvalidData);
+        if let Some(group) = self.group(Kind::Usage, id) {
+            let text = fs::read_to_string(group.join("cpuacct.usage"))?;
+            return text.trim().parse().map(Some).map_err(|_| bad());
+        }
+        let Some(group) = self.group(Kind::Unified, id) else {
+            return Ok(None);
+        };
+        let text = fs::read_to_string(group.join("cpu.stat"))?;
+        let usage = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "));
+        let usage_us: u64 = usage.and_then(|us| us.parse().ok()).ok_or_else(bad)?;
+        Ok(Some(usage_us.saturating_mul(1_000)))
+    }
+
+    /// Holds the group of instance `id` to so many millionths of a CPU, or to nothing.
+    pub fn set_quota(&self, id: &str, ppm: Option<u64>) -> io::Result<()> {
+        let quota_us = ppm.map(|ppm| (ppm * PERIOD_US / 1_000_000).max(LEAST_QUOTA_US));
+        if let Some(group) = self.group(Kind::Cpu, id) {
+            fs::write(group.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
+            let quota = quota_us.map_or("-1".to_owned(), |us| us.to_string());
+            return fs::write(group.join("cpu.cfs_quota_us"), quota);
+        }
+        let Some(group) = self.group(Kind::Unified, id) else {
+            return Ok(());
+        };
+        let quota = quota_us.map_or("max".to_owned(), |us| us.to_string());
+        fs::write(group.join("cpu.max"), format!("{quota} {PERIOD_US}"))
     }
 
     /// Instances that have a group.
@@ -136,6 +180,7 @@ impl Kind {
             Self::Memory => vec![("memory.limit_in_bytes", memory)],
             Self::Pids => vec![("pids.max", threads)],
             Self::Cpu => vec![("cpu.shares", 1024 * limits.vcpus)],
+            Self::Usage => Vec::new(),
             Self::Unified => vec![
                 ("memory.max", memory),
                 ("pids.max", threads),
@@ -168,6 +213,7 @@ fn hierarchies(mounts: &str, controllers: impl Fn(&Path) -> String) -> Vec<Hiera
                         "memory" => add(Kind::Memory),
                         "pids" => add(Kind::Pids),
                         "cpu" => add(Kind::Cpu),
+                        "cpuacct" => add(Kind::Usage),
                         _ => {}
                     }
                 }
@@ -218,7 +264,7 @@ mod tests {
                 .map(|h| h.kind)
                 .collect()
         };
-        assert_eq!(kinds(v1, ""), [Kind::Cpu, Kind::Memory]);
+        assert_eq!(kinds(v1, ""), [Kind::Cpu, Kind::Usage, Kind::Memory]);
         let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
         assert_eq!(kinds(v2, "cpuset cpu io memory pids"), [Kind::Unified]);
         assert_eq!(kinds(v2, "cpuset"), []);
@@ -258,6 +304,26 @@ mod tests {
         for hierarchy in &groups.hierarchies {
             let group = hierarchy.root.join(&groups.name).join("i-1");
             fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        if !joins.is_empty() {
+            let before = groups.usage_ns("i-1").unwrap().unwrap();
+            for (ppm, v1, v2) in [
+                (Some(100_000), "2000", "2000 20000"),
+                (Some(1), "1000", "1000 20000"),
+                (None, "-1", "max 20000"),
+            ] {
+                groups.set_quota("i-1", ppm).unwrap();
+                let read = |group: PathBuf, file| fs::read_to_string(group.join(file)).unwrap();
+                let told = match groups.group(Kind::Cpu, "i-1") {
+                    Some(group) => (read(group, "cpu.cfs_quota_us"), v1),
+                    None => (
+                        read(groups.group(Kind::Unified, "i-1").unwrap(), "cpu.max"),
+                        v2,
+                    ),
+                };
+                assert_eq!(told.0.trim(), told.1);
+            }
+            assert!(groups.usage_ns("i-1").unwrap().unwrap() >= before);
         }
         let found = groups.processes("i-1").unwrap();
         child.kill().unwrap();

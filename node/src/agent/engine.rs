@@ -8,6 +8,7 @@
 //! ```
 //! Nothing here polls: a unit at rest costs a pidfd and some memory.
 
+use super::cpu_credits::{self, CpuCredits};
 use super::desired::{Changed, Slice};
 use super::error::EffectError;
 use super::machine::{Body, Machine};
@@ -78,6 +79,7 @@ pub struct Engine {
     pub(super) events: mpsc::UnboundedSender<Event>,
     inbox: mpsc::UnboundedReceiver<Event>,
     policy_failures: u32,
+    pub(super) cpu_credits: CpuCredits,
     /// storaged has nothing that is nobody's.
     pub(super) swept: bool,
 }
@@ -91,6 +93,7 @@ impl Engine {
     ) -> anyhow::Result<Self> {
         let (events, inbox) = mpsc::unbounded_channel();
         let slice = Slice::load(&machine.config.layout.slice())?;
+        let cpu_credits = CpuCredits::load(&machine);
         let mut engine = Self {
             machine,
             outbox,
@@ -105,6 +108,7 @@ impl Engine {
             events,
             inbox,
             policy_failures: 0,
+            cpu_credits,
             swept: false,
         };
         engine.survey_all().await?;
@@ -171,8 +175,11 @@ impl Engine {
 
     /// Runs until `words` ends.
     pub async fn run(mut self, mut words: mpsc::Receiver<Word>) {
+        let mut tick = tokio::time::interval(cpu_credits::TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
             tokio::select! {
+                _ = tick.tick() => self.tick_cpu_credits(),
                 word = words.recv() => {
                     let Some(word) = word else { return };
                     let mut changed = self.hear(word);

@@ -37,6 +37,11 @@ impl Layout {
 
     /// One durable record an instance.
     #[must_use]
+    pub fn cpu_credits(&self) -> PathBuf {
+        self.root.join("node/cpu-credits.json")
+    }
+
+    /// One file an instance.
     pub fn ledger(&self) -> PathBuf {
         self.root.join("node/instances")
     }

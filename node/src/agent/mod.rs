@@ -21,6 +21,7 @@ pub mod capacity;
 pub mod cgroup;
 pub mod cleanup;
 pub mod config;
+mod cpu_credits;
 pub mod desired;
 mod disks;
 pub mod durable;
