@@ -18,10 +18,11 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
 use ocs_dataplane_shared::checksum::Delta;
-use ocs_dataplane_shared::layout::{Direction, Front};
+use ocs_dataplane_shared::layout::Direction;
 use ocs_dataplane_shared::packet::{Head, Packet};
 use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE, ETHERTYPE_IPV6, TCP};
 use ocs_dataplane_shared::verifier::forget_number as forget;
+use ocs_dataplane_shared::vxlan::{OVERHEAD, Outer};
 
 use crate::bytes::{Bytes, bytes_of_packet, opaque};
 use crate::kernel_maps::CAPTURES;
@@ -206,8 +207,8 @@ impl Packet for Buffer {
     }
 
     #[inline(always)]
-    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
-        const WRAPPED_AT: usize = size_of::<Front>() + 2;
+    fn wrap(&mut self, outer: &Outer<'_>) -> Option<()> {
+        const WRAPPED_AT: usize = OVERHEAD;
         let to = self.bytes.load_mac(0)?;
         let by = self.bytes.load_mac(ETH_SOURCE)?;
         let ether_type: u16 = self.bytes.load(ETH_TYPE)?;
@@ -229,7 +230,7 @@ impl Packet for Buffer {
             )
         };
         self.refresh(made)?;
-        self.bytes.store_front(front, rest)?;
+        self.bytes.store_front(outer)?;
         self.bytes.store_mac(WRAPPED_AT, to)?;
         self.bytes.store_mac(WRAPPED_AT + ETH_SOURCE, by)?;
         self.bytes.store(WRAPPED_AT + ETH_TYPE, ether_type)

@@ -2,9 +2,9 @@
 
 use core::arch::asm;
 
-use ocs_dataplane_shared::layout::Front;
 use ocs_dataplane_shared::packet::{HEAD_BYTES, Head};
 use ocs_dataplane_shared::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE};
+use ocs_dataplane_shared::vxlan::{OVERHEAD, Outer};
 
 /// What lies between `data` and `data_end`.
 ///
@@ -92,10 +92,11 @@ impl Bytes {
 
     /// Writes an outer header at the start.
     #[inline(always)]
-    pub fn store_front(&mut self, front: &Front, rest: u16) -> Option<()> {
+    pub fn store_front(&mut self, outer: &Outer<'_>) -> Option<()> {
+        let (front, rest) = outer.header();
         // Compared once for all.
-        let start = self.at::<[u8; size_of::<Front>() + 2]>(0)?;
-        let words = start.cast::<u32>();
+        let start = self.at::<[u8; OVERHEAD]>(0)?;
+        let words = start.cast::<u64>();
         for (index, word) in front.iter().enumerate() {
             // SAFETY: as in `store`; the words and the half lie within what `at` has checked.
             unsafe { *words.add(index) = *word };
@@ -156,6 +157,11 @@ macro_rules! bytes_of_packet {
 
         #[inline(always)]
         fn store_u32(&mut self, at: usize, value: u32) -> Option<()> {
+            self.bytes.store(at, value)
+        }
+
+        #[inline(always)]
+        fn store_u64(&mut self, at: usize, value: u64) -> Option<()> {
             self.bytes.store(at, value)
         }
     };

@@ -5,8 +5,9 @@ use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use ocs_dataplane_shared::capture::{CAPTURE_BYTES, Captured};
-use ocs_dataplane_shared::layout::{Direction, Front};
+use ocs_dataplane_shared::layout::Direction;
 use ocs_dataplane_shared::packet::{Head, Packet};
+use ocs_dataplane_shared::vxlan::{OVERHEAD, Outer};
 
 use crate::bytes::{Bytes, bytes_of_packet, opaque};
 use crate::kernel_maps::CAPTURES;
@@ -65,12 +66,6 @@ impl Frame {
             (*to).shown = if copied { shown as u32 } else { 0 };
         }
     }
-
-    /// Writes eight bytes, as they lie in memory.
-    #[inline(always)]
-    pub fn store_u64(&mut self, at: usize, value: u64) -> Option<()> {
-        self.bytes.store(at, value)
-    }
 }
 
 impl Packet for Frame {
@@ -104,9 +99,9 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
-        self.push(size_of::<Front>() + 2)?;
-        self.bytes.store_front(front, rest)
+    fn wrap(&mut self, outer: &Outer<'_>) -> Option<()> {
+        self.push(OVERHEAD)?;
+        self.bytes.store_front(outer)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The kernel's maps as [`Maps`]. Their names, keys and values are the loader's
 //! interface; `ocs_dataplane_shared::layout` describes them.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{
     Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf,
@@ -21,11 +21,13 @@ use ocs_dataplane_shared::layout::{
     PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service,
     TABLE_FLAGS, Tap, Uplink,
 };
-use ocs_dataplane_shared::limit::{Limit, Limits, Meter, Meters};
+use ocs_dataplane_shared::limit::{Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const SHARED: usize = TABLE_FLAGS as usize;
+/// Elements begin where a page does, so that those of a cache line's size are in one.
+const ON_PAGES: usize = BPF_F_MMAPABLE as usize;
 
 /// The loader's own, as `ENDPOINTS` and `HOSTS` are; programs go by the directories that follow.
 #[btf_map]
@@ -33,7 +35,7 @@ static TAPS: HashMap<u32, Tap, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static TAP_CELLS: Array<u32, { directory::TAP_CELLS }> = Array::new();
 #[btf_map]
-static TAP_KNOWN: Array<KnownTap, TAP_ENTRIES> = Array::new();
+static TAP_KNOWN: Array<KnownTap, TAP_ENTRIES, ON_PAGES> = Array::new();
 #[btf_map]
 static TAP_FAR: HashMap<u32, u32, MAX_SLOTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -41,7 +43,7 @@ static ENDPOINTS: HashMap<EndpointKey, Endpoint, MAX_ENDPOINTS, ON_DEMAND> = Has
 #[btf_map]
 static ENDPOINT_CELLS: Array<u32, { directory::ENDPOINT_CELLS }> = Array::new();
 #[btf_map]
-static ENDPOINT_KNOWN: Array<KnownEndpoint, ENDPOINT_ENTRIES> = Array::new();
+static ENDPOINT_KNOWN: Array<KnownEndpoint, ENDPOINT_ENTRIES, ON_PAGES> = Array::new();
 #[btf_map]
 static ENDPOINT_FAR: HashMap<EndpointKey, u32, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -51,13 +53,13 @@ static FORWARDERS: HashMap<ForwarderKey, u32, MAX_SLOTS, ON_DEMAND> = HashMap::n
 #[btf_map]
 static PUBLICS: HashMap<u32, EndpointKey, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
-static HOSTS: HashMap<u32, Host, MAX_HOSTS, ON_DEMAND> = HashMap::new();
+static HOSTS: HashMap<u64, Host, MAX_HOSTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static HOST_CELLS: Array<u32, { directory::HOST_CELLS }> = Array::new();
 #[btf_map]
-static HOST_KNOWN: Array<KnownHost, HOST_ENTRIES> = Array::new();
+static HOST_KNOWN: Array<KnownHost, HOST_ENTRIES, ON_PAGES> = Array::new();
 #[btf_map]
-static HOST_FAR: HashMap<u32, u32, MAX_HOSTS, ON_DEMAND> = HashMap::new();
+static HOST_FAR: HashMap<u64, u32, MAX_HOSTS, ON_DEMAND> = HashMap::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 4, ON_DEMAND> = HashMap::new();
 #[btf_map]
@@ -201,12 +203,12 @@ impl Maps for KernelMaps {
         let at = at(HOST_CELLS.get(directory::host_cell(address)));
         if let Some(known) = HOST_KNOWN.get(at)
             && at != 0
-            && known.key == address
+            && known.key == u64::from(address)
         {
             return Some(&known.value);
         }
         // SAFETY: as in `tap`.
-        let at = unsafe { HOST_FAR.get(&address) }.copied()?;
+        let at = unsafe { HOST_FAR.get(&u64::from(address)) }.copied()?;
         HOST_KNOWN.get(at).map(|known| &known.value)
     }
 
@@ -227,8 +229,8 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
-        LIMITS.get(slot)?.directions.get(direction as usize)
+    fn limits(&self, slot: u32) -> Option<&Limits> {
+        LIMITS.get(slot)
     }
 
     #[inline(always)]

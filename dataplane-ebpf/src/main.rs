@@ -35,7 +35,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE, UPLINK_SLOT};
-use ocs_dataplane_shared::{Action, Maps, guest, ipv6, responder, uplink as from_uplink};
+use ocs_dataplane_shared::{Action, Maps, Packet, guest, ipv6, responder, uplink as from_uplink};
 
 use buffer::Buffer;
 use frame::Frame;
@@ -43,6 +43,7 @@ use kernel_maps::{BUFFER_STAGES, DEVICES, INTERFACES, KernelMaps, STAGES};
 
 /// On each tap: frames from the guest.
 #[xdp]
+#[inline(always)]
 pub fn port(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = guest::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
@@ -53,6 +54,7 @@ pub fn port(context: XdpContext) -> u32 {
 /// On a tap whose guest may leave checksums and segmentation to us: `port`'s twin, which
 /// keeps what is known of a frame.
 #[classifier]
+#[inline(always)]
 pub fn port_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
@@ -68,6 +70,7 @@ pub fn port_buffer(context: TcContext) -> i32 {
 
 /// `translate`'s twin.
 #[classifier]
+#[inline(always)]
 pub fn translate_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::translate(&mut Buffer::new(&context), &KernelMaps, ifindex);
@@ -76,6 +79,7 @@ pub fn translate_buffer(context: TcContext) -> i32 {
 
 /// `port_ipv6`'s twin.
 #[classifier]
+#[inline(always)]
 pub fn port_ipv6_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = ipv6::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
@@ -96,6 +100,7 @@ pub fn onward(_context: TcContext) -> i32 {
 /// Where `port` goes on to with what a NAT gateway of this host sends: a program of its
 /// own, since a program's stack is small.
 #[xdp]
+#[inline(always)]
 pub fn translate(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = guest::translate(&mut Frame::new(&context), &KernelMaps, ifindex);
@@ -104,6 +109,7 @@ pub fn translate(context: XdpContext) -> u32 {
 
 /// Where `port` goes on to with IPv6.
 #[xdp]
+#[inline(always)]
 pub fn port_ipv6(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = ipv6::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
@@ -112,6 +118,7 @@ pub fn port_ipv6(context: XdpContext) -> u32 {
 
 /// Where `uplink` goes on to with IPv6.
 #[xdp]
+#[inline(always)]
 pub fn uplink_ipv6(context: XdpContext) -> u32 {
     let action = ipv6::receive_uplink(&mut Frame::new(&context), &KernelMaps);
     carry_out(action)
@@ -119,6 +126,7 @@ pub fn uplink_ipv6(context: XdpContext) -> u32 {
 
 /// On `svc0`: frames from the responder.
 #[xdp]
+#[inline(always)]
 pub fn svc(context: XdpContext) -> u32 {
     let action = responder::receive(&mut Frame::new(&context), &KernelMaps);
     carry_out(action)
@@ -127,6 +135,7 @@ pub fn svc(context: XdpContext) -> u32 {
 /// On the interface that leads to other hosts, and perhaps to the outside. What is neither
 /// another host's frame nor for a public address is the host's own.
 #[xdp]
+#[inline(always)]
 pub fn uplink(context: XdpContext) -> u32 {
     let action = from_uplink::receive(&mut Frame::new(&context), &KernelMaps);
     go_on(&context, action);
@@ -135,6 +144,7 @@ pub fn uplink(context: XdpContext) -> u32 {
 
 /// On an interface that leads to the outside alone.
 #[xdp]
+#[inline(always)]
 pub fn outside(context: XdpContext) -> u32 {
     let action = from_uplink::receive_outside(&mut Frame::new(&context), &KernelMaps);
     carry_out(action)

@@ -200,6 +200,7 @@ pub fn compile(
         numbers: &new_numbers,
         identities: &identities,
         hz,
+        meters: BTreeMap::new(),
     };
     for (id, port) in &policy.ports {
         making.port(id, port)?;

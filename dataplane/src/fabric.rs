@@ -334,7 +334,7 @@ impl Fabric {
         let Some(limits) = state.contents.entries.limits.get(&slot) else {
             return Ok(None);
         };
-        let meters = state.maps.meters(slot)?;
+        let meters = state.maps.meters(limits.meter)?;
         let now = state.programs.jiffies()?;
         let index = direction as usize;
         Ok(meters.directions[index].credit_bytes(&limits.directions[index], now))

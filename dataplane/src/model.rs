@@ -175,6 +175,8 @@ pub struct Port {
     pub resolver: Option<Ipv4Addr>,
     /// How fast it may be.
     pub rate: Rate,
+    /// Ports of one meter have their rate together; without one it is this port's alone.
+    pub meter: Option<MeterId>,
     /// Its subnet's route table; without one its own network is all that it reaches.
     pub table: Option<TableId>,
     /// Its subnet's ACL; without one everything passes.
@@ -188,6 +190,10 @@ pub struct Port {
     /// The longest IP packet that it may send.
     pub mtu: u16,
 }
+
+/// What ports spend on together, by the caller's name for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MeterId(pub String);
 
 /// How fast a port may send, and how fast receive: each has accounts of its own
 /// (EC2 User Guide, "Amazon EC2 instance network bandwidth"). Bytes are those of frames,

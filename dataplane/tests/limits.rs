@@ -6,7 +6,7 @@ mod support;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ocs_dataplane::model::{Policy, PortId, Rate};
+use ocs_dataplane::model::{MeterId, Policy, PortId, Rate};
 use ocs_dataplane::shared::layout::{Direction, Reason};
 use ocs_dataplane::shared::limit::{Allowance, Limit, Meter};
 use proptest::prelude::*;
@@ -224,7 +224,7 @@ const FRAME: usize = 1_000;
 struct Limited {
     lab: Lab,
     a: Guest,
-    _b: Guest,
+    b: Guest,
     wanted: Policy,
     receiver: PortId,
     frame: Vec<u8>,
@@ -249,7 +249,7 @@ impl Limited {
         Self {
             lab,
             a,
-            _b: b,
+            b,
             wanted,
             receiver,
             frame,
@@ -380,4 +380,43 @@ fn a_sender_is_stopped_a_twentieth_above_its_rate() {
     assert!((0.95..=1.08).contains(&share), "{share}");
     let counters = limited.lab.counters(&sender).expect("counters");
     assert!(counters.get(Direction::Egress, Reason::OverBandwidth) > 0);
+}
+
+/// What two interfaces of an instance may send that begin one after the other: the frames of a
+/// hundred that each is refused.
+fn refused_in_turn(meter: Option<&str>) -> [u64; 2] {
+    let limited = Limited::new(Rate::default());
+    let mut wanted = limited.wanted.clone();
+    for port in wanted.ports.values_mut() {
+        port.rate.peak_bps = 1_000;
+        port.meter = meter.map(|name| MeterId(name.into()));
+    }
+    limited.lab.apply(&wanted).expect("a policy");
+    let by_interface = |ifindex| {
+        let mut ports = wanted.ports.iter();
+        ports
+            .find(|(_, port)| port.ifindex == ifindex)
+            .expect("a port")
+    };
+    let (a, b) = (limited.a.ifindex, limited.b.ifindex);
+    [(a, b), (b, a)].map(|(from, to)| {
+        let (id, sender) = by_interface(from);
+        let (_, receiver) = by_interface(to);
+        let frame = udp(end(sender, 1), end(receiver, 2), &[0; FRAME - 42]);
+        limited
+            .lab
+            .run_port(from, &frame, 100, Some(64))
+            .expect("live frames");
+        let counters = limited.lab.counters(id).expect("counters");
+        counters.get(Direction::Egress, Reason::OverBandwidth)
+    })
+}
+
+#[test]
+fn interfaces_of_one_meter_have_their_rate_together() {
+    let [first, second] = refused_in_turn(None);
+    assert!((80..100).contains(&first) && (80..100).contains(&second));
+    let [first, second] = refused_in_turn(Some("instance"));
+    assert!((80..100).contains(&first), "{first}");
+    assert!(second >= 99, "{second}");
 }

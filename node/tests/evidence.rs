@@ -46,6 +46,7 @@ impl Bed {
                 groups: BTreeSet::from([GroupId("sg-1".into())]),
                 service_address: Ipv4Addr::new(169, 254, 1, last),
                 resolver: None,
+                meter: None,
                 rate: Rate {
                     baseline_bps: 8_000_000,
                     peak_bps: 80_000_000,

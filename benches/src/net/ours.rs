@@ -100,6 +100,7 @@ impl Path {
                     service_address: Ipv4Addr::new(169, 254, 1, last),
                     resolver: None,
                     rate: Rate::default(),
+                    meter: None,
                     table: None,
                     acl: None,
                     source_dest_check: true,

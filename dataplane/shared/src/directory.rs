@@ -28,8 +28,9 @@ pub struct Known<Key, Value> {
 pub type KnownTap = Known<u32, Tap>;
 /// `ENDPOINT_ENTRIES`: a cache line.
 pub type KnownEndpoint = Known<EndpointKey, Endpoint>;
-/// `HOST_ENTRIES`: a cache line.
-pub type KnownHost = Known<Address, Host>;
+/// `HOST_ENTRIES`: a cache line. Its key is an address in a word, so that those of the outer
+/// header lie as such are read.
+pub type KnownHost = Known<u64, Host>;
 
 /// Cells of the directory of taps; a power of two.
 pub const TAP_CELLS: usize = 16_384;

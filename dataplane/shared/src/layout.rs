@@ -35,7 +35,7 @@
 /// Grows with each change of a key, a value or a map; part of every pin's path. What a
 /// successor of another layout finds in it whatever else changes: `DEVICES`; the key of
 /// `ENDPOINTS` and the first word of its value; that `FLOWS` and `NATS` have tables by slot.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 /// The first layout with flow tables of this one's buckets, whose flows are carried over.
 /// Whoever changes a bucket keeps how the one before is read.
 pub const FLOWS_SINCE: u32 = 1;
@@ -335,11 +335,11 @@ pub struct Host {
     /// The sum of what is in its IPv4 header.
     pub sum: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
-/// Twelve words of an outer header; two bytes follow.
-pub type Front = [u32; 12];
+/// Six words of an outer header; two bytes follow.
+pub type Front = [u64; 6];
 
 /// The key of `HOSTS` that leads to the outside.
 pub const OUTSIDE_HOST: Address = 0;
@@ -513,6 +513,6 @@ const _: () = {
     assert!(size_of::<AclRuleKey>() * 8 == ACL_BITS as usize);
     assert!(size_of::<Tap>() == 76);
     assert!(size_of::<Endpoint>() == 56);
-    assert!(size_of::<Host>() == 60);
+    assert!(size_of::<Host>() == 56);
     assert!(size_of::<Service>() == 20);
 };

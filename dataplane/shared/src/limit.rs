@@ -118,6 +118,10 @@ impl Limit {
 pub struct Limits {
     /// One for each direction.
     pub directions: [Limit; 2],
+    /// The slot on whose meters it is spent: that of the first of those that spend together.
+    pub meter: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// `METERS`: what is spent of a [`Limit`].
@@ -196,15 +200,19 @@ pub(crate) fn police(
     slot: u32,
     direction: Direction,
 ) -> Result<(), Reason> {
-    match maps.limit(slot, direction) {
-        Some(limit)
-            if !limit.is_none()
-                && let Some(meter) = maps.meter(slot, direction) =>
-        {
+    let Some(limits) = maps.limits(slot) else {
+        return Ok(());
+    };
+    let limit = &limits.directions[direction as usize];
+    if limit.is_none() {
+        return Ok(());
+    }
+    match maps.meter(limits.meter, direction) {
+        Some(meter) => {
             let bytes = packet.segments_len();
             meter.admit(limit, maps.now(), bytes, packet.segments())
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
     PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
-use crate::limit::{Limit, Meter};
+use crate::limit::{Limits, Meter};
 use crate::log::LogKey;
 
 /// What is done with a frame.
@@ -71,9 +71,9 @@ pub trait Maps {
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
     /// A bucket of a NAT gateway's table.
     fn nat_bucket(&self, slot: u32, index: u32) -> Option<&Bucket>;
-    /// How fast a port may go one way.
-    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit>;
-    /// What it has spent of that.
+    /// How fast a port may go.
+    fn limits(&self, slot: u32) -> Option<&Limits>;
+    /// What is spent on a slot's meters one way.
     fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter>;
     /// Whether a port's flows are logged.
     fn is_logged(&self, slot: u32) -> bool;

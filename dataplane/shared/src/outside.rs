@@ -58,11 +58,12 @@ pub(crate) fn leave(
 ) -> Result<Action, Reason> {
     let host = maps.host(OUTSIDE_HOST).ok_or(Reason::Unreachable)?;
     // Both Ethernet addresses.
-    for (index, word) in host.front.iter().take(3).enumerate() {
-        packet
-            .store_u32(4 * index, *word)
-            .ok_or(Reason::Malformed)?;
-    }
+    let [first, second, ..] = host.front;
+    let rest = u32::from_ne_bytes(*second.to_ne_bytes().first_chunk().unwrap_or(&[0; 4]));
+    packet
+        .store_u64(0, first)
+        .and_then(|()| packet.store_u32(8, rest))
+        .ok_or(Reason::Malformed)?;
     Ok(Action::Redirect {
         slot: OUTSIDE_SLOT,
         from,

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use crate::checksum::Delta;
 use crate::layout::{Direction, Front};
 use crate::parse::{ETH_LEN, ETH_SOURCE, ETH_TYPE};
+use crate::vxlan::{OVERHEAD, Outer};
 
 /// What lies where an Ethernet header and the fixed part of an IPv4 header would; as it lies
 /// in memory.
@@ -141,6 +142,8 @@ pub trait Packet {
     fn store_u16(&mut self, at: usize, value: u16) -> Option<()>;
     /// Writes four bytes, as they lie in memory.
     fn store_u32(&mut self, at: usize, value: u32) -> Option<()>;
+    /// Writes eight bytes, as they lie in memory.
+    fn store_u64(&mut self, at: usize, value: u64) -> Option<()>;
 
     /// Makes room for `bytes` more at the front. What is in them is not said; what was at
     /// offset 0 is now at `bytes`. On `None` the frame may not be sent on.
@@ -150,13 +153,13 @@ pub trait Packet {
     /// Cuts the frame to `len` bytes.
     fn truncate(&mut self, len: usize) -> Option<()>;
 
-    /// Puts an outer header in front of the frame: these words and the two bytes behind them.
-    /// On `None` the frame may not be sent on.
+    /// Puts an outer header in front of the frame. On `None` the frame may not be sent on.
     #[inline(always)]
-    fn wrap(&mut self, front: &Front, rest: u16) -> Option<()> {
-        self.push(size_of::<Front>() + 2)?;
+    fn wrap(&mut self, outer: &Outer<'_>) -> Option<()> {
+        self.push(OVERHEAD)?;
+        let (front, rest) = outer.header();
         for (index, word) in front.iter().enumerate() {
-            self.store_u32(4 * index, *word)?;
+            self.store_u64(8 * index, *word)?;
         }
         self.store_u16(size_of::<Front>(), rest)
     }
@@ -216,6 +219,12 @@ impl Packet for Vec<u8> {
 
     fn store_u32(&mut self, at: usize, value: u32) -> Option<()> {
         let bytes = self.get_mut(at..at.checked_add(4)?)?;
+        bytes.copy_from_slice(&value.to_ne_bytes());
+        Some(())
+    }
+
+    fn store_u64(&mut self, at: usize, value: u64) -> Option<()> {
+        let bytes = self.get_mut(at..at.checked_add(8)?)?;
         bytes.copy_from_slice(&value.to_ne_bytes());
         Some(())
     }

@@ -47,25 +47,34 @@ pub(crate) fn send(
 ) -> Result<Action, Reason> {
     let host = maps.host(receiver.host).ok_or(Reason::Unreachable)?;
     packet.store_mac(0, receiver.mac).ok_or(Reason::Malformed)?;
-    let length = packet.len() + OVERHEAD - ETH_LEN;
-    let (front, rest) = host.front_of(length as u16, vni, flow);
-    packet.wrap(&front, rest).ok_or(Reason::Malformed)?;
+    let outer = Outer {
+        host,
+        length: (packet.len() + OVERHEAD - ETH_LEN) as u16,
+        vni,
+        flow,
+    };
+    packet.wrap(&outer).ok_or(Reason::Malformed)?;
     Ok(Action::Redirect {
         slot: UPLINK_SLOT,
         from,
     })
 }
 
-/// Two halves of a word, as they lie in memory.
-#[inline(always)]
-const fn word(first: u16, second: u16) -> u32 {
-    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
-    u32::from_ne_bytes([a, b, c, d])
+/// Where in [`Host::front`] two bytes of the outer header lie, by their offset: in which word.
+const fn at(offset: usize) -> usize {
+    offset / size_of::<u64>()
 }
 
-/// Where in [`Host::front`] a word of the outer header is, by its offset.
-const fn at(offset: usize) -> usize {
-    offset / 4
+/// How they lie in it.
+#[inline(always)]
+const fn half(offset: usize, value: u16) -> u64 {
+    let from = offset % size_of::<u64>();
+    let value = value as u64;
+    if cfg!(target_endian = "little") {
+        value << (8 * from)
+    } else {
+        value << (8 * (size_of::<u64>() - 2 - from))
+    }
 }
 
 impl Host {
@@ -75,7 +84,7 @@ impl Host {
     /// [`OUTSIDE_HOST`]: crate::layout::OUTSIDE_HOST
     #[must_use]
     pub fn new(address: Address, mac: [u8; 6], own: Address, own_mac: [u8; 6]) -> Self {
-        let mut bytes = [0; 4 * size_of::<Front>() / size_of::<u32>()];
+        let mut bytes = [0; size_of::<Front>()];
         let mut put = |at: usize, value: &[u8]| {
             for (to, from) in bytes.iter_mut().skip(at).zip(value) {
                 *to = *from;
@@ -96,32 +105,52 @@ impl Host {
             sum = sum.word(u16::from_ne_bytes([half[0], half[1]]));
         }
         let mut front = Front::default();
-        for (to, from) in front.iter_mut().zip(bytes.chunks_exact(4)) {
-            *to = u32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
+        for (to, from) in front.iter_mut().zip(bytes.as_chunks().0) {
+            *to = u64::from_ne_bytes(*from);
         }
         Self {
             front,
             sum: sum.value(),
-            reserved: [0; 2],
+            reserved: 0,
         }
     }
+}
 
-    /// The outer header of a frame that makes it an IPv4 packet of `length` bytes: its first
-    /// words, and the two bytes behind them.
+/// The outer header of a frame.
+pub struct Outer<'a> {
+    /// The host that it is for.
+    pub host: &'a Host,
+    /// Length of the outer IPv4 packet in bytes.
+    pub length: u16,
+    /// The network.
+    pub vni: u32,
+    /// The flow of what is inside.
+    pub flow: &'a FlowKey,
+}
+
+impl Outer<'_> {
+    /// Its first words, and the two bytes behind them. Asked when there is room for it, so that
+    /// nothing of it waits in memory meanwhile.
     #[inline(always)]
-    fn front_of(&self, length: u16, vni: u32, flow: &FlowKey) -> (Front, u16) {
-        let ip_length = length.to_be();
-        let checksum = Sum::from_value(self.sum).word(ip_length).checksum();
+    #[must_use]
+    pub fn header(&self) -> (Front, u16) {
+        let ip_length = self.length.to_be();
+        let sum = Sum::from_value(self.host.sum);
+        let checksum = sum.word(ip_length).checksum();
         // Of the range for ephemeral ports (RFC 7348 §5).
-        let source = 0xc000 | (flow.hash() >> 18) as u16;
-        let (high, low) = ((vni >> 8) as u16, (vni << 8) as u16);
-        let mut front = self.front;
-        front[at(IP_LENGTH)] |= word(ip_length, 0);
-        front[at(IP_CHECKSUM)] |= word(checksum, 0);
-        front[at(UDP_AT)] |= word(0, source.to_be());
-        // No checksum (RFC 7348 §5): the inner frame has its own.
-        front[at(UDP_AT + 4)] |= word(0, (length - 20).to_be());
-        front[at(VXLAN_AT + 4)] |= word(0, high.to_be());
+        let source = 0xc000 | (self.flow.hash() >> 18) as u16;
+        let (high, low) = ((self.vni >> 8) as u16, (self.vni << 8) as u16);
+        let mut front = self.host.front;
+        for (offset, value) in [
+            (IP_LENGTH, ip_length),
+            (IP_CHECKSUM, checksum),
+            (UDP_AT, source.to_be()),
+            // No checksum (RFC 7348 §5): the inner frame has its own.
+            (UDP_AT + 4, (self.length - 20).to_be()),
+            (VXLAN_AT + 4, high.to_be()),
+        ] {
+            front[at(offset)] |= half(offset, value);
+        }
         (front, low.to_be())
     }
 }

@@ -16,7 +16,7 @@ use super::{
     CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, ipv6_ports,
     rates, raw,
 };
-use crate::model::{Acl, AclId, Mac, Nat, Policy, Port, PortId, Remote, Tracking, Vni};
+use crate::model::{Acl, AclId, Mac, MeterId, Nat, Policy, Port, PortId, Remote, Tracking, Vni};
 
 /// What makes a port another one, with other flows, under the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,15 +221,17 @@ pub(super) struct Making<'a> {
     pub numbers: &'a Numbers,
     pub identities: &'a Identities,
     pub hz: u32,
+    /// The slot on whose meters those of a name spend.
+    pub meters: BTreeMap<&'a MeterId, u32>,
 }
 
 /// Seconds that a NAT gateway remembers an idle flow (Amazon VPC User Guide, "NAT gateway
 /// basics").
 const NAT_IDLE_S: u32 = 350;
 
-impl Making<'_> {
+impl<'a> Making<'a> {
     /// Adds the entries of a port.
-    pub(super) fn port(&mut self, id: &PortId, port: &Port) -> Result<(), CompileError> {
+    pub(super) fn port(&mut self, id: &PortId, port: &'a Port) -> Result<(), CompileError> {
         let name = || id.0.clone();
         check_vni(id, port.vni)?;
         if let Some(group) = port
@@ -314,9 +316,12 @@ impl Making<'_> {
             return Err(duplicate(id, "service address", port.service_address));
         }
         self.entries.devices.insert(slot, port.ifindex);
-        let limits = rates::limits(port.rate, self.hz);
-        if limits != Limits::default() {
-            self.entries.limits.insert(slot, limits);
+        if let Some(limits) = rates::limits(port.rate, self.hz) {
+            let meter = match &port.meter {
+                Some(meter) => *self.meters.entry(meter).or_insert(slot),
+                None => slot,
+            };
+            self.entries.limits.insert(slot, Limits { meter, ..limits });
         }
         Ok(())
     }

@@ -14,12 +14,15 @@ const SAVED_MS: u64 = 50;
 /// Of which at least so much is left at low rates that a window of TCP segments fits.
 const SAVED_LEAST_BYTES: u64 = 16 * 1024;
 
-/// A port's limits, where jiffies run at `hz`.
-pub(super) fn limits(rate: Rate, hz: u32) -> Limits {
+/// A port's limits, where jiffies run at `hz`; `None`: it has none.
+pub(super) fn limits(rate: Rate, hz: u32) -> Option<Limits> {
+    if rate == Rate::default() {
+        return None;
+    }
     let mut limits = Limits::default();
     limits.directions[Direction::Ingress as usize] = limit(rate, 0, hz);
     limits.directions[Direction::Egress as usize] = limit(rate, BACKSTOP_PERCENT, hz);
-    limits
+    Some(limits)
 }
 
 fn limit(rate: Rate, more_percent: u64, hz: u32) -> Limit {

@@ -177,8 +177,8 @@ pub(super) struct KernelMaps {
     acl_classes: Trie<AclClassKey, u32>,
     acl_rules: Trie<AclRuleKey, u32>,
     publics: HashMap<MapData, u32, Raw<EndpointKey>>,
-    hosts: Hash<u32, Host>,
-    host_directory: Directory<u32, Host>,
+    hosts: Hash<u64, Host>,
+    host_directory: Directory<u64, Host>,
     uplinks: HashMap<MapData, u32, Raw<Uplink>>,
     flows: TableMap,
     nats: TableMap,
@@ -257,7 +257,9 @@ impl KernelMaps {
     pub(super) fn adopt(&mut self, entries: &Entries) -> Result<(), FabricError> {
         self.tap_directory.adopt(&entries.taps)?;
         self.endpoint_directory.adopt(&entries.endpoints)?;
-        self.host_directory.adopt(&self.hosts()?)
+        let hosts = self.hosts()?.into_iter();
+        let hosts = hosts.map(|(address, host)| (address.into(), host));
+        self.host_directory.adopt(&hosts.collect())
     }
 
     /// Takes the maps out of an object.
@@ -280,7 +282,7 @@ impl KernelMaps {
             acl_rules: take(object, ACL_RULES)?,
             publics: take(object, PUBLICS)?,
             hosts: take(object, HOSTS)?,
-            host_directory: directory(object, HOST_NAMES, |address| host_cell(*address))?,
+            host_directory: directory(object, HOST_NAMES, |address| host_cell(*address as u32))?,
             uplinks: take(object, UPLINKS)?,
             flows: take(object, FLOWS)?,
             nats: take(object, NATS)?,
@@ -369,7 +371,7 @@ impl KernelMaps {
     /// Says how to reach another host, or no longer.
     pub(super) fn set_host(&mut self, address: u32, host: Option<Host>) -> Result<(), FabricError> {
         let directory = &mut self.host_directory;
-        put_both(&mut self.hosts, directory, address, host, HOSTS)
+        put_both(&mut self.hosts, directory, address.into(), host, HOSTS)
     }
 }
 

@@ -8,7 +8,7 @@ use ocs_dataplane::shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
     PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
-use ocs_dataplane::shared::limit::{Limit, Meter};
+use ocs_dataplane::shared::limit::{Limits, Meter};
 use ocs_dataplane::shared::log::LogKey;
 use ocs_dataplane::shared::{Action, Maps, guest, ipv6};
 
@@ -128,9 +128,9 @@ impl Maps for Counted<'_> {
         self.memory.nat_bucket(slot, index)
     }
 
-    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
-        self.asked("limit");
-        self.memory.limit(slot, direction)
+    fn limits(&self, slot: u32) -> Option<&Limits> {
+        self.asked("limits");
+        self.memory.limits(slot)
     }
 
     fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter> {

@@ -11,7 +11,7 @@ use ocs_dataplane::shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey,
     Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, TRANSLATE, Tap, Uplink,
 };
-use ocs_dataplane::shared::limit::{Limit, Meter, Meters};
+use ocs_dataplane::shared::limit::{Limits, Meter, Meters};
 use ocs_dataplane::shared::log::LogKey;
 use ocs_dataplane::shared::{Action, Maps, guest, ipv6, responder, uplink};
 
@@ -309,9 +309,8 @@ impl Maps for Memory {
             .get(usize::try_from(index).expect("an index"))
     }
 
-    fn limit(&self, slot: u32, direction: Direction) -> Option<&Limit> {
-        let limits = self.entries.limits.get(&slot)?;
-        Some(&limits.directions[direction as usize])
+    fn limits(&self, slot: u32) -> Option<&Limits> {
+        self.entries.limits.get(&slot)
     }
 
     fn meter(&self, slot: u32, direction: Direction) -> Option<&Meter> {

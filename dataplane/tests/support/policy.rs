@@ -32,6 +32,7 @@ pub fn port(
         service_address: Ipv4Addr::from(service),
         resolver: None,
         rate: Rate::default(),
+        meter: None,
         table: None,
         acl: None,
         source_dest_check: true,

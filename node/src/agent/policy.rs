@@ -11,8 +11,8 @@ use super::error::EffectError;
 use super::network::Network;
 use ipnet::IpNet;
 use ocs_dataplane::model::{
-    AclId, Direction, Group, GroupId, Mac, Peer, Policy, Port, PortId, Rate, Rule, TableId,
-    Tracking, Traffic, Vni,
+    AclId, Direction, Group, GroupId, Mac, MeterId, Peer, Policy, Port, PortId, Rate, Rule,
+    TableId, Tracking, Traffic, Vni,
 };
 use ocs_node_api as api;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,10 +147,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn translate(inputs: &Inputs) -> Policy {
     let around = &inputs.around;
     let mut policy = Policy::default();
-    for plugged in inputs.instances.values() {
+    for (instance, plugged) in &inputs.instances {
         for eni in &plugged.enis {
             match port(eni, plugged) {
                 Some(port) => {
+                    let meter = Some(MeterId(instance.clone()));
+                    let port = Port { meter, ..port };
                     policy.ports.insert(PortId(eni.id.clone()), port);
                 }
                 None => tracing::error!(eni = ?eni, "an ENI is not valid; it stays closed"),
@@ -204,6 +206,7 @@ fn port(eni: &api::NetworkInterface, plugged: &Plugged) -> Option<Port> {
         groups: eni.security_groups.iter().cloned().map(GroupId).collect(),
         service_address: *plugged.service_addresses.get(&eni.id)?,
         resolver: resolver(&eni.vpc_cidr),
+        meter: None,
         rate: Rate {
             baseline_bps: plugged.rate.baseline_bps,
             peak_bps: plugged.rate.peak_bps,

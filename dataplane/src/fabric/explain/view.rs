@@ -9,7 +9,7 @@ use ocs_dataplane_shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, ForwarderKey, Host, Place,
     PrefixKey, Reason, Route, RuleKey, Service, Tap, Uplink,
 };
-use ocs_dataplane_shared::limit::{Limit, Meter};
+use ocs_dataplane_shared::limit::{Limits, Meter};
 use ocs_dataplane_shared::log::LogKey;
 
 use super::super::error::FabricError;
@@ -189,7 +189,7 @@ impl Maps for View<'_> {
     }
 
     // What is asked about is not sent, so it costs nothing.
-    fn limit(&self, _slot: u32, _direction: Direction) -> Option<&Limit> {
+    fn limits(&self, _slot: u32) -> Option<&Limits> {
         None
     }
 

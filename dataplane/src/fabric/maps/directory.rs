@@ -12,6 +12,7 @@ use crate::fabric::error::{FabricError, map};
 
 impl<K: Plain, V: Plain> Plain for Known<K, V> {}
 impl Plain for u32 {}
+impl Plain for u64 {}
 
 /// The names of a directory's maps.
 #[derive(Clone, Copy)]

@@ -145,7 +145,7 @@ impl KernelMaps {
 
     /// How to reach another host, as the programs find it.
     pub(in crate::fabric) fn host(&self, address: u32) -> Result<Option<Host>, FabricError> {
-        self.host_directory.get(&address)
+        self.host_directory.get(&address.into())
     }
 
     /// A copy of a bucket of a NAT gateway's table.
@@ -179,7 +179,7 @@ impl KernelMaps {
         let mut found = BTreeMap::new();
         for entry in self.hosts.iter() {
             let (Raw(address), Raw(host)) = entry.map_err(map(HOSTS))?;
-            found.insert(address, host);
+            found.insert(address as u32, host);
         }
         Ok(found)
     }

@@ -85,6 +85,7 @@ fn port(index: u8, groups: &BTreeSet<u8>) -> Port {
         groups: groups.iter().map(|index| group(*index)).collect(),
         service_address: Ipv4Addr::new(169, 254, 1, index + 1),
         resolver: None,
+        meter: None,
         rate: Rate {
             packets_per_s: 1_000 * (groups.len() as u64),
             ..Rate::default()

@@ -10,8 +10,6 @@ const KEYS: u32 = 16;
 
 type Small = Directory<u32, u64>;
 
-impl Plain for u64 {}
-
 fn names() -> Names {
     Names {
         cells: "cells",
