@@ -1,9 +1,13 @@
 //! Prefix lists: blocks of addresses under one name, for rules of groups. A change
 //! is a new version, and every group with a rule on the list follows it.
 
-use super::list::{Query, tag_set};
+mod reads;
+
+pub use reads::{associations, entries, services};
+
+use super::list::tag_set;
 use super::network::{Kind, describe};
-use super::params::{Filter, TagSpecification};
+use super::params::TagSpecification;
 use super::{Ctx, groups, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
@@ -294,41 +298,6 @@ pub async fn restore(ctx: &Ctx, action: &str, request: Value) -> Result<Value, A
     .await
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Associations {
-    prefix_list_id: String,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// GetManagedPrefixListAssociations: the security groups that have a rule on it.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn associations(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Associations = ctx.params(action, request)?;
-    let query = Query {
-        action,
-        member: "PrefixListAssociations",
-        by_id: false,
-        filters: &[],
-        paths: &[],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    ctx.write(|tx| {
-        let id = one(tx, &params.prefix_list_id)?.id;
-        let mut ids: Vec<String> = users(tx, id).iter().map(|row| row.id.to_string()).collect();
-        ids.sort();
-        query.answer(ids.into_iter().map(|id| {
-            let item = json!({"ResourceId": id, "ResourceOwner": ctx.account()});
-            (id, item)
-        }))
-    })
-    .await
-}
-
 fn users(tx: &Tx<'_>, id: PrefixListId) -> Vec<Arc<Group>> {
     let mut groups = tx.rows::<Group>();
     groups.retain(|group| {
@@ -413,95 +382,6 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             "create-complete"
         };
         show(scope, row, state)
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Services {
-    #[serde(default)]
-    prefix_list_ids: Vec<String>,
-    #[serde(default)]
-    filters: Vec<Filter>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// DescribePrefixLists: EC2's own lists, of which this cloud has none.
-///
-/// # Errors
-/// `InvalidPrefixListID.NotFound`.
-pub async fn services(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Services = ctx.params(action, request)?;
-    let query = Query {
-        action,
-        member: "PrefixLists",
-        by_id: !params.prefix_list_ids.is_empty(),
-        filters: &params.filters,
-        paths: &[],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    ctx.read(|_| match params.prefix_list_ids.first() {
-        Some(text) => {
-            PrefixListId::parse(text)?;
-            Err(PrefixListId::not_found(text))
-        }
-        None => query.answer([]),
-    })
-    .await
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entries {
-    prefix_list_id: String,
-    target_version: Option<u64>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// GetManagedPrefixListEntries.
-///
-/// # Errors
-/// `InvalidParameterValue` for a version that is no longer kept, and EC2's codes.
-pub async fn entries(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: Entries = ctx.params(action, request)?;
-    let query = Query {
-        action,
-        member: "Entries",
-        by_id: false,
-        filters: &[],
-        paths: &[],
-        max_results: params.max_results,
-        next_token: params.next_token.as_deref(),
-    };
-    ctx.read(|view| {
-        let id = PrefixListId::parse(&params.prefix_list_id)?;
-        let row = view
-            .get::<PrefixList>(&ctx.scope, &id)
-            .ok_or_else(|| PrefixListId::not_found(id))?;
-        let version = params.target_version.unwrap_or(row.version);
-        let entries = row.entries(version).ok_or_else(|| {
-            ApiError::value(
-                version,
-                "TargetVersion",
-                "There is no such version, or no longer.",
-            )
-        })?;
-        let mut items: Vec<(String, Value)> = entries
-            .iter()
-            .map(|entry| {
-                let mut item = json!({"Cidr": entry.cidr.to_string()});
-                if let Some(description) = &entry.description {
-                    item["Description"] = description.clone().into();
-                }
-                (entry.cidr.to_string(), item)
-            })
-            .collect();
-        items.sort_by(|a, b| a.0.cmp(&b.0));
-        query.answer(items)
     })
     .await
 }
