@@ -2,15 +2,15 @@
 
 use crate::support::{text, until};
 use crate::world::{World, ami, world};
-use ocs_node_api::{Instance, rule};
+use ocs_node_api::Instance;
 
 /// The first text of an element.
-fn first(body: &str, element: &str) -> String {
+pub fn first(body: &str, element: &str) -> String {
     text(body, element).into_iter().next().unwrap_or_default()
 }
 
 /// What the node knows of an instance, once it does.
-fn told(world: &World, id: &str, settled: impl Fn(&Instance) -> bool) -> Instance {
+pub fn told(world: &World, id: &str, settled: impl Fn(&Instance) -> bool) -> Instance {
     until("told", || {
         let seen = world.node.seen.lock().unwrap();
         seen.instances.get(id).filter(|told| settled(told)).cloned()
@@ -226,206 +226,6 @@ fn an_interface_of_ones_own_outlives_the_instance() {
         }
     }
     control.ok("DeleteNetworkInterface", &[("NetworkInterfaceId", &eni)]);
-}
-
-#[test]
-fn launch_templates_lie_below_requests() {
-    let world = world(100);
-    let control = &world.control;
-    let image = ami(control);
-    let made = control.ok(
-        "CreateLaunchTemplate",
-        &[
-            ("LaunchTemplateName", "web"),
-            ("LaunchTemplateData.ImageId", &image),
-            ("LaunchTemplateData.InstanceType", "t3.micro"),
-            ("LaunchTemplateData.UserData", "aGVsbG8="),
-            (
-                "LaunchTemplateData.TagSpecification.1.ResourceType",
-                "instance",
-            ),
-            ("LaunchTemplateData.TagSpecification.1.Tag.1.Key", "role"),
-            ("LaunchTemplateData.TagSpecification.1.Tag.1.Value", "web"),
-        ],
-    );
-    let id = first(&made, "launchTemplateId");
-    control.ok(
-        "CreateLaunchTemplateVersion",
-        &[
-            ("LaunchTemplateId", &id),
-            ("SourceVersion", "1"),
-            ("LaunchTemplateData.InstanceType", "t3.small"),
-        ],
-    );
-    let run = |more: &[(&str, &str)]| {
-        let mut params = vec![("MinCount", "1"), ("MaxCount", "1")];
-        params.extend(more);
-        first(&control.ok("RunInstances", &params), "instanceId")
-    };
-    let plain = run(&[("LaunchTemplate.LaunchTemplateName", "web")]);
-    let told_plain = told(&world, &plain, |_| true);
-    assert_eq!(told_plain.memory_mib, 1_024);
-    assert_eq!(told_plain.metadata.unwrap().user_data, b"hello");
-    let newest = [
-        ("LaunchTemplate.LaunchTemplateId", id.as_str()),
-        ("LaunchTemplate.Version", "$Latest"),
-    ];
-    assert_eq!(told(&world, &run(&newest), |_| true).memory_mib, 2_048);
-    let mut over = newest.to_vec();
-    over.push(("InstanceType", "t3.nano"));
-    assert_eq!(told(&world, &run(&over), |_| true).memory_mib, 512);
-    let tags = control.ok("DescribeInstances", &[("InstanceId.1", &plain)]);
-    assert!(
-        tags.contains("aws:ec2launchtemplate:id") && tags.contains("<key>role</key>"),
-        "{tags}"
-    );
-    control.ok(
-        "ModifyLaunchTemplate",
-        &[("LaunchTemplateId", &id), ("SetDefaultVersion", "2")],
-    );
-    let versions = control.ok(
-        "DescribeLaunchTemplateVersions",
-        &[("LaunchTemplateId", &id)],
-    );
-    assert_eq!(text(&versions, "versionNumber"), ["2", "1"]);
-    assert_eq!(text(&versions, "defaultVersion"), ["true", "false"]);
-    let gone = [
-        ("LaunchTemplateId", id.as_str()),
-        ("LaunchTemplateVersion.1", "2"),
-        ("LaunchTemplateVersion.2", "1"),
-    ];
-    let gone = control.ok("DeleteLaunchTemplateVersions", &gone);
-    assert!(
-        gone.contains("<successfullyDeletedLaunchTemplateVersionSet><item>"),
-        "{gone}"
-    );
-    assert!(
-        gone.contains("<unsuccessfullyDeletedLaunchTemplateVersionSet><item>"),
-        "{gone}"
-    );
-    let data = control.ok("GetLaunchTemplateData", &[("InstanceId", &plain)]);
-    assert_eq!(
-        (first(&data, "imageId"), first(&data, "userData")),
-        (image, "aGVsbG8=".to_owned())
-    );
-    control.ok("DeleteLaunchTemplate", &[("LaunchTemplateName", "web")]);
-    control.refused(
-        "RunInstances",
-        &[
-            ("MinCount", "1"),
-            ("MaxCount", "1"),
-            ("LaunchTemplate.LaunchTemplateId", &id),
-        ],
-        "InvalidLaunchTemplateId.NotFound",
-    );
-}
-
-#[test]
-fn prefix_lists_are_their_blocks_to_nodes() {
-    let world = world(10);
-    let control = &world.control;
-    let list = control.ok(
-        "CreateManagedPrefixList",
-        &[
-            ("PrefixListName", "offices"),
-            ("MaxEntries", "40"),
-            ("AddressFamily", "IPv4"),
-            ("Entry.1.Cidr", "10.1.0.0/16"),
-        ],
-    );
-    let list = first(&list, "prefixListId");
-    let group = [("GroupName", "g"), ("GroupDescription", "d")];
-    let group = first(&control.ok("CreateSecurityGroup", &group), "groupId");
-    let allow = [
-        ("GroupId", group.as_str()),
-        ("IpPermissions.1.IpProtocol", "-1"),
-        (
-            "IpPermissions.1.PrefixListIds.1.PrefixListId",
-            list.as_str(),
-        ),
-    ];
-    let made = control.ok("AuthorizeSecurityGroupIngress", &allow);
-    let rule = first(&made, "securityGroupRuleId");
-    let id = world.run("1", &[("SecurityGroupId.1", &group)]).remove(0);
-    told(&world, &id, |_| true);
-    let blocks = || {
-        let seen = world.node.seen.lock().unwrap();
-        let rules = seen.groups[&group].rules.iter().filter(|rule| !rule.egress);
-        let mut blocks: Vec<String> = rules
-            .filter_map(|rule| match &rule.peer {
-                Some(rule::Peer::Cidr(cidr)) => Some(cidr.clone()),
-                _ => None,
-            })
-            .collect();
-        blocks.sort();
-        blocks
-    };
-    assert_eq!(blocks(), ["10.1.0.0/16"]);
-    let change = [
-        ("PrefixListId", list.as_str()),
-        ("CurrentVersion", "1"),
-        ("AddEntry.1.Cidr", "10.2.0.0/16"),
-    ];
-    control.ok("ModifyManagedPrefixList", &change);
-    until("told of the new version", || {
-        (blocks() == ["10.1.0.0/16", "10.2.0.0/16"]).then_some(())
-    });
-    control.refused(
-        "ModifyManagedPrefixList",
-        &change,
-        "PrefixListVersionMismatch",
-    );
-    control.refused(
-        "DeleteManagedPrefixList",
-        &[("PrefixListId", &list)],
-        "DependencyViolation",
-    );
-    let more = [("PrefixListId", list.as_str()), ("MaxEntries", "61")];
-    control.refused(
-        "ModifyManagedPrefixList",
-        &more,
-        "RulesPerSecurityGroupLimitExceeded",
-    );
-    let old = [("PrefixListId", list.as_str()), ("TargetVersion", "1")];
-    assert_eq!(
-        text(&control.ok("GetManagedPrefixListEntries", &old), "cidr").len(),
-        1
-    );
-    let modify = [
-        ("GroupId", group.as_str()),
-        ("SecurityGroupRule.1.SecurityGroupRuleId", rule.as_str()),
-        ("SecurityGroupRule.1.SecurityGroupRule.IpProtocol", "tcp"),
-        ("SecurityGroupRule.1.SecurityGroupRule.FromPort", "80"),
-        ("SecurityGroupRule.1.SecurityGroupRule.ToPort", "80"),
-        (
-            "SecurityGroupRule.1.SecurityGroupRule.CidrIpv4",
-            "10.9.0.0/16",
-        ),
-    ];
-    control.ok("ModifySecurityGroupRules", &modify);
-    until("told of the changed rule", || {
-        (blocks() == ["10.9.0.0/16"]).then_some(())
-    });
-    let shown = control.ok(
-        "DescribeSecurityGroupRules",
-        &[("SecurityGroupRuleId.1", &rule)],
-    );
-    assert_eq!(first(&shown, "cidrIpv4"), "10.9.0.0/16");
-    let words = [
-        ("GroupId", group.as_str()),
-        (
-            "SecurityGroupRuleDescription.1.SecurityGroupRuleId",
-            rule.as_str(),
-        ),
-        ("SecurityGroupRuleDescription.1.Description", "ours"),
-    ];
-    control.ok("UpdateSecurityGroupRuleDescriptionsIngress", &words);
-    let shown = control.ok(
-        "DescribeSecurityGroupRules",
-        &[("SecurityGroupRuleId.1", &rule)],
-    );
-    assert_eq!(first(&shown, "description"), "ours");
-    control.ok("DeleteManagedPrefixList", &[("PrefixListId", &list)]);
 }
 
 #[test]
