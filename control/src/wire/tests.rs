@@ -90,6 +90,26 @@ fn answers_encode_as_ec2_writes_them() {
     );
 }
 
+#[test]
+fn an_answer_is_in_the_models_order_however_it_was_made() {
+    let mut made = shown::shown!({"UnknownIpPermissions": []});
+    made["Return"] = false.into();
+    made["Return"] = true.into();
+    made["RevokedSecurityGroupRules"] = [shown::shown!({"IsEgress": true, "GroupId": "sg-1"})]
+        .into_iter()
+        .collect();
+    let value = json!({"RevokedSecurityGroupRules": [{"GroupId": "sg-1", "IsEgress": true}],
+        "UnknownIpPermissions": [], "Return": true});
+    assert_eq!(Value::from(made.clone()), value);
+    assert_eq!(made["Return"].text().as_deref(), Some("true"));
+    let write = |shown: &Shown| xml::ec2(ec2(), "RevokeSecurityGroupIngress", shown, "id");
+    assert_eq!(write(&made), write(&value.into()));
+    assert!(write(&made).contains(
+        "<return>true</return><unknownIpPermissionSet/><revokedSecurityGroupRuleSet><item>\
+         <groupId>sg-1</groupId><isEgress>true</isEgress></item>"
+    ));
+}
+
 /// Names made of the model's own words, so that they get far.
 fn names() -> impl Strategy<Value = String> {
     let words = [
