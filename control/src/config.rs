@@ -56,9 +56,30 @@ pub struct Config {
     /// Blocks of public addresses that Elastic IPs are taken from.
     #[arg(long, value_delimiter = ',')]
     pub public_addresses: Vec<ipnet::Ipv4Net>,
+    /// Block of which each VPC that asks for IPv6 gets a /56; none of `fd00:ec2::/32`, where
+    /// the metadata service and the resolver are.
+    #[arg(long, default_value = "fd6f:6373::/32", value_parser = ipv6_pool)]
+    pub ipv6_pool: ipnet::Ipv6Net,
     /// File to hold an exclusive lock on, with the process id in it.
     #[arg(long)]
     pub lock_file: Option<PathBuf>,
+}
+
+fn ipv6_pool(text: &str) -> Result<ipnet::Ipv6Net, String> {
+    let pool: ipnet::Ipv6Net = text.parse().map_err(|_| "not an IPv6 block".to_owned())?;
+    let services = ipnet::Ipv6Net::new_assert(
+        "fd00:ec2::"
+            .parse()
+            .unwrap_or(std::net::Ipv6Addr::UNSPECIFIED),
+        32,
+    );
+    if !(16..=56).contains(&pool.prefix_len()) {
+        return Err("its prefix must be from /16 to /56".to_owned());
+    }
+    if pool.contains(&services) || services.contains(&pool) {
+        return Err("it holds addresses of the metadata service".to_owned());
+    }
+    Ok(pool.trunc())
 }
 
 impl Config {

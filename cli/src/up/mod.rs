@@ -108,6 +108,10 @@ pub struct Arguments {
     /// them at that interface.
     #[arg(long, value_delimiter = ',')]
     pub public_cidrs: Vec<String>,
+    /// Block of which each VPC that asks for IPv6 gets a /56 (`ocs-control` has a unique local
+    /// one).
+    #[arg(long)]
+    pub ipv6_pool: Option<String>,
     /// Leave this host's setting of huge pages for shared memory as it is, instead of making
     /// `never` into `advise`.
     #[arg(long)]

@@ -106,6 +106,9 @@ impl Plan<'_> {
         if !self.arguments.public_cidrs.is_empty() {
             start = start.with("--public-addresses", self.arguments.public_cidrs.join(","));
         }
+        if let Some(pool) = &self.arguments.ipv6_pool {
+            start = start.with("--ipv6-pool", pool);
+        }
         start
             .with("--state", self.state.path("control"))
             .with("--listen", listen.to_string())

@@ -7,6 +7,7 @@ use super::vpcs::{has_dependencies, retell};
 use super::{Ctx, tags, vpcs};
 use crate::core::Tx;
 use crate::rows::*;
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -37,15 +38,24 @@ fn show_entry(entry: &AclEntry) -> Value {
     item
 }
 
-/// What ends every ACL: what no entry matches is denied.
-fn last(egress: bool) -> Value {
-    json!({
-        "CidrBlock": "0.0.0.0/0", "Egress": egress, "Protocol": "-1",
-        "RuleAction": "deny", "RuleNumber": 32_767,
-    })
+/// What ends every ACL: what no entry matches is denied, by IPv6 too where its VPC has that.
+fn last(egress: bool, ipv6: bool) -> Vec<Value> {
+    let ends = |member: &str, cidr: &str, number: u16| {
+        json!({
+            member: cidr, "Egress": egress, "Protocol": "-1",
+            "RuleAction": "deny", "RuleNumber": number,
+        })
+    };
+    let mut entries = vec![ends("CidrBlock", "0.0.0.0/0", 32_767)];
+    if ipv6 {
+        entries.push(ends("Ipv6CidrBlock", "::/0", 32_768));
+    }
+    entries
 }
 
-fn present(scope: &Scope, row: &Acl) -> Value {
+fn present(view: &View, scope: &Scope, row: &Acl) -> Value {
+    let vpc = view.get::<Vpc>(scope, &row.vpc);
+    let ipv6 = vpc.is_some_and(|vpc| !vpc.ipv6.is_empty());
     let associations = row.associations.iter().map(|(id, subnet)| {
         json!({
             "NetworkAclAssociationId": id.to_string(),
@@ -57,7 +67,7 @@ fn present(scope: &Scope, row: &Acl) -> Value {
     for egress in [true, false] {
         let own = row.entries.iter().filter(|entry| entry.egress == egress);
         entries.extend(own.map(show_entry));
-        entries.push(last(egress));
+        entries.extend(last(egress, ipv6));
     }
     json!({
         "NetworkAclId": row.id.to_string(),
@@ -99,8 +109,8 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
         parse: AclId::parse,
         not_found: |text| AclId::not_found(text),
     };
-    describe(ctx, action, request, kind, |_, scope, row| {
-        present(scope, row)
+    describe(ctx, action, request, kind, |view, scope, row| {
+        present(view, scope, row)
     })
     .await
 }
@@ -136,7 +146,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             entries: Vec::new(),
             tags: tags.clone(),
         };
-        let mut answer = json!({"NetworkAcl": present(&tx.scope, &row)});
+        let mut answer = json!({"NetworkAcl": present(tx.view, &tx.scope, &row)});
         if !ctx.client_token().is_empty() {
             answer["ClientToken"] = ctx.client_token().into();
         }
@@ -199,6 +209,7 @@ struct EntryRequest {
     rule_action: String,
     egress: bool,
     cidr_block: Option<String>,
+    ipv6_cidr_block: Option<String>,
     port_range: Option<Ports>,
     icmp_type_code: Option<Icmp>,
 }
@@ -216,22 +227,29 @@ impl EntryRequest {
             "tcp" => 6,
             "udp" => 17,
             "icmp" => 1,
+            "icmpv6" => 58,
             "all" | "-1" => -1,
             text => text
                 .parse::<u8>()
                 .map(i32::from)
                 .map_err(|_| ApiError::value(text, "protocol", "Unknown protocol."))?,
         };
-        let text = self
-            .cidr_block
-            .as_deref()
-            .ok_or_else(|| ApiError::missing("cidrBlock"))?;
+        let (text, member, v6) = match (&self.cidr_block, &self.ipv6_cidr_block) {
+            (Some(_), Some(_)) => {
+                return Err(ApiError::combination(
+                    "The parameter cidrBlock may not be used with ipv6CidrBlock.",
+                ));
+            }
+            (Some(text), None) => (text, "cidrBlock", false),
+            (None, Some(text)) => (text, "ipv6CidrBlock", true),
+            (None, None) => return Err(ApiError::missing("cidrBlock")),
+        };
         let cidr = text
             .parse::<IpNet>()
             .ok()
-            .filter(|net| matches!(net, IpNet::V4(_)));
-        let cidr = cidr
-            .ok_or_else(|| ApiError::value(text, "cidrBlock", "This is not a valid IPv4 CIDR."))?;
+            .filter(|net| matches!(net, IpNet::V6(_)) == v6);
+        let cidr =
+            cidr.ok_or_else(|| ApiError::value(text, member, "This is not a valid CIDR."))?;
         let (from_port, to_port) = match protocol {
             6 | 17 => {
                 let range = self
@@ -247,7 +265,7 @@ impl EntryRequest {
                 }
                 (from, to)
             }
-            1 => {
+            1 | 58 => {
                 let icmp = self
                     .icmp_type_code
                     .as_ref()

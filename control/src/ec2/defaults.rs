@@ -14,7 +14,7 @@ use super::Ctx;
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::ApiError;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::Ipv4Addr;
 
 /// The lowest VNI given out; lower ones are the operator's.
@@ -111,6 +111,7 @@ pub fn empty_vpc(tx: &mut Tx<'_>, cidr: Ipv4Net) -> Result<Vpc, ApiError> {
         vni: next_vni(tx)?,
         dhcp_options: Some(default_options(tx)?),
         more_cidrs: Vec::new(),
+        ipv6: Vec::new(),
         dns_support: true,
         dns_hostnames: false,
         usage_metrics: false,
@@ -172,6 +173,8 @@ pub fn subnet(vpc: VpcId, cidr: Ipv4Net, zone: &str) -> Subnet {
         zone: zone.to_owned(),
         default: false,
         map_public: false,
+        ipv6: None,
+        assign_ipv6: false,
         tags: Tags::new(),
     }
 }
@@ -232,6 +235,22 @@ fn net(address: Ipv4Addr, prefix: u8) -> Result<Ipv4Net, ApiError> {
 /// 0.0.0.0/0.
 pub fn anywhere() -> Peer {
     Peer::Cidr(IpNet::V4(Ipv4Net::default()))
+}
+
+/// ::/0.
+pub fn anywhere_ipv6() -> Peer {
+    Peer::Cidr(IpNet::V6(Ipv6Net::default()))
+}
+
+/// What a default ACL has besides where its VPC has an IPv6 block.
+pub fn everything_by_ipv6() -> Vec<AclEntry> {
+    let entries = everything_passes().into_iter();
+    let by_ipv6 = entries.map(|entry| AclEntry {
+        number: entry.number + 1,
+        cidr: IpNet::V6(Ipv6Net::default()),
+        ..entry
+    });
+    by_ipv6.collect()
 }
 
 /// A rule for all protocols.

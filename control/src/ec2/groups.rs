@@ -1,6 +1,6 @@
 //! Security groups.
 
-use super::defaults::{anywhere, everything};
+use super::defaults::{anywhere, anywhere_ipv6, everything};
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
 use super::{Ctx, quotas, tags};
@@ -101,7 +101,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             vni: vpc.vni,
             name: params.group_name.clone(),
             description: params.description.clone(),
-            rules: vec![everything(true, anywhere())],
+            rules: out_to_everywhere(&vpc),
             generation: 1,
             tags: tags.clone(),
         };
@@ -114,6 +114,13 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         Ok(answer)
     })
     .await
+}
+
+/// What a new group of a VPC lets out: everything, by IPv6 where the VPC has a block.
+fn out_to_everywhere(vpc: &Vpc) -> Vec<Rule> {
+    let ipv6 = (!vpc.ipv6.is_empty()).then(anywhere_ipv6);
+    let peers = std::iter::once(anywhere()).chain(ipv6);
+    peers.map(|peer| everything(true, peer)).collect()
 }
 
 /// A resource's ARN.

@@ -11,7 +11,7 @@
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
 use super::private_addresses::{self, PrivateIp, Wanted};
-use super::{Ctx, groups, launch, present, public, quotas, subnets, tags, types};
+use super::{Ctx, groups, ipv6_addresses, launch, present, public, quotas, subnets, tags, types};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -35,6 +35,7 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             ("attachment.instance-owner-id", "Attachment.InstanceOwnerId"),
             ("group-id", "Groups.GroupId"),
             ("group-name", "Groups.GroupName"),
+            ("ipv6-addresses.ipv6-address", "Ipv6Addresses.Ipv6Address"),
         ],
         parse: InterfaceId::parse,
         not_found: |text| InterfaceId::not_found(text),
@@ -61,6 +62,9 @@ struct Create {
     private_ip_addresses: Vec<PrivateIp>,
     secondary_private_ip_address_count: Option<i64>,
     #[serde(default)]
+    ipv6_addresses: Vec<ipv6_addresses::Asked>,
+    ipv6_address_count: Option<i64>,
+    #[serde(default)]
     groups: Vec<String>,
     #[serde(default)]
     tag_specifications: Vec<TagSpecification>,
@@ -77,6 +81,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         &params.private_ip_addresses,
         params.secondary_private_ip_address_count,
     )?;
+    let ipv6 = ipv6_addresses::Wanted::asked(&params.ipv6_addresses, params.ipv6_address_count)?;
     let kind = "network-interface";
     let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
     let token = ctx.client_token();
@@ -88,6 +93,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let row = Interface {
             description: params.description.clone().unwrap_or_default(),
             tags: tags.clone(),
+            ipv6: ipv6_addresses::take(tx, &subnet, &ipv6)?,
             ..launch::interface(&subnet, &mut addresses, &wanted, groups)?
         };
         let mut answer = json!({"NetworkInterface": present::interface(tx.view, &tx.scope, &row)});
@@ -198,7 +204,8 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
                 format!("Interface count {} exceeds the limit for {}", most + 1, instance.instance_type),
             ));
         }
-        private_addresses::room(types::find(&instance.instance_type)?, row.private_ips().count())?;
+        let kind = types::find(&instance.instance_type)?;
+        private_addresses::room(kind, row.private_ips().count().max(row.ipv6.len()))?;
         let index = u32::try_from(params.device_index).map_err(|_| {
             ApiError::value(params.device_index, "deviceIndex", "It must not be negative.")
         })?;

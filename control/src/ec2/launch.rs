@@ -4,7 +4,7 @@ use super::private_addresses::Wanted;
 use super::types::InstanceType;
 use super::volume_types::{self, Asked, Given};
 use super::volumes::Source;
-use super::{Ctx, place, public};
+use super::{Ctx, ipv6_addresses, place, public};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::ApiError;
@@ -88,6 +88,8 @@ pub enum NicSource {
         groups: Vec<GroupId>,
         /// Its private addresses.
         wanted: Wanted,
+        /// Its IPv6 addresses.
+        ipv6: ipv6_addresses::Wanted,
         /// `Description`.
         description: String,
         /// It gets a public address.
@@ -116,8 +118,8 @@ impl Nic {
 
     fn is_one_of_a_kind(&self) -> bool {
         match &self.source {
-            NicSource::New { wanted, .. } => {
-                wanted.primary.is_some() || !wanted.secondary.is_empty()
+            NicSource::New { wanted, ipv6, .. } => {
+                wanted.primary.is_some() || !wanted.secondary.is_empty() || !ipv6.named.is_empty()
             }
             NicSource::Existing(_) => true,
         }
@@ -259,6 +261,7 @@ pub fn interface(
         mac: mac(private_ip)?,
         private_ip,
         secondary,
+        ipv6: Vec::new(),
         groups,
         description: String::new(),
         source_dest_check: true,
@@ -350,6 +353,7 @@ fn plug(
                 subnet,
                 groups,
                 wanted,
+                ipv6,
                 description,
                 public,
             } => {
@@ -359,6 +363,7 @@ fn plug(
                     description: description.clone(),
                     tags: plan.interface_tags.clone(),
                     wants_public: *public != Public::No,
+                    ipv6: ipv6_addresses::take(tx, subnet, ipv6)?,
                     ..interface(subnet, map, wanted, groups.clone())?
                 };
                 public::assign(&ctx.core, tx, &mut row)?;

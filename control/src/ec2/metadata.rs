@@ -18,6 +18,7 @@ pub struct Request {
     http_tokens: Option<String>,
     http_put_response_hop_limit: Option<i64>,
     http_endpoint: Option<String>,
+    http_protocol_ipv6: Option<String>,
     instance_metadata_tags: Option<String>,
 }
 
@@ -53,6 +54,7 @@ pub fn resolve(
     let by_image = imds_support == "v2.0";
     let tokens = request.and_then(|r| is(r.http_tokens.as_ref(), "required"));
     let enabled = request.and_then(|r| is(r.http_endpoint.as_ref(), "enabled"));
+    let ipv6 = request.and_then(|r| is(r.http_protocol_ipv6.as_ref(), "enabled"));
     let tags = request.and_then(|r| is(r.instance_metadata_tags.as_ref(), "enabled"));
     Ok(MetadataOptions {
         tokens_required: tokens.or(account.tokens_required).unwrap_or(by_image),
@@ -62,6 +64,7 @@ pub fn resolve(
             .unwrap_or(if by_image { 2 } else { 1 }),
         enabled: enabled.or(account.endpoint).unwrap_or(true),
         tags: tags.or(account.instance_tags).unwrap_or(false),
+        ipv6: ipv6.unwrap_or(false),
     })
 }
 
@@ -74,6 +77,7 @@ pub struct Change {
     http_tokens: Option<String>,
     http_put_response_hop_limit: Option<i64>,
     http_endpoint: Option<String>,
+    http_protocol_ipv6: Option<String>,
     instance_metadata_tags: Option<String>,
 }
 
@@ -93,6 +97,8 @@ impl Change {
             "required",
         );
         set(&mut options.enabled, self.http_endpoint.as_ref(), "enabled");
+        let ipv6 = self.http_protocol_ipv6.as_ref();
+        set(&mut options.ipv6, ipv6, "enabled");
         set(
             &mut options.tags,
             self.instance_metadata_tags.as_ref(),

@@ -26,6 +26,8 @@ pub mod groups;
 pub mod images;
 pub mod instances;
 pub mod interfaces;
+pub mod ipv6_addresses;
+pub mod ipv6_blocks;
 pub mod keyformat;
 pub mod keys;
 pub mod launch;
@@ -201,10 +203,12 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
     let answer = match action {
         "AcceptVpcPeeringConnection" => peerings::accept(ctx, action, request).await,
         "AllocateAddress" => addresses::allocate(ctx, action, request).await,
+        "AssignIpv6Addresses" => ipv6_addresses::assign(ctx, action, request).await,
         "AssignPrivateIpAddresses" => private_addresses::assign(ctx, action, request).await,
         "AssociateAddress" => addresses::associate(ctx, action, request).await,
         "AssociateDhcpOptions" => dhcp_options::associate(ctx, action, request).await,
         "AssociateRouteTable" => routes::associate(ctx, action, request).await,
+        "AssociateSubnetCidrBlock" => ipv6_blocks::associate(ctx, action, request).await,
         "AssociateVpcCidrBlock" => vpcs::associate(ctx, action, request).await,
         "AttachInternetGateway" => gateways::attach(ctx, action, request).await,
         "AttachNetworkInterface" => interfaces::attach(ctx, action, request).await,
@@ -310,6 +314,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "DetachNetworkInterface" => interfaces::detach(ctx, action, request).await,
         "DisassociateAddress" => addresses::disassociate(ctx, action, request).await,
         "DisassociateRouteTable" => routes::disassociate(ctx, action, request).await,
+        "DisassociateSubnetCidrBlock" => ipv6_blocks::disassociate(ctx, action, request).await,
         "DisassociateVpcCidrBlock" => vpcs::disassociate(ctx, action, request).await,
         "GetConsoleOutput" => console::output(ctx, action, request).await,
         "GetInstanceMetadataDefaults" => metadata::get_defaults(ctx, action, request).await,
@@ -385,6 +390,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "StartInstances" => lifecycle::start(ctx, action, request).await,
         "StopInstances" => lifecycle::stop(ctx, action, request).await,
         "TerminateInstances" => lifecycle::terminate(ctx, action, request).await,
+        "UnassignIpv6Addresses" => ipv6_addresses::unassign(ctx, action, request).await,
         "UnassignPrivateIpAddresses" => private_addresses::unassign(ctx, action, request).await,
         "UnmonitorInstances" => monitoring::set(ctx, action, request, false).await,
         "UpdateSecurityGroupRuleDescriptionsEgress" => {

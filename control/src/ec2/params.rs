@@ -66,7 +66,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("DeregisterImage", "DeleteAssociatedSnapshots", "false"),
     ("RunInstances", "EbsOptimized", "false"),
     ("RunInstances", "EnablePrimaryIpv6", "false"),
-    ("RunInstances", "Ipv6AddressCount", "0"),
     ("RunInstances", "Placement.Tenancy", "default"),
     ("RunInstances", "HibernationOptions.Configured", "false"),
     ("RunInstances", "EnclaveOptions.Enabled", "false"),
@@ -98,21 +97,10 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ),
     (
         "RunInstances",
-        "MetadataOptions.HttpProtocolIpv6",
-        "disabled",
-    ),
-    (
-        "RunInstances",
         "NetworkInterfaces.InterfaceType",
         "interface",
     ),
     ("RunInstances", "NetworkInterfaces.NetworkCardIndex", "0"),
-    ("RunInstances", "NetworkInterfaces.Ipv6AddressCount", "0"),
-    (
-        "ModifyInstanceMetadataOptions",
-        "HttpProtocolIpv6",
-        "disabled",
-    ),
     ("ModifyInstanceAttribute", "EbsOptimized.Value", "false"),
     ("CreateVpc", "InstanceTenancy", "default"),
     ("CreateKeyPair", "KeyFormat", "pem"),
@@ -123,7 +111,6 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
     ("CreateNatGateway", "AvailabilityMode", "zonal"),
     ("CreateNatGateway", "SecondaryPrivateIpAddressCount", "0"),
     ("AssignPrivateIpAddresses", "Ipv4PrefixCount", "0"),
-    ("CreateNetworkInterface", "Ipv6AddressCount", "0"),
     ("CreateNetworkInterface", "EnablePrimaryIpv6", "false"),
     ("AttachNetworkInterface", "NetworkCardIndex", "0"),
     (
@@ -150,19 +137,8 @@ pub const DEFAULTS: &[(&str, &str, &str)] = &[
         "IncludeManagedResources",
         "true",
     ),
-    ("CreateVpc", "AmazonProvidedIpv6CidrBlock", "false"),
-    (
-        "AssociateVpcCidrBlock",
-        "AmazonProvidedIpv6CidrBlock",
-        "false",
-    ),
     ("CreateSubnet", "Ipv6Native", "false"),
     ("CreateDefaultSubnet", "Ipv6Native", "false"),
-    (
-        "ModifySubnetAttribute",
-        "AssignIpv6AddressOnCreation.Value",
-        "false",
-    ),
     ("ModifySubnetAttribute", "EnableDns64.Value", "false"),
     (
         "ModifySubnetAttribute",

@@ -127,6 +127,9 @@ pub fn instance(view: &View, scope: &Scope, row: &Instance) -> Shown {
     item["VpcId"] = row.vpc.to_string().into();
     item["SecurityGroups"] = group_refs(view, scope, &row.groups);
     let interface = primary.and_then(|id| view.get::<Interface>(scope, id));
+    if let Some(address) = interface.and_then(|row| row.ipv6.first()) {
+        item["Ipv6Address"] = address.to_string().into();
+    }
     item["SourceDestCheck"] = interface.is_none_or(|row| row.source_dest_check).into();
     item["BlockDeviceMappings"] = row
         .mappings
@@ -168,7 +171,7 @@ pub fn metadata_options(options: &MetadataOptions) -> Shown {
         "HttpTokens": if options.tokens_required { "required" } else { "optional" },
         "HttpPutResponseHopLimit": options.hop_limit,
         "HttpEndpoint": on(options.enabled),
-        "HttpProtocolIpv6": "disabled",
+        "HttpProtocolIpv6": on(options.ipv6),
         "InstanceMetadataTags": on(options.tags),
     })
 }
@@ -226,6 +229,7 @@ fn is_new(view: &View, scope: &Scope, id: InstanceId) -> bool {
 }
 
 fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Shown {
+    let ipv6 = row.ipv6.iter().map(ipv6_address);
     let mut item = shown!({
         "NetworkInterfaceId": row.id.to_string(),
         "VpcId": row.vpc.to_string(),
@@ -239,7 +243,7 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Shown {
         "SourceDestCheck": row.source_dest_check,
         "Groups": group_refs(view, scope, &row.groups),
         "InterfaceType": "interface",
-        "Ipv6Addresses": [],
+        "Ipv6Addresses": ipv6.collect::<Vec<Shown>>(),
     });
     let addresses: Vec<Shown> = row
         .private_ips()
@@ -261,6 +265,10 @@ fn instance_interface(view: &View, scope: &Scope, row: &Interface) -> Shown {
         item["Attachment"] = interface_attachment(attachment, status);
     }
     item
+}
+
+fn ipv6_address(address: &std::net::Ipv6Addr) -> Shown {
+    shown!({"Ipv6Address": address.to_string(), "IsPrimaryIpv6": false})
 }
 
 fn private_address(

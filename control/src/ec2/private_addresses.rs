@@ -130,7 +130,10 @@ pub fn room(kind: types::InstanceType, total: usize) -> Result<(), ApiError> {
 }
 
 /// The type of the instance that an interface is attached to allows so many addresses.
-fn room_at(tx: &Tx<'_>, row: &Interface, total: usize) -> Result<(), ApiError> {
+///
+/// # Errors
+/// Those of [`room`].
+pub fn room_at(tx: &Tx<'_>, row: &Interface, total: usize) -> Result<(), ApiError> {
     let attachment = row.attachment.as_ref();
     let instance = attachment.and_then(|held| tx.get::<Instance>(&held.instance));
     match instance {
@@ -213,7 +216,10 @@ pub async fn assign(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 }
 
 /// An interface whose addresses the caller may change.
-fn changeable(tx: &Tx<'_>, text: &str) -> Result<Interface, ApiError> {
+///
+/// # Errors
+/// EC2's codes.
+pub fn changeable(tx: &Tx<'_>, text: &str) -> Result<Interface, ApiError> {
     let row = interfaces::one(tx, text)?;
     match row.nat_gateway {
         Some(_) => Err(super::nat_gateways::not_yours()),

@@ -71,6 +71,12 @@ fn present(view: &View, scope: &Scope, row: &RouteTable) -> Value {
             "Origin": "CreateRouteTable", "State": "active",
         })
     });
+    let ipv6 = vpc.into_iter().flat_map(|vpc| &vpc.ipv6).map(|(_, block)| {
+        json!({
+            "DestinationIpv6CidrBlock": block.to_string(), "GatewayId": "local",
+            "Origin": "CreateRouteTable", "State": "active",
+        })
+    });
     let others = row
         .routes
         .iter()
@@ -98,7 +104,7 @@ fn present(view: &View, scope: &Scope, row: &RouteTable) -> Value {
         "VpcId": row.vpc.to_string(),
         "Associations": associations.collect::<Vec<_>>(),
         "PropagatingVgws": [],
-        "Routes": local.chain(others).collect::<Vec<_>>(),
+        "Routes": local.chain(ipv6).chain(others).collect::<Vec<_>>(),
         "Tags": tag_set(&row.tags),
     })
 }

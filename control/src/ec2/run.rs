@@ -11,8 +11,8 @@ use super::launch::{Disks, Nic, NicSource, Plan, Public, launch};
 use super::params::TagSpecification;
 use super::private_addresses::{self, PrivateIp, Wanted};
 use super::{
-    Ctx, amis, cpu_credits, disks, groups, instances, interfaces, keys, metadata, place,
-    placement_groups, present, quotas, tags, templates, types,
+    Ctx, amis, cpu_credits, disks, groups, instances, interfaces, ipv6_addresses, keys, metadata,
+    place, placement_groups, present, quotas, tags, templates, types,
 };
 use crate::core::Tx;
 use crate::rows::*;
@@ -39,6 +39,9 @@ pub struct Params {
     security_groups: Vec<String>,
     subnet_id: Option<String>,
     private_ip_address: Option<String>,
+    #[serde(default)]
+    ipv6_addresses: Vec<ipv6_addresses::Asked>,
+    ipv6_address_count: Option<i64>,
     user_data: Option<String>,
     placement: Option<Placement>,
     monitoring: Option<Monitoring>,
@@ -89,6 +92,9 @@ struct NetworkInterface {
     #[serde(default)]
     private_ip_addresses: Vec<PrivateIp>,
     secondary_private_ip_address_count: Option<i64>,
+    #[serde(default)]
+    ipv6_addresses: Vec<ipv6_addresses::Asked>,
+    ipv6_address_count: Option<i64>,
     network_interface_id: Option<String>,
     delete_on_termination: Option<bool>,
     description: Option<String>,
@@ -278,13 +284,16 @@ fn nics(
     params: &Params,
     kind: types::InstanceType,
 ) -> Result<(String, Vec<Nic>), ApiError> {
+    let ipv6 = ipv6_addresses::Wanted::asked(&params.ipv6_addresses, params.ipv6_address_count)?;
     if params.network_interfaces.is_empty() {
         let subnet = subnet(ctx, tx, params, params.subnet_id.as_deref())?;
         let wanted = Wanted::asked(params.private_ip_address.as_ref(), &[], None)?;
+        ipv6.check(&subnet, kind)?;
         let source = NicSource::New {
             groups: group_ids(tx, params, &subnet)?,
             subnet: Arc::clone(&subnet),
             wanted,
+            ipv6,
             description: String::new(),
             public: public(ctx, &subnet, None)?,
         };
@@ -298,7 +307,8 @@ fn nics(
     let instance_level = !params.security_group_ids.is_empty()
         || !params.security_groups.is_empty()
         || params.subnet_id.is_some()
-        || params.private_ip_address.is_some();
+        || params.private_ip_address.is_some()
+        || ipv6.named.len() + usize::try_from(ipv6.count.unwrap_or(0)).unwrap_or(0) > 0;
     if instance_level {
         return Err(ApiError::combination(
             "Network interfaces and an instance-level subnet ID, private IP address or security \
@@ -395,10 +405,13 @@ fn nic(
             asked.secondary_private_ip_address_count,
         )?;
         private_addresses::room(kind, wanted.total())?;
+        let ipv6 = ipv6_addresses::Wanted::asked(&asked.ipv6_addresses, asked.ipv6_address_count)?;
+        ipv6.check(&subnet, kind)?;
         let source = NicSource::New {
             groups: groups::or_default(tx, &asked.groups, subnet.vpc, subnet.id)?,
             subnet: Arc::clone(&subnet),
             wanted,
+            ipv6,
             description: asked.description.clone().unwrap_or_default(),
             public: match (only, asked.associate_public_ip_address) {
                 (true, wish) => public(ctx, &subnet, wish)?,
@@ -417,6 +430,8 @@ fn nic(
         || asked.private_ip_address.is_some()
         || !asked.private_ip_addresses.is_empty()
         || asked.secondary_private_ip_address_count.is_some()
+        || !asked.ipv6_addresses.is_empty()
+        || asked.ipv6_address_count.is_some_and(|count| count != 0)
         || asked.description.is_some();
     if more {
         return Err(ApiError::combination(

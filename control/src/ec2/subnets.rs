@@ -4,7 +4,7 @@ use super::list::tag_set;
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
 use super::vpcs::{self, block, has_dependencies, overlap};
-use super::{Ctx, defaults, groups, tags};
+use super::{Ctx, defaults, groups, ipv6_blocks, tags};
 use crate::config::zone_id;
 use crate::core::Tx;
 use crate::rows::*;
@@ -19,6 +19,8 @@ use std::sync::Arc;
 const MAX_SUBNETS: usize = 200;
 
 fn present(scope: &Scope, row: &Subnet, free: u32) -> Value {
+    let ipv6 = row.ipv6.iter();
+    let ipv6 = ipv6.map(|(id, block)| ipv6_blocks::of_subnet(*id, *block, "associated"));
     json!({
         "SubnetId": row.id.to_string(),
         "SubnetArn": groups::arn(scope, "subnet", &row.id.to_string()),
@@ -32,8 +34,8 @@ fn present(scope: &Scope, row: &Subnet, free: u32) -> Value {
         "DefaultForAz": row.default,
         "MapPublicIpOnLaunch": row.map_public,
         "MapCustomerOwnedIpOnLaunch": false,
-        "AssignIpv6AddressOnCreation": false,
-        "Ipv6CidrBlockAssociationSet": [],
+        "AssignIpv6AddressOnCreation": row.assign_ipv6,
+        "Ipv6CidrBlockAssociationSet": ipv6.collect::<Vec<_>>(),
         "EnableDns64": false,
         "Ipv6Native": false,
         "PrivateDnsNameOptionsOnLaunch": {
@@ -59,6 +61,18 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             ("cidrBlock", "CidrBlock"),
             ("defaultForAz", "DefaultForAz"),
             ("default-for-az", "DefaultForAz"),
+            (
+                "ipv6-cidr-block-association.ipv6-cidr-block",
+                "Ipv6CidrBlockAssociationSet.Ipv6CidrBlock",
+            ),
+            (
+                "ipv6-cidr-block-association.association-id",
+                "Ipv6CidrBlockAssociationSet.AssociationId",
+            ),
+            (
+                "ipv6-cidr-block-association.state",
+                "Ipv6CidrBlockAssociationSet.Ipv6CidrBlockState.State",
+            ),
         ],
         parse: SubnetId::parse,
         not_found: |text| SubnetId::not_found(text),
@@ -109,6 +123,7 @@ fn zone(ctx: &Ctx, name: Option<&String>, id: Option<&String>) -> Result<Option<
 struct Create {
     vpc_id: String,
     cidr_block: Option<String>,
+    ipv6_cidr_block: Option<String>,
     availability_zone: Option<String>,
     availability_zone_id: Option<String>,
     #[serde(default)]
@@ -145,6 +160,10 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         free_in(tx, vpc.id, cidr)?;
         let mut row = defaults::subnet(vpc.id, cidr, &zone);
         row.tags.clone_from(&tags);
+        if let Some(text) = &params.ipv6_cidr_block {
+            let block = ipv6_blocks::subnet_block(tx, &vpc, text)?;
+            row.ipv6 = Some((SubnetCidrAssociationId::random(), block));
+        }
         finish(tx, row)
     })
     .await
@@ -290,21 +309,42 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 struct Modify {
     subnet_id: String,
     map_public_ip_on_launch: Option<Is<bool>>,
+    assign_ipv6_address_on_creation: Option<Is<bool>>,
 }
 
-/// ModifySubnetAttribute.
+/// ModifySubnetAttribute: one attribute a call.
 ///
 /// # Errors
 /// EC2's codes.
 pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Modify = ctx.params(action, request)?;
-    let is = params
-        .map_public_ip_on_launch
-        .as_ref()
-        .ok_or_else(|| ApiError::missing("attribute"))?;
+    let (public, ipv6) = match (
+        &params.map_public_ip_on_launch,
+        &params.assign_ipv6_address_on_creation,
+    ) {
+        (None, None) => return Err(ApiError::missing("attribute")),
+        (Some(_), Some(_)) => {
+            return Err(ApiError::combination(
+                "Fields for multiple attribute types specified.",
+            ));
+        }
+        both => both,
+    };
     ctx.write(|tx| {
         let mut row = one(tx, &params.subnet_id)?.as_ref().clone();
-        row.map_public = is.value;
+        if let Some(is) = public {
+            row.map_public = is.value;
+        }
+        if let Some(is) = ipv6 {
+            if is.value && row.ipv6.is_none() {
+                return Err(ApiError::value(
+                    is.value,
+                    "assignIpv6AddressOnCreation",
+                    "The subnet has no IPv6 CIDR block.",
+                ));
+            }
+            row.assign_ipv6 = is.value;
+        }
         tx.put(row)?;
         Ok(json!({}))
     })

@@ -3,7 +3,7 @@
 use super::list::tag_set;
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
-use super::{Ctx, defaults, quotas, tags};
+use super::{Ctx, defaults, ipv6_blocks, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -50,6 +50,8 @@ fn present(scope: &Scope, row: &Vpc) -> Value {
         .map(|(id, cidr)| (id.to_string(), *cidr));
     let blocks = std::iter::once((first, row.cidr)).chain(more);
     let blocks: Vec<Value> = blocks.map(|(id, cidr)| association(&id, cidr)).collect();
+    let ipv6 = row.ipv6.iter();
+    let ipv6 = ipv6.map(|(id, block)| ipv6_blocks::of_vpc(scope, *id, *block, "associated"));
     let options = row.dhcp_options.map(|id| id.to_string());
     json!({
         "VpcId": row.id.to_string(),
@@ -57,7 +59,7 @@ fn present(scope: &Scope, row: &Vpc) -> Value {
         "State": "available",
         "CidrBlock": row.cidr.to_string(),
         "CidrBlockAssociationSet": blocks,
-        "Ipv6CidrBlockAssociationSet": [],
+        "Ipv6CidrBlockAssociationSet": ipv6.collect::<Vec<_>>(),
         "DhcpOptionsId": options.unwrap_or_else(|| "default".to_owned()),
         "InstanceTenancy": "default",
         "IsDefault": row.default,
@@ -96,6 +98,22 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
                 "cidr-block-association.state",
                 "CidrBlockAssociationSet.CidrBlockState.State",
             ),
+            (
+                "ipv6-cidr-block-association.ipv6-cidr-block",
+                "Ipv6CidrBlockAssociationSet.Ipv6CidrBlock",
+            ),
+            (
+                "ipv6-cidr-block-association.ipv6-pool",
+                "Ipv6CidrBlockAssociationSet.Ipv6Pool",
+            ),
+            (
+                "ipv6-cidr-block-association.association-id",
+                "Ipv6CidrBlockAssociationSet.AssociationId",
+            ),
+            (
+                "ipv6-cidr-block-association.state",
+                "Ipv6CidrBlockAssociationSet.Ipv6CidrBlockState.State",
+            ),
         ],
         parse: VpcId::parse,
         not_found: |text| VpcId::not_found(text),
@@ -110,6 +128,8 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
 #[serde(rename_all = "PascalCase")]
 struct Create {
     cidr_block: Option<String>,
+    #[serde(default)]
+    amazon_provided_ipv6_cidr_block: bool,
     #[serde(default)]
     tag_specifications: Vec<TagSpecification>,
 }
@@ -131,6 +151,9 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let mut vpc = defaults::empty_vpc(tx, cidr)?;
         vpc.tags.clone_from(&tags);
         defaults::furnish(tx, &vpc, None)?;
+        if params.amazon_provided_ipv6_cidr_block {
+            ipv6_blocks::give(ctx, tx, &mut vpc)?;
+        }
         let answer = json!({"Vpc": present(&tx.scope, &vpc)});
         tx.put(vpc)?;
         Ok(answer)
@@ -317,18 +340,28 @@ pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
 struct Associate {
     vpc_id: String,
     cidr_block: Option<String>,
+    #[serde(default)]
+    amazon_provided_ipv6_cidr_block: bool,
 }
 
-/// AssociateVpcCidrBlock: a further IPv4 block.
+/// AssociateVpcCidrBlock: a further IPv4 block, or an IPv6 block.
 ///
 /// # Errors
 /// `InvalidVpc.Range`, `CidrLimitExceeded`, and EC2's other codes.
 pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Associate = ctx.params(action, request)?;
-    let text = params
-        .cidr_block
-        .as_deref()
-        .ok_or_else(|| ApiError::missing("cidrBlock"))?;
+    let text = match (
+        params.cidr_block.as_deref(),
+        params.amazon_provided_ipv6_cidr_block,
+    ) {
+        (Some(_), true) => {
+            return Err(ApiError::combination(
+                "The parameter cidrBlock may not be used with amazonProvidedIpv6CidrBlock.",
+            ));
+        }
+        (None, true) => return associate_ipv6(ctx, &params.vpc_id).await,
+        (text, false) => text.ok_or_else(|| ApiError::missing("cidrBlock"))?,
+    };
     let cidr = block(text, "InvalidVpc.Range")?;
     ctx.write(|tx| {
         let mut vpc = one(tx, &params.vpc_id)?.as_ref().clone();
@@ -350,6 +383,20 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
         tx.put(vpc)?;
         retell(tx, vpc_id)?;
         Ok(json!({"VpcId": vpc_id.to_string(), "CidrBlockAssociation": association(&id.to_string(), cidr)}))
+    })
+    .await
+}
+
+async fn associate_ipv6(ctx: &Ctx, vpc: &str) -> Result<Value, ApiError> {
+    ctx.write(|tx| {
+        let mut vpc = one(tx, vpc)?.as_ref().clone();
+        let id = ipv6_blocks::give(ctx, tx, &mut vpc)?;
+        let given = vpc.ipv6.last().map(|(_, block)| *block);
+        let shown = given.map(|block| ipv6_blocks::of_vpc(&tx.scope, id, block, "associating"));
+        let vpc_id = vpc.id;
+        tx.put(vpc)?;
+        retell(tx, vpc_id)?;
+        Ok(json!({"VpcId": vpc_id.to_string(), "Ipv6CidrBlockAssociation": shown}))
     })
     .await
 }
@@ -380,6 +427,16 @@ pub async fn disassociate(ctx: &Ctx, action: &str, request: Value) -> Result<Val
                 "OperationNotPermitted",
                 format!("The vpc CIDR block with association ID {id} may not be disassociated. It is the primary IPv4 CIDR block of the VPC"),
             ));
+        }
+        let ipv6_place = |vpc: &Vpc| vpc.ipv6.iter().position(|(known, _)| *known == id);
+        let by_ipv6 = vpcs.iter().find_map(|vpc| Some((vpc, ipv6_place(vpc)?)));
+        if let Some((vpc, place)) = by_ipv6 {
+            let mut vpc = vpc.as_ref().clone();
+            let gone = ipv6_blocks::take_back(tx, &mut vpc, place)?;
+            let vpc_id = vpc.id;
+            tx.put(vpc)?;
+            retell(tx, vpc_id)?;
+            return Ok(json!({"VpcId": vpc_id.to_string(), "Ipv6CidrBlockAssociation": gone}));
         }
         let has = |vpc: &Arc<Vpc>| vpc.more_cidrs.iter().any(|(known, _)| *known == id);
         let vpc = vpcs.iter().find(|vpc| has(vpc)).ok_or_else(|| CidrAssociationId::not_found(id))?;

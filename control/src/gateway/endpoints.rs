@@ -5,7 +5,7 @@ use crate::rows::{self, InterfaceId, PeeringState, Scope, VpcId};
 use crate::view::View;
 use ocs_node_api as api;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// An interface, wherever it is.
 pub type Key = (Scope, InterfaceId);
@@ -114,7 +114,7 @@ impl Horizon {
         }
         let host = self.hosts.get(at)?;
         let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
-        let endpoint = |ip: Ipv4Addr| api::RemoteEndpoint {
+        let endpoint = |ip: IpAddr| api::RemoteEndpoint {
             vni: vpc.vni,
             ip: ip.to_string(),
             mac: row.mac.clone(),
@@ -122,7 +122,9 @@ impl Horizon {
             security_groups: row.groups.iter().map(ToString::to_string).collect(),
             forwards: !row.source_dest_check,
         };
-        Some(row.private_ips().map(endpoint).collect())
+        let private = row.private_ips().map(IpAddr::from);
+        let ipv6 = row.ipv6.iter().copied().map(IpAddr::from);
+        Some(private.chain(ipv6).map(endpoint).collect())
     }
 }
 

@@ -160,6 +160,16 @@ fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::
         vpc_cidrs: vpc.cidrs().map(|cidr| cidr.to_string()).collect(),
         hostname: private_dns(row.private_ip, &scope.region),
         public_hostname: public_name(view, scope, row).unwrap_or_default(),
+        ipv6_addresses: row.ipv6.iter().map(ToString::to_string).collect(),
+        subnet_ipv6_cidr: subnet
+            .ipv6_block()
+            .map(|block| block.to_string())
+            .unwrap_or_default(),
+        vpc_ipv6_cidrs: vpc
+            .ipv6
+            .iter()
+            .map(|(_, block)| block.to_string())
+            .collect(),
         ..Default::default()
     })
 }
@@ -208,6 +218,7 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
         http_tokens_required: row.metadata.tokens_required,
         http_put_response_hop_limit: row.metadata.hop_limit,
         instance_metadata_tags: row.metadata.tags,
+        http_protocol_ipv6: row.metadata.ipv6,
         tags: row
             .tags
             .iter()
@@ -215,7 +226,6 @@ fn metadata(view: &View, scope: &Scope, row: &rows::Instance) -> api::Metadata {
             .collect(),
         launch_time_s: row.launched_at_s,
         block_device_mapping: block_devices(row),
-        ..Default::default()
     }
 }
 

@@ -3,7 +3,6 @@
 use crate::ec2::routes::is_active;
 use crate::rows::{self, NatState, PeeringState, Scope, SubnetId, Target, VpcId};
 use crate::view::{Kept, View};
-use ipnet::IpNet;
 use ocs_node_api as api;
 
 /// A VPC's route tables, ACLs and active peerings; nothing where it is gone.
@@ -29,13 +28,19 @@ pub fn network(view: &View, scope: &Scope, id: VpcId) -> Option<api::Network> {
         route_tables: tables.map(|row| table(view, scope, vpc, row)).collect(),
         network_acls: acls.map(|row| acl(row)).collect(),
         peerings: peers.collect(),
-        cidrs: vpc.cidrs().map(|cidr| cidr.to_string()).collect(),
+        cidrs: blocks(vpc).collect(),
     })
 }
 
+/// All blocks of a VPC, of either IP.
+fn blocks(vpc: &rows::Vpc) -> impl Iterator<Item = String> {
+    let ipv6 = vpc.ipv6.iter().map(|(_, block)| block.to_string());
+    vpc.cidrs().map(|cidr| cidr.to_string()).chain(ipv6)
+}
+
 fn table(view: &View, scope: &Scope, vpc: &rows::Vpc, row: &rows::RouteTable) -> api::RouteTable {
-    let local = vpc.cidrs().map(|cidr| api::Route {
-        destination_cidr: cidr.to_string(),
+    let local = blocks(vpc).map(|destination_cidr| api::Route {
+        destination_cidr,
         target: Some(api::route::Target::Local(true)),
     });
     let others = row.routes.iter().map(|route| api::Route {
@@ -99,9 +104,7 @@ pub fn nat_gateway(view: &View, scope: &Scope, row: &rows::NatGateway) -> Option
 }
 
 fn acl(row: &rows::Acl) -> api::NetworkAcl {
-    let entries = row.entries.iter();
-    let entries = entries.filter(|entry| matches!(entry.cidr, IpNet::V4(_)));
-    let entries = entries.map(|entry| api::NetworkAclEntry {
+    let entries = row.entries.iter().map(|entry| api::NetworkAclEntry {
         egress: entry.egress,
         rule_number: entry.number.into(),
         protocol: entry.protocol,

@@ -163,6 +163,8 @@ ids! {
     DhcpOptionsId = "dopt-", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound", "dhcpOptions ID";
     /// A further address block of a VPC.
     CidrAssociationId = "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationId.Malformed", "InvalidVpcCidrBlockAssociationID.NotFound", "vpc CIDR block association ID";
+    /// A subnet's IPv6 block.
+    SubnetCidrAssociationId = "subnet-cidr-assoc-", "InvalidSubnetCidrBlockAssociationID.Malformed", "InvalidSubnetCidrBlockAssociationID.NotFound", "subnet CIDR block association ID";
     /// An Elastic IP address.
     AllocationId = "eipalloc-", "InvalidAllocationID.Malformed", "InvalidAllocationID.NotFound", "allocation ID";
     /// An Elastic IP address's association.

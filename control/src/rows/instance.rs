@@ -110,6 +110,9 @@ pub struct MetadataOptions {
     pub hop_limit: u32,
     /// `InstanceMetadataTags`.
     pub tags: bool,
+    /// `HttpProtocolIpv6`.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 /// `StateReason`.

@@ -2,11 +2,11 @@
 
 use super::{
     AttachmentId, CidrAssociationId, DhcpOptionsId, GroupId, InstanceId, InterfaceId, NatGatewayId,
-    PrefixListId, RuleId, SubnetId, Tags, VpcId,
+    PrefixListId, RuleId, SubnetCidrAssociationId, SubnetId, Tags, VpcId,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A virtual private cloud.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Vpc {
     /// Further blocks of addresses.
     #[serde(default)]
     pub more_cidrs: Vec<(CidrAssociationId, Ipv4Net)>,
+    /// Its IPv6 blocks.
+    #[serde(default)]
+    pub ipv6: Vec<(CidrAssociationId, Ipv6Net)>,
     /// `enableDnsSupport`.
     #[serde(default = "yes")]
     pub dns_support: bool,
@@ -63,8 +66,21 @@ pub struct Subnet {
     pub default: bool,
     /// `MapPublicIpOnLaunch`.
     pub map_public: bool,
+    /// Its IPv6 block, a /64.
+    #[serde(default)]
+    pub ipv6: Option<(SubnetCidrAssociationId, Ipv6Net)>,
+    /// `AssignIpv6AddressOnCreation`.
+    #[serde(default)]
+    pub assign_ipv6: bool,
     /// Its tags.
     pub tags: Tags,
+}
+
+impl Subnet {
+    /// Its IPv6 block.
+    pub fn ipv6_block(&self) -> Option<Ipv6Net> {
+        self.ipv6.map(|(_, block)| block)
+    }
 }
 
 /// A network interface's attachment.
@@ -109,6 +125,9 @@ pub struct Interface {
     /// Its other private addresses.
     #[serde(default)]
     pub secondary: Vec<Ipv4Addr>,
+    /// Its IPv6 addresses.
+    #[serde(default)]
+    pub ipv6: Vec<Ipv6Addr>,
     /// Its security groups.
     pub groups: Vec<GroupId>,
     /// `Description`.

@@ -9,6 +9,7 @@ mod evidence;
 mod fidelity;
 mod grpc;
 mod hosts;
+mod ipv6;
 mod lifecycle;
 mod linear;
 mod memory;

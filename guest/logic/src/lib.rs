@@ -15,6 +15,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod dhcp6;
 pub mod dns;
 pub mod fold;
 pub mod http;

@@ -8,7 +8,7 @@ use crate::url::Url;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr};
 use core::str::{FromStr, SplitAsciiWhitespace};
 
 /// More lines than this are refused: tasks, sockets and memory are bounded by it.
@@ -45,23 +45,23 @@ pub enum Order {
     /// A new TCP connection each time.
     Connect {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Interval between starts.
         every_ms: u32,
     },
     /// One long TCP connection to an echo server.
-    Stream(SocketAddrV4),
+    Stream(SocketAddr),
     /// ICMP echo.
     Ping {
         /// The peer.
-        to: Ipv4Addr,
+        to: IpAddr,
         /// Interval between requests.
         every_ms: u32,
     },
     /// A datagram that is echoed.
     Udp {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Interval between datagrams.
         every_ms: u32,
     },
@@ -72,10 +72,12 @@ pub enum Order {
         /// Interval between questions.
         every_ms: u32,
         /// Whom; nobody: the resolver of the lease.
-        at: Option<Ipv4Addr>,
+        at: Option<IpAddr>,
     },
     /// Takes every private address that the metadata service names.
     Addresses,
+    /// Gets its router and addresses of IPv6, and keeps them.
+    Ipv6,
     /// Fetches once, retrying until there is an answer.
     HttpGet(Url),
     /// Work on a disk.
@@ -88,14 +90,14 @@ pub enum Order {
     /// Echoes as many bytes over one TCP connection as it carries.
     BenchTcp {
         /// An echo server.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// How long.
         for_ms: u32,
     },
     /// Sends as many datagrams to one address as the network takes.
     BenchUdp {
         /// Whether anybody hears them there does not matter.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Payload of each.
         datagram_bytes: u16,
         /// How long.
@@ -262,6 +264,7 @@ fn parse_line(raw: &[u8]) -> Result<Order, OrderError> {
         },
         "resolve" => parse_resolve(&mut words)?,
         "addresses" => Order::Addresses,
+        "ipv6" => Order::Ipv6,
         "http-get" => Order::HttpGet(Url::parse(words.need("url")?).ok_or(OrderError::Bad("url"))?),
         "disk" => Order::Disk {
             index: words.parse("disk")?,

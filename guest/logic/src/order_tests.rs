@@ -12,7 +12,7 @@ fn one(text: &str) -> Result<Order, OrderError> {
 
 #[test]
 fn every_order_of_the_table() {
-    let peer: SocketAddrV4 = "172.31.0.5:9000".parse().unwrap();
+    let peer: SocketAddr = "172.31.0.5:9000".parse().unwrap();
     let cases = [
         ("listen tcp 9000", Order::ListenTcp(9000)),
         ("listen udp 53", Order::ListenUdp(53)),
@@ -42,7 +42,7 @@ fn every_order_of_the_table() {
             Order::Resolve {
                 question: Question::parse("a.internal").unwrap(),
                 every_ms: 1000,
-                at: Some(Ipv4Addr::new(10, 0, 0, 2)),
+                at: Some(IpAddr::from([10, 0, 0, 2])),
             },
         ),
         ("addresses", Order::Addresses),
@@ -50,7 +50,7 @@ fn every_order_of_the_table() {
         (
             "ping 172.31.0.5 every 1s",
             Order::Ping {
-                to: *peer.ip(),
+                to: peer.ip(),
                 every_ms: 1000,
             },
         ),

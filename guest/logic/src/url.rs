@@ -3,13 +3,13 @@
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Where `http-get` goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     /// The server; names are not resolved.
-    pub server: SocketAddrV4,
+    pub server: SocketAddr,
     /// Starts with `/`, printable ASCII without blanks.
     pub path: String,
 }
@@ -28,7 +28,7 @@ impl Url {
         }
         let server = match authority.parse() {
             Ok(server) => server,
-            Err(_) => SocketAddrV4::new(authority.parse::<Ipv4Addr>().ok()?, 80),
+            Err(_) => SocketAddr::new(host(authority)?, 80),
         };
         Some(Self {
             server,
@@ -37,10 +37,30 @@ impl Url {
     }
 }
 
+/// An address without a port, of IPv6 in brackets.
+fn host(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => Some(rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into()),
+        None => text.parse().ok().filter(IpAddr::is_ipv4),
+    }
+}
+
+/// An address as it stands in a URL and in `Host`.
+pub struct Host(pub IpAddr);
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => address.fmt(f),
+            IpAddr::V6(address) => write!(f, "[{address}]"),
+        }
+    }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.server.port() == 80 {
-            write!(f, "http://{}{}", self.server.ip(), self.path)
+            write!(f, "http://{}{}", Host(self.server.ip()), self.path)
         } else {
             write!(f, "http://{}{}", self.server, self.path)
         }
@@ -62,7 +82,18 @@ mod tests {
             Url::parse("http://10.0.0.1").unwrap().to_string(),
             "http://10.0.0.1/"
         );
+        for (text, server) in [
+            ("http://[fd00:ec2::254]/latest/", "[fd00:ec2::254]:80"),
+            ("http://[fd01::5]:8080/a", "[fd01::5]:8080"),
+        ] {
+            let url = Url::parse(text).unwrap();
+            assert_eq!(url.server, server.parse().unwrap());
+            assert_eq!(url.to_string(), text);
+        }
         for bad in [
+            "http://fd01::5/",
+            "http://[fd01::5/",
+            "http://[10.0.0.1]/",
             "",
             "https://10.0.0.1/",
             "http://host/",

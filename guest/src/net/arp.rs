@@ -8,12 +8,15 @@ use super::{Inner, Net, now};
 use smoltcp::phy::{Device, TxToken};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    EthernetRepr, Ipv4Address,
+    EthernetRepr, IpAddress,
 };
 
 impl Net {
-    /// Sends a request if `peer` is in our subnet; without a free buffer, none.
-    pub fn solicit(&self, peer: Ipv4Address) {
+    /// Sends a request if `peer` is an IPv4 address in our subnet; without a free buffer, none.
+    pub fn solicit(&self, peer: impl Into<IpAddress>) {
+        let IpAddress::Ipv4(peer) = peer.into() else {
+            return;
+        };
         let mut inner = self.inner.borrow_mut();
         let Inner {
             interface, device, ..

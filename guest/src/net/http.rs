@@ -7,9 +7,10 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use ocs_probe_logic::fold::Outcome;
 use ocs_probe_logic::http::{ResponseHead, head_len, parse_response};
+use ocs_probe_logic::url::Host;
 
 /// A longer head is refused.
 const MAX_HEAD_BYTES: usize = 4096;
@@ -53,7 +54,7 @@ impl From<Gone> for HttpError {
 /// A request.
 pub struct Request<'a> {
     /// Where to.
-    pub server: SocketAddrV4,
+    pub server: SocketAddr,
     /// `GET` or `PUT`, without a body.
     pub method: &'a str,
     /// Starts with `/`.
@@ -87,7 +88,7 @@ impl Request<'_> {
             "{} {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{}\r\n",
             self.method,
             self.path,
-            self.server.ip(),
+            Host(self.server.ip()),
             self.headers
         );
         self.patient(stream.send_all(head.as_bytes())).await??;

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  tasks ── tcp, udp, icmp (async) ──▶ SocketSet ──▶ Interface ──▶ device
-//!           dhcp gives address and route ─────────────────┘
+//!           dhcp, ipv6 give addresses and routes ─────────┘
 //! ```
 
 mod arp;
 pub mod device;
 pub mod dhcp;
 pub mod http;
+pub mod ipv6;
 pub mod tcp;
 
 use crate::{clock, executor};
@@ -21,13 +22,15 @@ use device::NetDevice;
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::AnySocket;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address, Ipv4Cidr, Ipv6Address, Ipv6Cidr};
 
 /// All sockets of all orders together.
 const MAX_SOCKETS: usize = 160;
 /// How soon to look again when the device holds every send buffer.
 const FULL_RETRY_US: u64 = 500;
 const FIRST_EPHEMERAL_PORT: u16 = 49152;
+/// Of link-local addresses (RFC 4291 §2.5.6).
+const LINK_PREFIX: u8 = 64;
 
 struct Inner {
     interface: Interface,
@@ -131,13 +134,61 @@ impl Net {
         address.replace('-', ":")
     }
 
-    /// Has these addresses beside the lease's, as far as there is room. Yields how many it
-    /// has in all.
+    /// Its Ethernet address.
+    fn mac_bytes(&self) -> [u8; 6] {
+        self.inner.borrow().device.mac()
+    }
+
+    /// Has a link-local address.
+    fn add_link_local(&self, address: Ipv6Address) {
+        let mut inner = self.inner.borrow_mut();
+        inner.interface.update_ip_addrs(|list| {
+            // Eight fit, and the lease's is the only other one.
+            let _ = list.push(IpCidr::Ipv6(Ipv6Cidr::new(address, LINK_PREFIX)));
+        });
+    }
+
+    /// Has these IPv6 addresses besides, as far as there is room, and a router.
+    fn configure_ipv6(&self, addresses: &[Ipv6Address], router: Option<Ipv6Address>) {
+        let mut inner = self.inner.borrow_mut();
+        inner.interface.update_ip_addrs(|list| {
+            list.retain(|cidr| match cidr {
+                IpCidr::Ipv4(_) => true,
+                IpCidr::Ipv6(cidr) => cidr.prefix_len() == LINK_PREFIX,
+            });
+            for address in addresses {
+                // Nobody is on the link but who the router says.
+                if list
+                    .push(IpCidr::Ipv6(Ipv6Cidr::new(*address, 128)))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        let routes = inner.interface.routes_mut();
+        routes.remove_default_ipv6_route();
+        if let Some(router) = router {
+            // The table has room for two and holds one other.
+            let _ = routes.add_default_ipv6_route(router);
+        }
+    }
+
+    /// Has these addresses beside the lease's, as far as there is room. Yields how many of
+    /// IPv4 it has in all.
     pub fn add_addresses(&self, more: &[Ipv4Address]) -> usize {
         let mut inner = self.inner.borrow_mut();
         inner.interface.update_ip_addrs(|list| {
-            list.truncate(1);
-            let Some(IpCidr::Ipv4(first)) = list.first().copied() else {
+            let mut is_first = true;
+            list.retain(|cidr| match cidr {
+                IpCidr::Ipv4(_) => core::mem::take(&mut is_first),
+                IpCidr::Ipv6(_) => true,
+            });
+            let first = list.iter().find_map(|cidr| match cidr {
+                IpCidr::Ipv4(first) => Some(*first),
+                IpCidr::Ipv6(_) => None,
+            });
+            let Some(first) = first else {
                 return;
             };
             for address in more.iter().filter(|address| **address != first.address()) {
@@ -149,17 +200,18 @@ impl Net {
                 }
             }
         });
-        inner.interface.ip_addrs().len()
+        let all = inner.interface.ip_addrs().iter();
+        all.filter(|cidr| matches!(cidr, IpCidr::Ipv4(_))).count()
     }
 
     /// Sets or takes away address and default route.
     fn configure(&self, address: Option<(Ipv4Cidr, Option<Ipv4Address>)>) {
         let mut inner = self.inner.borrow_mut();
         inner.interface.update_ip_addrs(|list| {
-            list.clear();
+            list.retain(|cidr| matches!(cidr, IpCidr::Ipv6(_)));
             if let Some((cidr, _)) = address {
-                // The list has room and is empty.
-                let _ = list.push(IpCidr::Ipv4(cidr));
+                // Eight fit. The lease's comes first.
+                let _ = list.insert(0, IpCidr::Ipv4(cidr));
             }
         });
         let routes = inner.interface.routes_mut();

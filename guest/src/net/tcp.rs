@@ -3,7 +3,7 @@
 use super::{Handle, Net, ring};
 use crate::executor;
 use alloc::rc::Rc;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use ocs_probe_logic::fold::Outcome;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Duration;
@@ -37,12 +37,12 @@ impl Stream {
     /// Connects; ends when the peer answers or the caller stops waiting.
     pub async fn connect(
         net: &Rc<Net>,
-        to: SocketAddrV4,
+        to: SocketAddr,
         buffer_bytes: usize,
     ) -> Result<Self, Outcome> {
         let handle = net.add(socket(buffer_bytes)).ok_or(Outcome::Unsent)?;
         let port = net.ephemeral_port();
-        let remote = IpEndpoint::new((*to.ip()).into(), to.port());
+        let remote = IpEndpoint::new(to.ip().into(), to.port());
         handle
             .with_context(|s: &mut Socket, context| s.connect(context, remote, port))
             .map_err(|_| Outcome::Unsent)?;

@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 use ocs_probe_logic::fold::{Fold, Outcome};
 
 /// Attempts of one order in flight at once.
@@ -25,7 +25,7 @@ pub struct Attempts {
     in_flight: Cell<usize>,
     fold: RefCell<Fold>,
     net: Rc<Net>,
-    peer: Ipv4Addr,
+    peer: IpAddr,
     /// When the peer's Ethernet address may be asked for again; never while it answers.
     solicit_at_us: Cell<Option<u64>>,
 }
@@ -34,7 +34,7 @@ impl Attempts {
     /// Attempts that start every `every_ms` and report under `label`.
     pub fn new(
         net: &Rc<Net>,
-        peer: Ipv4Addr,
+        peer: IpAddr,
         label: String,
         every_ms: u32,
         report_us: u64,

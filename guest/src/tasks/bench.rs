@@ -8,7 +8,7 @@ use crate::virtio::disk::{Disk, DiskError};
 use crate::{clock, executor};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use core::task::Poll;
 use ocs_probe_logic::latency::Latency;
 use ocs_probe_logic::order::DiskBench;
@@ -91,8 +91,8 @@ fn next(mut state: u64) -> u64 {
 }
 
 /// One connection to an echo server, its buffers kept full in both directions.
-pub async fn tcp(net: Rc<Net>, to: SocketAddrV4, for_ms: u32, done: Done) {
-    net.solicit(*to.ip());
+pub async fn tcp(net: Rc<Net>, to: SocketAddr, for_ms: u32, done: Done) {
+    net.solicit(to.ip());
     let at_us = clock::now_us() + CONNECT_US;
     let connecting = Stream::connect(&net, to, TCP_BUFFER_BYTES);
     match executor::until(at_us, connecting).await {
@@ -108,8 +108,8 @@ pub async fn tcp(net: Rc<Net>, to: SocketAddrV4, for_ms: u32, done: Done) {
 
 /// Datagrams one after the other, as fast as the device takes frames; it counts those that
 /// have left the machine.
-pub async fn udp(net: Rc<Net>, to: SocketAddrV4, datagram_bytes: u16, for_ms: u32, done: Done) {
-    net.solicit(*to.ip());
+pub async fn udp(net: Rc<Net>, to: SocketAddr, datagram_bytes: u16, for_ms: u32, done: Done) {
+    net.solicit(to.ip());
     executor::sleep_until(clock::now_us() + SOLICIT_US).await;
     let datagram = ring(datagram_bytes.into());
     let packets = |count, bytes| {
@@ -129,7 +129,7 @@ pub async fn udp(net: Rc<Net>, to: SocketAddrV4, datagram_bytes: u16, for_ms: u3
         done.set(true);
         return;
     };
-    let remote = IpEndpoint::new((*to.ip()).into(), to.port());
+    let remote = IpEndpoint::new(to.ip().into(), to.port());
     let start_us = clock::now_us();
     let end_us = start_us + u64::from(for_ms) * 1000;
     let mut sent = 0u64;
@@ -163,7 +163,7 @@ pub async fn udp(net: Rc<Net>, to: SocketAddrV4, datagram_bytes: u16, for_ms: u3
     done.set(true);
 }
 
-async fn echo(stream: &Stream, to: SocketAddrV4, for_ms: u32) {
+async fn echo(stream: &Stream, to: SocketAddr, for_ms: u32) {
     let start_us = clock::now_us();
     let end_us = start_us + u64::from(for_ms) * 1000;
     let mut buffer = [0; 4096];

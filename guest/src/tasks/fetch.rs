@@ -19,7 +19,7 @@ pub async fn get(net: Rc<Net>, url: Url, done: Done) {
     let mut failed_with = None;
     loop {
         let start_us = clock::now_us();
-        net.solicit(*url.server.ip());
+        net.solicit(url.server.ip());
         let mut bytes = 0u64;
         let mut hash = Sha256::new();
         let request = Request {

@@ -11,10 +11,10 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ocs_probe_logic::order::{Line, parse_all};
 
-const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 const PATIENCE_US: u64 = 3_000_000;
 const RETRY_US: u64 = 5_000_000;
 /// EC2's limit for user data, before base64.

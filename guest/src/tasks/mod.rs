@@ -22,6 +22,7 @@ use crate::console::say;
 use crate::machine::Start;
 use crate::net::Net;
 use crate::net::dhcp::Lease;
+use crate::net::ipv6;
 use crate::virtio::disk::Disk;
 use crate::virtio::pci::Root;
 use crate::{events, executor, power};
@@ -202,6 +203,7 @@ fn start_network_order(board: &Rc<Board>, order: Order, slots: usize) {
             at,
         } => executor::spawn(resolve::run(net, question, every_ms, at)),
         Order::Addresses => executor::spawn(addresses::follow(net)),
+        Order::Ipv6 => executor::spawn(ipv6::keep(net)),
         Order::Udp { to, every_ms } => executor::spawn(probes::udp(net, to, every_ms, report_us)),
         Order::Stream(to) => executor::spawn(stream::run(net, to, report_us)),
         Order::BenchTcp { .. }

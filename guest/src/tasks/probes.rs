@@ -7,12 +7,14 @@ use crate::net::{Handle, Net, ring};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr};
 use ocs_probe_logic::fold::Outcome;
 use ocs_probe_logic::pattern;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, udp};
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint};
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpEndpoint, Ipv6Address,
+};
 
 /// Short, so that connections which cannot end do not add up.
 const CLOSE_US: u64 = 1_000_000;
@@ -22,33 +24,27 @@ const DATAGRAMS: usize = 8;
 const PING_BYTES: usize = 32;
 
 /// `connect`: a new connection each time, closed at once.
-pub async fn connect(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
-    Attempts::new(
-        &net,
-        *to.ip(),
-        format!("connect: {to}"),
-        every_ms,
-        report_us,
-    )
-    .run(move |_| {
-        let net = net.clone();
-        async move {
-            match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
-                Ok(stream) => {
-                    executor::spawn(async move { stream.close(CLOSE_US).await });
-                    Outcome::Ok
+pub async fn connect(net: Rc<Net>, to: SocketAddr, every_ms: u32, report_us: u64) {
+    Attempts::new(&net, to.ip(), format!("connect: {to}"), every_ms, report_us)
+        .run(move |_| {
+            let net = net.clone();
+            async move {
+                match Stream::connect(&net, to, CONNECT_BUFFER_BYTES).await {
+                    Ok(stream) => {
+                        executor::spawn(async move { stream.close(CLOSE_US).await });
+                        Outcome::Ok
+                    }
+                    Err(outcome) => outcome,
                 }
-                Err(outcome) => outcome,
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// `udp`: a numbered datagram, whose echo is compared.
-pub async fn udp(net: Rc<Net>, to: SocketAddrV4, every_ms: u32, report_us: u64) {
-    let remote = IpEndpoint::new((*to.ip()).into(), to.port());
-    Attempts::new(&net, *to.ip(), format!("udp: {to}"), every_ms, report_us)
+pub async fn udp(net: Rc<Net>, to: SocketAddr, every_ms: u32, report_us: u64) {
+    let remote = IpEndpoint::new(to.ip().into(), to.port());
+    Attempts::new(&net, to.ip(), format!("udp: {to}"), every_ms, report_us)
         .run(move |number| {
             let net = net.clone();
             async move {
@@ -101,7 +97,7 @@ async fn udp_echo(socket: &Handle, remote: IpEndpoint, number: u16) -> Outcome {
 }
 
 /// `ping`: an ICMP echo request with an identifier of its own each time.
-pub async fn ping(net: Rc<Net>, to: Ipv4Addr, every_ms: u32, report_us: u64) {
+pub async fn ping(net: Rc<Net>, to: IpAddr, every_ms: u32, report_us: u64) {
     Attempts::new(&net, to, format!("ping: {to}"), every_ms, report_us)
         .run(move |number| {
             let net = net.clone();
@@ -130,38 +126,81 @@ fn icmp_socket(net: &Rc<Net>, ident: u16) -> Option<Handle> {
         .map(|()| socket)
 }
 
-async fn icmp_echo(socket: &Handle, to: Ipv4Addr, ident: u16, seq_no: u16) -> Outcome {
+async fn icmp_echo(socket: &Handle, to: IpAddr, ident: u16, seq_no: u16) -> Outcome {
     let mut sent = [0; PING_BYTES];
     pattern::fill(&mut sent, seq_no.into(), 0);
-    let request = Icmpv4Repr::EchoRequest {
-        ident,
-        seq_no,
-        data: &sent,
-    };
-    let checksums = ChecksumCapabilities::default();
-    let queued = socket.with(|s: &mut icmp::Socket| {
-        let bytes = s.send(request.buffer_len(), IpAddress::Ipv4(to)).ok()?;
-        request.emit(&mut Icmpv4Packet::new_unchecked(bytes), &checksums);
-        Some(())
-    });
+    let to = IpAddress::from(to);
+    let queued = socket.with(|s: &mut icmp::Socket| send_echo(s, to, ident, seq_no, &sent));
     if queued.is_none() {
         return Outcome::Unsent;
     }
     executor::wait(|| {
         socket.with(|s: &mut icmp::Socket| {
             let (bytes, from) = s.recv().ok()?;
-            let packet = Icmpv4Packet::new_checked(bytes).ok()?;
-            match Icmpv4Repr::parse(&packet, &checksums).ok()? {
-                Icmpv4Repr::EchoReply { data, .. } if from == IpAddress::Ipv4(to) => {
-                    Some(if data == sent {
-                        Outcome::Ok
-                    } else {
-                        Outcome::Mismatch
-                    })
-                }
-                _ => None,
-            }
+            let data = echo_reply(bytes, from).filter(|_| from == to)?;
+            Some(if data == sent {
+                Outcome::Ok
+            } else {
+                Outcome::Mismatch
+            })
         })
     })
     .await
+}
+
+fn send_echo(
+    socket: &mut icmp::Socket,
+    to: IpAddress,
+    ident: u16,
+    seq_no: u16,
+    data: &[u8],
+) -> Option<()> {
+    let checksums = ChecksumCapabilities::default();
+    match to {
+        IpAddress::Ipv4(_) => {
+            let request = Icmpv4Repr::EchoRequest {
+                ident,
+                seq_no,
+                data,
+            };
+            let bytes = socket.send(request.buffer_len(), to).ok()?;
+            request.emit(&mut Icmpv4Packet::new_unchecked(bytes), &checksums);
+        }
+        IpAddress::Ipv6(address) => {
+            let request = Icmpv6Repr::EchoRequest {
+                ident,
+                seq_no,
+                data,
+            };
+            let bytes = socket.send(request.buffer_len(), to).ok()?;
+            // Its checksum is written anew once its source is known.
+            let mut packet = Icmpv6Packet::new_unchecked(bytes);
+            request.emit(&Ipv6Address::UNSPECIFIED, &address, &mut packet, &checksums);
+        }
+    }
+    Some(())
+}
+
+/// The data of an echo's reply.
+fn echo_reply(bytes: &[u8], from: IpAddress) -> Option<&[u8]> {
+    match from {
+        IpAddress::Ipv4(_) => {
+            let packet = Icmpv4Packet::new_checked(bytes).ok()?;
+            let checksums = ChecksumCapabilities::default();
+            match Icmpv4Repr::parse(&packet, &checksums).ok()? {
+                Icmpv4Repr::EchoReply { data, .. } => Some(data),
+                _ => None,
+            }
+        }
+        IpAddress::Ipv6(address) => {
+            let packet = Icmpv6Packet::new_checked(bytes).ok()?;
+            // It was verified when it came, with the addresses that it covers.
+            let ignored = ChecksumCapabilities::ignored();
+            let to = Ipv6Address::UNSPECIFIED;
+            match Icmpv6Repr::parse(&address, &to, &packet, &ignored).ok()? {
+                Icmpv6Repr::EchoReply { data, .. } => Some(data),
+                _ => None,
+            }
+        }
+    }
 }

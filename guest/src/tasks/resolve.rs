@@ -7,20 +7,20 @@ use crate::{clock, executor};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 use ocs_probe_logic::dns::{self, Question};
 use smoltcp::socket::udp;
-use smoltcp::wire::{IpAddress, IpEndpoint};
+use smoltcp::wire::IpEndpoint;
 
 const PORT: u16 = 53;
 const PATIENCE_US: u64 = 2_000_000;
 
 /// Asks each time.
-pub async fn run(net: Rc<Net>, question: Question, every_ms: u32, at: Option<Ipv4Addr>) {
+pub async fn run(net: Rc<Net>, question: Question, every_ms: u32, at: Option<IpAddr>) {
     let mut known = String::new();
     loop {
         let start_us = clock::now_us();
-        let outcome = match at.or_else(|| net.resolver()) {
+        let outcome = match at.or_else(|| net.resolver().map(IpAddr::V4)) {
             None => "error=no-server".into(),
             Some(server) => ask(&net, &question, server).await,
         };
@@ -32,13 +32,13 @@ pub async fn run(net: Rc<Net>, question: Question, every_ms: u32, at: Option<Ipv
     }
 }
 
-async fn ask(net: &Rc<Net>, question: &Question, server: Ipv4Addr) -> String {
+async fn ask(net: &Rc<Net>, question: &Question, server: IpAddr) -> String {
     net.solicit(server);
     let Some(socket) = udp_socket(net) else {
         return "error=unsent".into();
     };
     let id = clock::entropy() as u16;
-    let to = IpEndpoint::new(IpAddress::Ipv4(server), PORT);
+    let to = IpEndpoint::new(server.into(), PORT);
     let message = question.message(id);
     let sent = socket.with(|s: &mut udp::Socket| s.send_slice(&message, to).is_ok());
     if !sent {

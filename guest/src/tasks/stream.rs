@@ -5,7 +5,7 @@ use crate::net::Net;
 use crate::net::tcp::{Gone, Stream};
 use crate::{clock, executor};
 use alloc::rc::Rc;
-use core::net::SocketAddrV4;
+use core::net::SocketAddr;
 use core::task::Poll;
 use ocs_probe_logic::pattern;
 
@@ -18,10 +18,10 @@ const BUFFER_BYTES: usize = 4096;
 const TIMEOUT_S: u64 = 30;
 
 /// Connects until it succeeds once, then streams until the connection is lost.
-pub async fn run(net: Rc<Net>, to: SocketAddrV4, report_us: u64) {
+pub async fn run(net: Rc<Net>, to: SocketAddr, report_us: u64) {
     let stream = loop {
         let start_us = clock::now_us();
-        net.solicit(*to.ip());
+        net.solicit(to.ip());
         let connecting = Stream::connect(&net, to, BUFFER_BYTES);
         if let Some(Ok(stream)) = executor::until(start_us + CONNECT_US, connecting).await {
             break stream;
@@ -77,7 +77,7 @@ impl Records {
     }
 
     /// Runs until the connection is lost; says why.
-    async fn exchange(&mut self, stream: &Stream, to: SocketAddrV4) -> &'static str {
+    async fn exchange(&mut self, stream: &Stream, to: SocketAddr) -> &'static str {
         core::future::poll_fn(|_| {
             let now_us = clock::now_us();
             if let Err(reason) = self.receive(stream, now_us) {
