@@ -101,7 +101,7 @@ fn main() {
 fn own_kernel(guests: &Path) {
     let _tap = tap("stock0", "10.9.0.1");
     let mut bench = Bench::new(&[]);
-    bench.spec["boot"] = json!({"disk": "root", "cmdline": "hotplug=none reboot=test"});
+    bench.spec["boot"] = json!({"disk": "root", "cmdline": "hotplug=none end=reboot"});
     bench.spec["memory_mib"] = json!(384);
     bench.spec["net"] = json!([{
         "id": "eni0", "tap": {"path": "stock0"}, "mac": "02:00:00:00:00:01", "mtu": 1500,
@@ -121,13 +121,14 @@ fn own_kernel(guests: &Path) {
     );
     let (_, stderr, record) = vmm.finish();
     assert_eq!(record.reason, ExitReason::GuestReset, "{stderr}");
+    assert!(record.message.contains("asked for a reset"), "{record:?}");
 }
 
 fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
     let _taps = [tap("stock0", "10.9.0.1"), tap("stock1", "10.9.1.1")];
     let has_hot_plug = transport == "pci";
     let mode = [
-        (end == End::Reboot, " reboot=test"),
+        (end == End::Reboot, " end=reboot"),
         (!has_hot_plug, " hotplug=none"),
     ];
     let mode: String = mode.iter().filter(|m| m.0).map(|m| m.1).collect();
@@ -190,6 +191,9 @@ fn machine(guests: &Path, series: &str, vcpus: u8, transport: &str, end: End) {
         status.success() && record.reason == expected,
         "{record:?} {stderr}: {console}"
     );
+    // Not by running into something that faults three times.
+    let asked = record.message.contains("asked for a reset");
+    assert_eq!(asked, end == End::Reboot, "{record:?}");
     for line in console.lines().filter(|line| line.contains("stock: ")) {
         println!("    {}", line.trim_end());
     }

@@ -114,7 +114,7 @@ if ! grep -q hotplug=none /proc/cmdline; then
     echo "stock: eth1 gone"
 fi
 
-if grep -q reboot=test /proc/cmdline; then
+if grep -q end=reboot /proc/cmdline; then
     echo "stock: reboot"
     reboot -f
 fi
