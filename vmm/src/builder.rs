@@ -1,7 +1,7 @@
 //! Makes a machine from a spec: everything is opened, then allocated here, in order.
 //!
 //! ```text
-//!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, irqchip ─▶ devices ─▶ kernel, tables ─▶ vCPUs
+//!  spec ─▶ open files ─▶ (jail) ─▶ VM, memory, local APICs ─▶ devices ─▶ kernel, tables ─▶ vCPUs
 //! ```
 
 use crate::boot::{self, Payload, acpi, generation, reset, smbios};
@@ -10,6 +10,7 @@ use crate::cpu::{self, Gate, Start};
 use crate::devices::{Devices, Hosts, When};
 use crate::error::{Result, host, kvm};
 use crate::events::Epoll;
+use crate::ioapic::Ioapic;
 use crate::irq::{Irqs, share};
 use crate::legacy::power::Power;
 use crate::legacy::ring::{ConsoleRing, MappedRing};
@@ -26,9 +27,10 @@ use crate::virtio::block::Look;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::tap::Tap;
 use crate::{inherit, layout};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use ocs_vmm_spec::console::RingWriter;
-use ocs_vmm_spec::{Boot, Restore, Source, Spec};
+use ocs_vmm_spec::{Boot, Restore, Source, Spec, Transport};
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -68,11 +70,16 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
 
     let ring = MappedRing::new(files.ring).map_err(host("map the console ring"))?;
     let ring = ConsoleRing::new(ring);
+    let ioapic = Ioapic::new(Arc::clone(&irqs));
     let bus = Arc::new(Bus {
-        serial: SerialPort::new(ring.clone(), irqs.line(layout::COM1_GSI)?),
+        serial: SerialPort::new(ring.clone(), ioapic.line(layout::COM1_GSI)?),
         rtc: Rtc::default(),
-        power: Power::new(irqs.pin(layout::EVENT_GSI)?),
-        pci: PciRoot::default(),
+        power: Power::new(ioapic.line(layout::EVENT_GSI)?),
+        ioapic,
+        pci: match spec.transport {
+            Transport::Pci => PciRoot::default(),
+            Transport::Mmio => PciRoot::absent(),
+        },
         mmio: MmioBus::default(),
         hotplug: Hotplug::new(share(&news)?),
         metrics: BusMetrics::default(),
@@ -102,7 +109,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
     devices.add_hosted(spec, hosts)?;
     let start = match &spec.boot {
         Some(boot) => {
-            acpi::write_tables(&ram, spec.vcpus, devices.mmio_count())?;
+            acpi::write_tables(&ram, spec.vcpus, devices.without_pci())?;
             generation::renew(&ram)?;
             if let Some(identity) = &boot.smbios {
                 smbios::write_tables(&ram, identity)?;
@@ -279,14 +286,14 @@ impl Files {
     }
 }
 
-/// The VM with its memory and interrupt controllers.
+/// The VM with its memory and local APICs.
 fn create_vm(kvm_fd: Kvm, ram: &GuestRam) -> Result<(Arc<Kvm>, Arc<VmFd>)> {
     const API_VERSION: i32 = 12;
     if kvm_fd.get_api_version() != API_VERSION {
         return Err(kvm("speak API version 12")(kvm_ioctls::Error::last()));
     }
     for (cap, what) in [
-        (Cap::Irqchip, "have an interrupt controller"),
+        (Cap::SplitIrqchip, "have local APICs without an IOAPIC"),
         (Cap::Irqfd, "have irqfd"),
         (Cap::Ioeventfd, "have ioeventfd"),
         (Cap::IoeventfdNoLength, "have ioeventfd of any length"),
@@ -301,8 +308,12 @@ fn create_vm(kvm_fd: Kvm, ram: &GuestRam) -> Result<(Arc<Kvm>, Arc<VmFd>)> {
         .map_err(kvm("place the identity map"))?;
     fd.set_tss_address(layout::TSS)
         .map_err(kvm("place the TSS"))?;
-    fd.create_irq_chip()
-        .map_err(kvm("create interrupt controllers"))?;
+    let local_apics = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
+    fd.enable_cap(&local_apics)
+        .map_err(kvm("create local APICs"))?;
     cpu::without_pmu(&fd)?;
     memory::dirty::set_slots(&fd, ram, 0).map_err(host("give KVM the guest's memory"))?;
     Ok((Arc::new(kvm_fd), Arc::new(fd)))

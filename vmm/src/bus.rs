@@ -1,5 +1,6 @@
 //! Where a port or memory access of a vCPU goes.
 
+use crate::ioapic::Ioapic;
 use crate::layout;
 use crate::legacy::power::{self, Power, PowerRequest};
 use crate::legacy::rtc::{self, Rtc};
@@ -22,15 +23,17 @@ pub struct BusMetrics {
 
 /// All devices by address.
 pub struct Bus {
+    /// Interrupt lines.
+    pub ioapic: Ioapic,
     /// COM1.
     pub serial: SerialPort,
     /// The clock.
     pub rtc: Rtc,
     /// Sleep, reset, button.
     pub power: Power,
-    /// Everything behind the root bridge.
+    /// Everything behind the root bridge, if there is one.
     pub pci: PciRoot,
-    /// Devices beside it.
+    /// Devices without it.
     pub mmio: MmioBus,
     /// Its hot-plug registers.
     pub hotplug: Hotplug,
@@ -41,13 +44,15 @@ pub struct Bus {
 const COM1_LAST: u16 = layout::COM1 + 7;
 const RTC_DATA: u16 = rtc::INDEX_PORT + 1;
 const ECAM_END: u64 = layout::ECAM + layout::ECAM_BYTES;
+const IOAPIC: u64 = layout::IOAPIC as u64;
+const IOAPIC_END: u64 = IOAPIC + layout::IOAPIC_BYTES;
 
 impl Bus {
     /// `in`: unclaimed ports read as ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         count(&self.metrics.port_exits);
         data.fill(0xff);
-        if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
+        if self.pci.exists() && (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             return self.pci.port_read(port, data);
         }
         if (hotplug::FIRST_PORT..=hotplug::LAST_PORT).contains(&port) {
@@ -69,7 +74,7 @@ impl Bus {
     /// `out`; what the guest asked of the machine, if it did.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<PowerRequest> {
         count(&self.metrics.port_exits);
-        if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
+        if self.pci.exists() && (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             self.pci.port_write(port, data);
             return None;
         }
@@ -100,11 +105,16 @@ impl Bus {
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         count(&self.metrics.mmio_exits);
         data.fill(0xff);
-        let claimed = if (layout::ECAM..ECAM_END).contains(&address) {
-            self.pci.ecam_read(address - layout::ECAM, data);
-            true
-        } else {
-            self.pci.bar_read(address, data) || self.mmio.read(address, data)
+        let claimed = match address {
+            layout::ECAM..ECAM_END if self.pci.exists() => {
+                self.pci.ecam_read(address - layout::ECAM, data);
+                true
+            }
+            IOAPIC..IOAPIC_END => {
+                self.ioapic.read(address - IOAPIC, data);
+                true
+            }
+            _ => self.pci.bar_read(address, data) || self.mmio.read(address, data),
         };
         if !claimed {
             count(&self.metrics.unclaimed);
@@ -114,11 +124,16 @@ impl Bus {
     /// A store to memory that is not RAM.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         count(&self.metrics.mmio_exits);
-        let claimed = if (layout::ECAM..ECAM_END).contains(&address) {
-            self.pci.ecam_write(address - layout::ECAM, data);
-            true
-        } else {
-            self.pci.bar_write(address, data) || self.mmio.write(address, data)
+        let claimed = match address {
+            layout::ECAM..ECAM_END if self.pci.exists() => {
+                self.pci.ecam_write(address - layout::ECAM, data);
+                true
+            }
+            IOAPIC..IOAPIC_END => {
+                self.ioapic.write(address - IOAPIC, data);
+                true
+            }
+            _ => self.pci.bar_write(address, data) || self.mmio.write(address, data),
         };
         if !claimed {
             count(&self.metrics.unclaimed);

@@ -408,7 +408,7 @@ impl Devices {
         };
         if self.transport == Transport::Mmio {
             let function = Arc::clone(&device.function);
-            let device = VirtioMmio::new(function, slot, &self.vm)?;
+            let device = VirtioMmio::new(function, slot, &self.bus.ioapic)?;
             self.bus.mmio.insert(device);
             return Ok(());
         }
@@ -421,11 +421,11 @@ impl Devices {
         Ok(())
     }
 
-    /// How many devices the guest finds beside PCI.
-    pub fn mmio_count(&self) -> usize {
+    /// How many devices the guest finds, if it has no PCI.
+    pub fn without_pci(&self) -> Option<usize> {
         match self.transport {
-            Transport::Pci => 0,
-            Transport::Mmio => self.lock().devices.len(),
+            Transport::Pci => None,
+            Transport::Mmio => Some(self.lock().devices.len()),
         }
     }
 

@@ -1,18 +1,14 @@
-//! Interrupts: KVM's in-kernel IOAPIC pins and message-signalled interrupts, both
-//! raised by eventfds (irqfd), so that any process can interrupt the guest.
+//! Interrupts: messages to the local APICs, raised by eventfds (irqfd), so that any process can
+//! interrupt the guest. A vector of MSI-X sends one ([`crate::pci::msix`]), and so does a pin of
+//! the IOAPIC ([`crate::ioapic`]).
 //!
 //! ```text
-//!  eventfd ── irqfd ──▶ GSI ── route ──▶ IOAPIC pin (0–23) or MSI address + data
+//!  eventfd ── irqfd ──▶ GSI ── route ──▶ MSI address + data
 //! ```
 
-use crate::error::{Result, host, kvm};
-use crate::layout;
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
-    kvm_irq_routing_entry,
-};
+use crate::error::{Result, host};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -30,29 +26,6 @@ pub struct Msi {
     pub data: u32,
 }
 
-/// A pin of the IOAPIC, raised by a thread of this process.
-pub struct Line {
-    event: EventFd,
-    irqs: Option<Arc<Irqs>>,
-}
-
-impl Line {
-    /// Raises it once.
-    pub fn raise(&self) -> io::Result<()> {
-        if let Some(irqs) = &self.irqs {
-            irqs.leave_pics()?;
-        }
-        self.event.write(1)
-    }
-}
-
-impl From<EventFd> for Line {
-    /// A line that leads nowhere but into `event`.
-    fn from(event: EventFd) -> Self {
-        Self { event, irqs: None }
-    }
-}
-
 /// The VM's routing table.
 pub struct Irqs {
     vm: Arc<VmFd>,
@@ -65,14 +38,12 @@ struct Routes {
     messages: Vec<Msi>,
     /// Released by devices that went.
     free: Vec<Gsi>,
-    /// KVM has this table, and not its own.
-    is_committed: bool,
     /// While a snapshot is loaded: events to attach once all routes are known.
     deferred: Option<Vec<(EventFd, Gsi)>>,
 }
 
 impl Irqs {
-    /// For a VM whose irqchip exists: KVM has routed the IOAPIC's pins by itself.
+    /// For a VM whose local APICs are KVM's.
     pub fn new(vm: Arc<VmFd>) -> Self {
         Self {
             vm,
@@ -97,39 +68,12 @@ impl Irqs {
             return Ok(());
         };
         if !deferred.is_empty() {
-            self.commit(&mut routes)?;
+            self.commit(&routes)?;
         }
         for (event, gsi) in deferred {
             self.vm.register_irqfd(&event, gsi.0)?;
         }
         Ok(())
-    }
-
-    /// An eventfd that raises the IOAPIC pin `gsi` (edge).
-    pub fn line(&self, gsi: u32) -> Result<EventFd> {
-        let event = new_event()?;
-        self.vm
-            .register_irqfd(&event, gsi)
-            .map_err(kvm("attach an interrupt line"))?;
-        Ok(event)
-    }
-
-    /// The same, which raises nothing but the pin.
-    pub fn pin(self: &Arc<Self>, gsi: u32) -> Result<Line> {
-        Ok(Line {
-            event: self.line(gsi)?,
-            irqs: Some(Arc::clone(self)),
-        })
-    }
-
-    /// Takes the pins from the 8259s, to which KVM routes them at first: those would turn an
-    /// early edge into an exception of a guest that has not set them up.
-    fn leave_pics(&self) -> std::result::Result<(), kvm_ioctls::Error> {
-        let mut routes = self.lock();
-        if routes.is_committed {
-            return Ok(());
-        }
-        self.commit(&mut routes)
     }
 
     /// Reserves a GSI for one message-signalled interrupt.
@@ -140,7 +84,7 @@ impl Irqs {
         }
         routes.messages.push(Msi::default());
         let index = u32::try_from(routes.messages.len() - 1).unwrap_or(u32::MAX);
-        Gsi(layout::IOAPIC_PINS + index)
+        Gsi(index)
     }
 
     /// Gives a GSI back that no event raises any more.
@@ -165,7 +109,7 @@ impl Irqs {
         if routes.deferred.is_some() {
             return Ok(());
         }
-        self.commit(&mut routes)
+        self.commit(&routes)
     }
 
     /// Lets `event` raise `gsi`. An event signalled before fires at once.
@@ -185,19 +129,9 @@ impl Irqs {
         self.vm.unregister_irqfd(event, gsi.0)
     }
 
-    fn commit(&self, routes: &mut Routes) -> std::result::Result<(), kvm_ioctls::Error> {
+    fn commit(&self, routes: &Routes) -> std::result::Result<(), kvm_ioctls::Error> {
         let mut entries: Vec<kvm_irq_routing_entry> = Vec::new();
-        for pin in 0..layout::IOAPIC_PINS {
-            let mut entry = kvm_irq_routing_entry {
-                gsi: pin,
-                type_: KVM_IRQ_ROUTING_IRQCHIP,
-                ..Default::default()
-            };
-            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-            entry.u.irqchip.pin = pin;
-            entries.push(entry);
-        }
-        for (gsi, message) in (layout::IOAPIC_PINS..).zip(&routes.messages) {
+        for (gsi, message) in (0..).zip(&routes.messages) {
             if *message == Msi::default() {
                 continue;
             }
@@ -214,15 +148,13 @@ impl Irqs {
         }
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
-        self.vm.set_gsi_routing(&routing)?;
-        routes.is_committed = true;
-        Ok(())
+        self.vm.set_gsi_routing(&routing)
     }
 }
 
 /// Its place among the messages; a GSI is made by [`Irqs::allocate`] alone.
 fn index_of(gsi: Gsi) -> usize {
-    (gsi.0 - layout::IOAPIC_PINS) as usize
+    gsi.0 as usize
 }
 
 /// A non-blocking eventfd.

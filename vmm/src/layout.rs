@@ -52,8 +52,10 @@ pub const ECAM: u64 = 0xe000_0000;
 pub const ECAM_BYTES: u64 = 1 << 20;
 /// Virtio devices beside PCI, a page each.
 pub const VIRTIO_MMIO: u64 = 0xe010_0000;
-/// KVM's in-kernel IOAPIC.
+/// The IOAPIC, a page.
 pub const IOAPIC: u32 = 0xfec0_0000;
+/// Its size.
+pub const IOAPIC_BYTES: u64 = 0x1000;
 /// KVM's in-kernel local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// One page that Intel hosts need to run real-mode guests.
@@ -66,8 +68,8 @@ pub const RAM_ABOVE_4G: u64 = 1 << 32;
 /// COM1.
 pub const COM1: u16 = 0x3f8;
 /// COM1's interrupt.
-pub const COM1_GSI: u32 = 4;
+pub const COM1_GSI: u8 = 4;
 /// The interrupt of the power button and of PCI hot-plug (edge, active high).
-pub const EVENT_GSI: u32 = 5;
-/// Pins of the IOAPIC; message-signalled interrupts are numbered from here.
-pub const IOAPIC_PINS: u32 = 24;
+pub const EVENT_GSI: u8 = 5;
+/// Virtio devices beside PCI have their pins from here on.
+pub const FIRST_DEVICE_PIN: u8 = 6;

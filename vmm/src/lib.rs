@@ -22,6 +22,7 @@
 //! | snapshots, clones, migration | [`snapshot`] |
 //! | how a virtio device lives, and where to add one | [`virtio`] |
 //! | what the guest finds at start | [`boot`], [`layout`] |
+//! | how it is interrupted | [`irq`], [`ioapic`], [`pci::msix`] |
 //! | what the process gives up | [`jail`] |
 //!
 //! # Threads
@@ -63,6 +64,7 @@ pub mod devices;
 mod error;
 pub mod events;
 mod inherit;
+pub mod ioapic;
 pub mod irq;
 pub mod jail;
 pub mod kvm_state;

@@ -16,7 +16,7 @@ use crate::devices::{Devices, When};
 use crate::error::{Error, Result, host, kvm};
 use crate::inherit::{self, Passed};
 use crate::irq::Irqs;
-use crate::kvm_state::{Clock, IrqChips};
+use crate::kvm_state::Clock;
 use crate::legacy::power::{EVENT_BUTTON, EVENT_GENERATION};
 use crate::lifecycle::Lifecycle;
 use crate::memory::dirty::BackendLog;
@@ -114,10 +114,10 @@ impl Machine {
     /// saved and loaded: interrupt controllers before what interrupts, the clock last, so that
     /// it stands still for no longer than it must.
     pub fn with_parts<R>(&self, f: impl FnOnce(&[(String, &dyn Lifecycle)]) -> R) -> R {
-        let chips = IrqChips(Arc::clone(&self.vm.fd));
         let clock = Clock(Arc::clone(&self.vm.fd));
         let (functions, on_mmio) = (self.bus.pci.functions(), self.bus.mmio.functions());
-        let mut parts: Vec<(String, &dyn Lifecycle)> = vec![("irqchip".to_owned(), &chips)];
+        let mut parts: Vec<(String, &dyn Lifecycle)> =
+            vec![("ioapic".to_owned(), &self.bus.ioapic)];
         for (index, vcpu) in self.vm.vcpus.iter().enumerate() {
             parts.push((format!("cpu.{index}"), vcpu.as_ref()));
         }

@@ -3,7 +3,7 @@
 //! ```text
 //!  RSDP ─▶ XSDT ─┬▶ FADT ─▶ DSDT (dsdt.rs)
 //!                ├▶ MADT   local APICs, one IOAPIC
-//!                └▶ MCFG   ECAM of bus 0
+//!                └▶ MCFG   ECAM of bus 0, if there is PCI
 //! ```
 
 use super::{dsdt, write};
@@ -29,8 +29,8 @@ const REVISION: u32 = 1;
 const NO_VGA: u16 = 1 << 2;
 
 /// Writes all tables, the RSDP at [`layout::ACPI_TABLES`]; `mmio_devices` is how many virtio
-/// devices there are beside PCI.
-pub fn write_tables(ram: &GuestRam, vcpus: u8, mmio_devices: usize) -> Result<()> {
+/// devices there are, in a machine without PCI.
+pub fn write_tables(ram: &GuestRam, vcpus: u8, mmio_devices: Option<usize>) -> Result<()> {
     let mut tables = Vec::new();
     let mut place = |bytes: Vec<u8>| {
         tables.resize(tables.len().next_multiple_of(16), 0);
@@ -44,11 +44,14 @@ pub fn write_tables(ram: &GuestRam, vcpus: u8, mmio_devices: usize) -> Result<()
     let dsdt_at = place(definition.as_slice().to_vec());
     let fadt_at = place(bytes(&fadt(dsdt_at)));
     let madt_at = place(bytes(&madt(vcpus)));
-    let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
-    mcfg.add_ecam(layout::ECAM, 0, 0, 0);
-    let mcfg_at = place(bytes(&mcfg));
+    let mut found = vec![fadt_at, madt_at];
+    if mmio_devices.is_none() {
+        let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+        mcfg.add_ecam(layout::ECAM, 0, 0, 0);
+        found.push(place(bytes(&mcfg)));
+    }
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
-    for at in [fadt_at, madt_at, mcfg_at] {
+    for at in found {
         xsdt.add_entry(at);
     }
     let xsdt_at = place(bytes(&xsdt));
@@ -122,8 +125,13 @@ mod tests {
 
     #[test]
     fn tables_link_up_and_sum_to_zero() {
+        link_up(None, &[b"FACP", b"APIC", b"MCFG"]);
+        link_up(Some(8), &[b"FACP", b"APIC"]);
+    }
+
+    fn link_up(mmio_devices: Option<usize>, expected: &[&[u8; 4]]) {
         let ram = memory::create(16).unwrap();
-        write_tables(&ram, 64, 8).unwrap();
+        write_tables(&ram, 64, mmio_devices).unwrap();
         let mut rsdp = [0u8; 36];
         ram.read_slice(&mut rsdp, GuestAddress(layout::ACPI_TABLES))
             .unwrap();
@@ -134,10 +142,12 @@ mod tests {
             .map(|at| table(&ram, u64::from_le_bytes(at.try_into().unwrap())))
             .collect();
         let names: Vec<&[u8]> = found.iter().map(|t| &t[..4]).collect();
-        assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
+        assert_eq!(names, expected);
         let dsdt_at = u64::from_le_bytes(found[0][140..148].try_into().unwrap());
         let dsdt = table(&ram, dsdt_at);
         assert_eq!(&dsdt[..4], b"DSDT");
+        let has_bus = dsdt.windows(4).any(|name| name == b"PCI0");
+        assert_eq!(has_bus, mmio_devices.is_none());
         let mut end = [0u8; 8];
         ram.read_slice(&mut end, GuestAddress(layout::SMBIOS - 8))
             .unwrap();

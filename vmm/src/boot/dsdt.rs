@@ -23,15 +23,21 @@ const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
 /// All definitions behind the table header.
-pub(super) fn body(vcpus: u8, mmio_devices: usize) -> Vec<u8> {
+pub(super) fn body(vcpus: u8, mmio_devices: Option<usize>) -> Vec<u8> {
     let mut out = Vec::new();
-    pci(&mut out);
-    slots(&mut out);
-    for (slot, number) in Slot::all().zip(0..mmio_devices) {
-        virtio_mmio(&mut out, slot, number);
+    match mmio_devices {
+        Some(count) => {
+            for (slot, number) in Slot::all().zip(0..count) {
+                virtio_mmio(&mut out, slot, number);
+            }
+        }
+        None => {
+            pci(&mut out);
+            slots(&mut out);
+        }
     }
     legacy(&mut out);
-    events(&mut out);
+    events(&mut out, mmio_devices.is_none());
     generation(&mut out);
     processors(&mut out, vcpus);
     // \_S5: the sleep type that means "off".
@@ -160,7 +166,7 @@ impl Aml for SlotNotify {
     }
 }
 
-/// A virtio device beside PCI, as Linux's `virtio_mmio` looks for it.
+/// A virtio device without PCI, as Linux's `virtio_mmio` looks for it.
 fn virtio_mmio(out: &mut Vec<u8>, slot: Slot, number: usize) {
     let Some((at, pin)) = mmio::place(slot) else {
         return;
@@ -175,7 +181,7 @@ fn virtio_mmio(out: &mut Vec<u8>, slot: Slot, number: usize) {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
                     &Memory32Fixed::new(true, low32(at), low32(mmio::WINDOW)),
-                    &Interrupt::new(true, true, false, false, pin),
+                    &Interrupt::new(true, true, false, false, pin.into()),
                 ]),
             ),
         ],
@@ -194,7 +200,7 @@ fn legacy(out: &mut Vec<u8>) {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
                     &IO::new(layout::COM1, layout::COM1, 1, 8),
-                    &Interrupt::new(true, true, false, false, layout::COM1_GSI),
+                    &Interrupt::new(true, true, false, false, layout::COM1_GSI.into()),
                 ]),
             ),
         ],
@@ -230,8 +236,8 @@ fn generation(out: &mut Vec<u8>) {
 }
 
 /// A generic event device (§5.6.9) that reads and clears the event port and tells
-/// the power button, the generation id and the slots, if their bits were set.
-fn events(out: &mut Vec<u8>) {
+/// the power button, the generation id and the slots, if there are some, where their bits were set.
+fn events(out: &mut Vec<u8>, has_slots: bool) {
     Device::new(
         "_SB_.PWRB".into(),
         vec![
@@ -240,6 +246,30 @@ fn events(out: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(out);
+    let register = Path::new("EVTS");
+    let read = Store::new(&Local(0), &register);
+    let (button, generation) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.VGEN"));
+    let press = Notify::new(&button, &BUTTON_PRESSED);
+    let renew = Notify::new(&generation, &GENERATION_CHANGED);
+    let slots = MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![]);
+    let mut told: Vec<(&u8, &dyn Aml)> = vec![
+        (&power::EVENT_BUTTON, &press),
+        (&power::EVENT_GENERATION, &renew),
+    ];
+    if has_slots {
+        told.push((&power::EVENT_PCI, &slots));
+    }
+    let told: Vec<[Box<dyn Aml + '_>; 2]> = told
+        .into_iter()
+        .map(|(bit, tell)| -> [Box<dyn Aml + '_>; 2] {
+            [
+                Box::new(And::new(&Local(1), &Local(0), bit)),
+                Box::new(If::new(&Local(1), vec![tell])),
+            ]
+        })
+        .collect();
+    let mut handlers: Vec<&dyn Aml> = vec![&read];
+    handlers.extend(told.iter().flatten().map(AsRef::as_ref));
     Device::new(
         "_SB_.GED_".into(),
         vec![
@@ -252,7 +282,7 @@ fn events(out: &mut Vec<u8>) {
                     true,
                     false,
                     false,
-                    layout::EVENT_GSI,
+                    layout::EVENT_GSI.into(),
                 )]),
             ),
             &OpRegion::new(
@@ -268,29 +298,7 @@ fn events(out: &mut Vec<u8>) {
                 FieldUpdateRule::WriteAsZeroes,
                 vec![FieldEntry::Named(*b"EVTS", 8)],
             ),
-            &Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    &Store::new(&Local(0), &Path::new("EVTS")),
-                    &And::new(&Local(1), &Local(0), &power::EVENT_BUTTON),
-                    &If::new(
-                        &Local(1),
-                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
-                    ),
-                    &And::new(&Local(1), &Local(0), &power::EVENT_GENERATION),
-                    &If::new(
-                        &Local(1),
-                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
-                    ),
-                    &And::new(&Local(1), &Local(0), &power::EVENT_PCI),
-                    &If::new(
-                        &Local(1),
-                        vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![])],
-                    ),
-                ],
-            ),
+            &Method::new("_EVT".into(), 1, true, handlers),
         ],
     )
     .to_aml_bytes(out);

@@ -343,6 +343,8 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ioapic::Ioapic;
+    use crate::irq::Irqs;
     use crate::legacy::power::Power;
     use crate::legacy::ring::{ConsoleRing, MappedRing};
     use crate::legacy::rtc::Rtc;
@@ -354,9 +356,11 @@ mod tests {
 
     fn bus() -> Arc<Bus> {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
         let ring = RingWriter::open(tempfile::tempfile().unwrap(), 4096).unwrap();
         let ring = ConsoleRing::new(MappedRing::new(ring).unwrap());
         Arc::new(Bus {
+            ioapic: Ioapic::new(Arc::new(Irqs::new(Arc::new(vm)))),
             serial: SerialPort::new(ring, event()),
             rtc: Rtc::default(),
             power: Power::new(event()),

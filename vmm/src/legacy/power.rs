@@ -13,11 +13,11 @@
 //! turns the first into `Notify(PWRB, 0x80)`, which a stock kernel's `button` driver
 //! reports as the power key; for the second see [`crate::pci::hotplug`].
 
-use crate::irq::Line;
 use crate::lifecycle::Lifecycle;
 use crate::persist::State;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
+use vmm_sys_util::eventfd::EventFd;
 
 /// The keyboard controller's command port.
 pub const I8042_PORT: u16 = 0x64;
@@ -55,22 +55,22 @@ pub enum PowerRequest {
 /// The registers.
 pub struct Power {
     events: AtomicU8,
-    line: Line,
+    line: EventFd,
 }
 
 impl Power {
     /// `line` raises [`crate::layout::EVENT_GSI`].
-    pub fn new(line: impl Into<Line>) -> Self {
+    pub fn new(line: EventFd) -> Self {
         Self {
             events: AtomicU8::new(0),
-            line: line.into(),
+            line,
         }
     }
 
     /// Tells the guest of an event: [`EVENT_BUTTON`] or [`EVENT_PCI`].
     pub fn raise(&self, event: u8) -> io::Result<()> {
         self.events.fetch_or(event, Ordering::SeqCst);
-        self.line.raise()
+        self.line.write(1)
     }
 
     /// A guest's read.
@@ -109,7 +109,7 @@ impl Lifecycle for Power {
         let events: u8 = state.decode(STATE_VERSION)?;
         self.events.store(events, Ordering::SeqCst);
         if events != 0 {
-            self.line.raise().map_err(|e| e.to_string())?;
+            self.line.write(1).map_err(|e| e.to_string())?;
         }
         Ok(())
     }
@@ -118,7 +118,6 @@ impl Lifecycle for Power {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm_sys_util::eventfd::EventFd;
 
     #[test]
     fn registers_do_what_the_tables_say_and_no_more() {

@@ -4,24 +4,23 @@
 //! ```text
 //!  guest ─ register ─▶ VirtioMmio ─ common or device configuration ─▶ VirtioPci
 //!  guest ─ QueueNotify = q (ioeventfd, matched by value) ─▶ the kick of queue q
-//!  every vector's eventfd ── irqfd ──▶ the device's one pin of the IOAPIC (edge)
+//!  every vector's eventfd ──▶ the device's one pin of the IOAPIC (edge)
 //! ```
 //! A backend in another process raises the pin without a word to this one, so nobody could
 //! keep a bit of `InterruptStatus` for queues: it always says that there may be used
-//! buffers. A guest finds the devices by ACPI (`LNRO0005`). There is no hot-plug.
+//! buffers. A guest finds the devices by ACPI (`LNRO0005`). There is no hot-plug, and no PCI.
 
 use super::pci::{COMMON, DEVICE, ISR, NOTIFY, NOTIFY_STEP, VirtioPci};
-use crate::error::{Error, Result, kvm};
+use crate::error::{Error, Result};
+use crate::ioapic::Ioapic;
 use crate::layout;
 use crate::pci::root::{Function, Slot};
-use kvm_ioctls::VmFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Room for one device.
 pub const WINDOW: u64 = 0x1000;
-/// Devices at most: pins of the IOAPIC that no 8259 shares.
-const PINS: u32 = 8;
-const FIRST_PIN: u32 = 16;
+/// Devices at most, each with a pin of the IOAPIC.
+const PINS: u8 = 8;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -59,10 +58,10 @@ const QUEUE_SELECT: u64 = 0x16;
 const QUEUE_VECTOR: u64 = 0x1a;
 
 /// Where the device of `slot` answers, and its pin, if there is one for it.
-pub fn place(slot: Slot) -> Option<(u64, u32)> {
-    let index = u32::from(slot.number()) - 1;
+pub fn place(slot: Slot) -> Option<(u64, u8)> {
+    let index = slot.number() - 1;
     let at = layout::VIRTIO_MMIO + u64::from(index) * WINDOW;
-    (index < PINS).then_some((at, FIRST_PIN + index))
+    (index < PINS).then_some((at, layout::FIRST_DEVICE_PIN + index))
 }
 
 /// One device.
@@ -73,15 +72,14 @@ pub struct VirtioMmio {
 
 impl VirtioMmio {
     /// Puts the device of `slot`, which is not on the PCI bus, in its place.
-    pub fn new(function: Arc<VirtioPci>, slot: Slot, vm: &VmFd) -> Result<Self> {
+    pub fn new(function: Arc<VirtioPci>, slot: Slot, ioapic: &Ioapic) -> Result<Self> {
         let (at, pin) = place(slot).ok_or_else(|| Error::Device {
             device: function.id().to_owned(),
             problem: format!("transport mmio has places for {PINS} devices"),
         })?;
         function.leave_pci(at + QUEUE_NOTIFY);
         for event in function.vector_events()? {
-            vm.register_irqfd(&event, pin)
-                .map_err(kvm("attach a device's pin"))?;
+            ioapic.connect(pin, event);
         }
         Ok(Self { at, function })
     }
