@@ -110,6 +110,36 @@ fn guests_are_known_apart_and_answered_where_they_asked() {
     }
 }
 
+/// The responder tells of the router, who is on the guest's link.
+#[test]
+fn a_guest_hears_of_its_router_again() {
+    let overlap = overlap();
+    let (_, port) = &overlap.ports[0];
+    let client = End {
+        port: 546,
+        ..link_local(ipv6::end(port, 0))
+    };
+    let SocketAddr::V6(seen) = seen_as(port, client) else {
+        panic!("an IPv6 address");
+    };
+    let guest = End {
+        mac: [2; 6],
+        ip: *seen.ip(),
+        port: 0,
+    };
+    for (from, passes) in [(ADDRESS_IPV6, true), (RESOLVER_IPV6, false)] {
+        let message = ipv6::to_neighbour(service(from, 0), guest, 134, &[0; 12]);
+        let run = overlap.lab.run_svc(&message).expect("a run");
+        assert_eq!(run.action == 4, passes, "{from}: redirected, or dropped");
+        if passes {
+            assert_eq!(ipv6::source(&run.frame), ipv6::router().ip);
+            assert_eq!(ipv6::destination(&run.frame), client.ip);
+            assert_eq!(run.frame[21], 255);
+            assert!(checksum_holds(&run.frame));
+        }
+    }
+}
+
 /// Packets that look like a service's and are not, and why they die.
 #[test]
 fn what_is_not_served_is_dropped_and_counted() {

@@ -19,6 +19,7 @@ mod imds;
 mod limits;
 mod place;
 pub mod record;
+mod router;
 mod sandbox;
 mod serve;
 #[cfg(test)]
@@ -144,11 +145,12 @@ pub fn run(config: &Config) -> Result<(), Error> {
 async fn serve_in(place: place::Place, service: Arc<serve::Service>) -> Result<(), Error> {
     let dhcp = UdpSocket::from_std(place.dhcp.try_clone()?)?;
     let imds = TcpListener::from_std(place.imds.try_clone()?)?;
-    if let Some(place::Ipv6 { dhcp, imds }) = &place.ipv6 {
+    if let Some(place::Ipv6 { dhcp, imds, router }) = &place.ipv6 {
         let dhcp = UdpSocket::from_std(dhcp.try_clone()?)?;
+        let router = router.try_clone()?;
         let imds = TcpListener::from_std(imds.try_clone()?)?;
         let asked = Arc::clone(&service);
-        tokio::spawn(async move { serve::dhcp(&asked, &dhcp).await });
+        tokio::spawn(async move { serve::dhcp(&asked, &dhcp, Some(&router)).await });
         let asked = Arc::clone(&service);
         tokio::spawn(async move { serve::imds(asked, &imds).await });
     }
@@ -169,7 +171,7 @@ async fn serve_in(place: place::Place, service: Arc<serve::Service>) -> Result<(
         }
     };
     tokio::select! {
-        never = serve::dhcp(&service, &dhcp) => match never {},
+        never = serve::dhcp(&service, &dhcp, None) => match never {},
         never = serve::imds(Arc::clone(&service), &imds) => match never {},
         () = gone => Err(Error::Replaced { interface: place.interface().to_owned() }),
         _ = terminate.recv() => Ok(()),

@@ -8,8 +8,11 @@ use ocs_dataplane::shared::layout::DNS_LINK_LOCAL_PORT;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
-use rustix::net::sockopt::{set_ipv6_freebind, set_ipv6_v6only, set_socket_reuseaddr};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::net::sockopt::{
+    set_ipv6_freebind, set_ipv6_unicast_hops, set_ipv6_v6only, set_socket_recv_buffer_size,
+    set_socket_reuseaddr,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with};
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     LinkNameSpaceType, move_into_link_name_space, set_no_new_privs, set_thread_groups,
@@ -56,6 +59,8 @@ pub struct Ipv6 {
     pub dhcp: UdpSocket,
     /// TCP, port 80.
     pub imds: TcpListener,
+    /// ICMPv6: what the router says.
+    pub router: UdpSocket,
 }
 
 /// Waits until namespace, interface and address are there, then binds.
@@ -120,7 +125,8 @@ fn try_enter(config: &Config) -> io::Result<Place> {
             let imds: TcpListener = ipv6_socket(SocketType::STREAM, METADATA, 80)?.into();
             dhcp.set_nonblocking(true)?;
             imds.set_nonblocking(true)?;
-            Some(Ipv6 { dhcp, imds })
+            let router = router_socket()?.into();
+            Some(Ipv6 { dhcp, imds, router })
         }
     };
     for socket in &dns_datagrams {
@@ -157,6 +163,21 @@ fn ipv6_socket(kind: SocketType, address: [u8; 16], port: u16) -> io::Result<Own
     if kind == SocketType::STREAM {
         listen(&socket, BACKLOG)?;
     }
+    Ok(socket)
+}
+
+/// A socket whose messages have crossed no router. Nobody reads what it hears, of which there
+/// is as little as the kernel lets there be.
+fn router_socket() -> io::Result<OwnedFd> {
+    let (family, flags) = (
+        AddressFamily::INET6,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+    );
+    let socket = socket_with(family, SocketType::RAW, flags, Some(ipproto::ICMPV6))?;
+    set_ipv6_freebind(&socket, true)?;
+    set_ipv6_unicast_hops(&socket, Some(u8::MAX))?;
+    set_socket_recv_buffer_size(&socket, 0)?;
+    bind(&socket, &SocketAddr::from((METADATA, 0)))?;
     Ok(socket)
 }
 

@@ -5,7 +5,7 @@ use super::identity::Signer;
 use super::limits::{self, Limits};
 use super::record::Record;
 use super::token::TokenKey;
-use super::{dhcp, dhcp6, imds};
+use super::{dhcp, dhcp6, imds, router};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -70,8 +70,13 @@ pub fn eni_of(peer: SocketAddr) -> Ipv4Addr {
     }
 }
 
-/// Answers DHCP, or on a socket of IPv6 DHCPv6, for ever.
-pub async fn dhcp(service: &Service, socket: &UdpSocket) -> Infallible {
+/// Answers DHCP, or on a socket of IPv6 DHCPv6, for ever. Whoever is answered by IPv6 is told
+/// of its router by another socket.
+pub async fn dhcp(
+    service: &Service,
+    socket: &UdpSocket,
+    router: Option<&std::net::UdpSocket>,
+) -> Infallible {
     let mut buffer = [0u8; MAX_DATAGRAM_BYTES];
     loop {
         let (length, peer) = match socket.recv_from(&mut buffer).await {
@@ -100,6 +105,11 @@ pub async fn dhcp(service: &Service, socket: &UdpSocket) -> Infallible {
         };
         if let Err(error) = socket.send_to(&reply, (peer.ip(), port)).await {
             tracing::warn!(%peer, %error, "sending DHCP failed");
+        }
+        if let (IpAddr::V6(address), Some(socket)) = (peer.ip(), router)
+            && let Some(interface) = record.own_interface()
+        {
+            router::advertise(socket, interface, address);
         }
     }
 }

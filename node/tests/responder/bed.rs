@@ -170,6 +170,13 @@ impl Bed {
         Some(buffer[..length].to_vec())
     }
 
+    /// What an ENI's address hears of its router: hop limit's and the message's bytes.
+    pub fn advertisements(&self) -> std::os::fd::OwnedFd {
+        use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+        let icmp = Some(ipproto::ICMPV6);
+        self.inside(|| socket(AddressFamily::INET6, SocketType::RAW, icmp).unwrap())
+    }
+
     /// A message behind its length on a connection, and the one that comes back.
     pub fn framed(&self, peer: Ipv4Addr, port: u16, message: &[u8]) -> Vec<u8> {
         let mut stream = self.connect_to(peer, port);

@@ -110,12 +110,24 @@ fn an_eni_is_known_by_ipv6_too() {
     let mut solicit = vec![1, 0, 0, 1, 0, 1, 0, 4, 0, 3, 0, 1];
     solicit.extend([0, 3, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]);
     let own = question(&["ip-172-31-16-5", "ec2", "internal"]);
+    let routers = std::net::UdpSocket::from(bed.advertisements());
+    routers
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     for peer in [A, B] {
         let advertised = bed.ipv6_datagram(peer, (RESPONDER_IPV6, 547).into(), &solicit);
         let advertised = advertised.unwrap();
         assert_eq!(advertised[..4], [2, 0, 0, 1]);
         let named = |bytes: &[u8]| bytes == address.octets();
         assert!(advertised.windows(16).any(named));
+        let mut message = [0; 64];
+        while routers.recv(&mut message).unwrap() != 32 || message[0] != 134 {}
+        assert_eq!(message[4..8], [64, 0xc0, 0x07, 0x08]);
+        assert_eq!(
+            message[24..32],
+            [5, 1, 0, 0, 0, 0, 0x05, 0xdc],
+            "the MTU, 1,500"
+        );
         let answer = bed.ipv6_datagram(peer, (RESOLVER_IPV6, 53).into(), &own);
         assert_eq!(answer.unwrap().last_chunk(), Some(&[172, 31, 16, 5]));
     }

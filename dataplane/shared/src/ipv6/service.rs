@@ -6,6 +6,10 @@
 //!  A:IID ────── METADATA ──┼──────▶ SERVICES:s:IID ─▶ METADATA   HTTP
 //!  A:IID ────── RESOLVER ──┘        SERVICES:s:IID ─▶ RESOLVER   DNS
 //! ```
+//! Who renews its addresses hears the router, too: the responder sends its advertisement, since
+//! programs answer and send nothing of their own, and a router that is not heard of for half an
+//! hour is none (RFC 4861 §6.3.4).
+//!
 //! The guest's address becomes one that is made of its port's service address `s` and of its
 //! own last half. So the responder tells guests apart as it does by IPv4 ([`crate::service`]),
 //! and the way back is in the address: the first half is the link's, where DHCPv6 answers, and
@@ -20,7 +24,7 @@ use crate::checksum::Delta;
 use crate::layout::{RESPONDER_SLOT, ROUTER_MAC, Reason, SVC0_MAC, SVC1_MAC, Service, Tap};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
-use crate::parse::{Part, TCP, Transport, UDP, transport};
+use crate::parse::{ICMPV6, Part, TCP, Transport, UDP, transport};
 use crate::service::{DNS, HTTP};
 use crate::too_long;
 
@@ -28,6 +32,8 @@ use crate::too_long;
 const CLIENT: u16 = 546u16.to_be();
 /// DHCPv6 server's port as it lies in a packet.
 const SERVER: u16 = 547u16.to_be();
+/// A router's advertisement (RFC 4861 §4.2).
+const ADVERTISEMENT: u8 = 134;
 /// The first half of a link-local address.
 const LINK: [u32; 2] = [u32::from_ne_bytes([0xfe, 0x80, 0, 0]), 0];
 
@@ -100,8 +106,10 @@ pub(crate) fn from_responder(
     let own = maps.port_ipv6(service.slot).ok_or(Reason::NoPort)?;
     let ports = ports(packet, &ip)?;
     let dhcp = ip.protocol == UDP && ports.source == SERVER && ports.destination == CLIENT;
+    let advertisement = ip.protocol == ICMPV6 && packet.load_u8(ip.payload) == Some(ADVERTISEMENT);
     let is_served = match ip.protocol {
         UDP if dhcp => ip.source == METADATA_ADDRESS,
+        ICMPV6 if advertisement => ip.source == METADATA_ADDRESS,
         TCP if ports.source == HTTP => ip.source == METADATA_ADDRESS,
         TCP | UDP => ip.source == RESOLVER_ADDRESS && ports.source == DNS,
         _ => false,
@@ -109,7 +117,7 @@ pub(crate) fn from_responder(
     if !is_served {
         return Err(Reason::NotServed);
     }
-    let (source, near) = if dhcp {
+    let (source, near) = if dhcp || advertisement {
         (ROUTER_ADDRESS, LINK)
     } else {
         (ip.source, [own.address[0], own.address[1]])
@@ -131,7 +139,7 @@ fn ports(packet: &(impl Packet + ?Sized), ip: &Ipv6) -> Result<Transport, Reason
     transport(packet, &ip.numbered(0, 0)).ok_or(Reason::Malformed)
 }
 
-/// Changes the addresses of a packet of TCP or UDP.
+/// Changes the addresses of a packet of TCP, UDP or ICMPv6.
 #[inline(always)]
 fn readdress(
     packet: &mut (impl Packet + ?Sized),
@@ -149,6 +157,7 @@ fn readdress(
     }
     match ip.protocol {
         TCP => packet.change_checksum(ip.payload + 16, delta, true),
+        ICMPV6 => packet.change_checksum(ip.payload + 2, delta, true),
         _ => packet.change_udp_checksum(ip.payload + 6, delta, true),
     }
 }
