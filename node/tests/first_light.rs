@@ -82,6 +82,24 @@ fn an_instance_runs_survives_its_node_and_goes() {
     assert_eq!(rig.pid(&id), Some(pid));
     assert_eq!(rig.processes_of(&id), [pid]);
 
+    // What follows from other objects changes without a new generation: the MTU, from what
+    // hosts' uplinks carry.
+    let mut narrower = one.clone();
+    narrower.network_interfaces[0].mtu = 1350;
+    rig.control.desire(api::Delta {
+        instances: vec![narrower],
+        ..api::Delta::default()
+    });
+    let records = rig.state.join("run/responder");
+    eventually("what the guest is told says so", || {
+        let records = std::fs::read_dir(&records).unwrap();
+        records.flatten().any(|record| {
+            let text = std::fs::read_to_string(record.path()).unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            record["interfaces"][0]["mtu"] == 1350
+        })
+    });
+
     // Control reads the console by the node.
     let answer = rig.control.console(1, &id);
     assert_eq!(answer.error, "");

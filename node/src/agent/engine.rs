@@ -245,7 +245,10 @@ impl Engine {
             let unit = self.units.entry(id.clone()).or_default();
             unit.not_before = None;
             match self.slice.instances.get(&id) {
-                Some(desired) => unit.desired = Some(desired.clone()),
+                Some(desired) => {
+                    let before = unit.desired.replace(desired.clone());
+                    unit.retell |= before.is_some_and(|before| before != *desired);
+                }
                 None => {
                     tracing::warn!(instance = id, "desired by nobody: destroying it");
                     if let Some(desired) = unit.desired.as_mut() {

@@ -24,6 +24,9 @@ pub(super) struct Unit {
     pub(super) desired: Option<api::Instance>,
     pub(super) body: Body,
     pub(super) busy: bool,
+    /// What is desired has changed, perhaps without its generation: what follows from other
+    /// objects, as the MTU does from hosts' uplinks.
+    pub(super) retell: bool,
     /// Something happened that only a survey can tell.
     pub(super) stale: bool,
     pub(super) watched: Option<ProcessId>,
@@ -111,6 +114,11 @@ impl Engine {
                 _ => self.survey(id),
             }
             return;
+        }
+        if std::mem::take(&mut unit.retell)
+            && let Some(run) = unit.body.seen.run.as_mut()
+        {
+            run.told = None;
         }
         if want.generation > 0 {
             let mut observed = observe(&want, &unit.body.seen);
