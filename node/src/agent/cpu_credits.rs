@@ -208,7 +208,11 @@ impl Engine {
         let credits = &mut self.cpu_credits;
         credits.ticks = (credits.ticks + 1) % TICKS_OF_ALL;
         let all = credits.ticks == 0;
-        let mut write = all && !credits.accounts.is_empty();
+        let units = &self.units;
+        let known = credits.accounts.len();
+        credits.accounts.retain(|id, _| units.contains_key(id));
+        credits.told.retain(|id, _| units.contains_key(id));
+        let mut write = known != credits.accounts.len() || all && known > 0;
         for (id, unit) in &self.units {
             let (Some(desired), Some(run)) = (&unit.desired, &unit.body.seen.run) else {
                 continue;
@@ -228,14 +232,13 @@ impl Engine {
                 write |= credits.look(&self.machine.cgroups, desired, run.starts);
             }
         }
-        if all {
-            let units = &self.units;
-            credits.accounts.retain(|id, _| units.contains_key(id));
-            credits.told.retain(|id, _| units.contains_key(id));
-        }
         if write {
             let path = self.machine.config.layout.cpu_credits();
-            if let Err(error) = durable::replace(&path, &credits.accounts, Lasts::ThisBoot) {
+            let written = match credits.accounts.is_empty() {
+                true => durable::remove(&path, Lasts::ThisBoot),
+                false => durable::replace(&path, &credits.accounts, Lasts::ThisBoot),
+            };
+            if let Err(error) = written {
                 tracing::error!(%error, "the CPU credits are not written down");
             }
         }
