@@ -24,6 +24,7 @@ const BUFFERS: u64 = 0x1400;
 const BUFFER_BYTES: u64 = 0x4000;
 const SIZE: u16 = 16;
 const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
 /// `SOURCE_AGAIN` of [`Hosted`]: look at everything.
 const EVERYTHING: u32 = u32::MAX;
 
@@ -150,10 +151,16 @@ impl<M: Model> Guest<M> {
         Some((u16::try_from(head).unwrap_or(u16::MAX), written))
     }
 
-    /// What lies in the first buffer of the chain at `head`.
+    /// What lies in the only buffer of the chain at `head`: where there are more of them, or this
+    /// one reaches into the rings, what is written later may lie over what was written first.
     pub fn bytes(&self, index: usize, head: u16, len: usize) -> Option<Vec<u8>> {
-        let entry = index as u64 * QUEUE_STEP + u64::from(head % SIZE) * 16;
-        let at: u64 = RAM.read_obj(GuestAddress(entry)).ok()?;
+        let entry = GuestAddress(index as u64 * QUEUE_STEP + u64::from(head % SIZE) * 16);
+        let at: u64 = RAM.read_obj(entry).ok()?;
+        let room: u32 = RAM.read_obj(entry_at(entry, 8)).ok()?;
+        let flags: u16 = RAM.read_obj(entry_at(entry, 12)).ok()?;
+        if at < BUFFERS || flags != F_WRITE || (room as usize) < len {
+            return None;
+        }
         let mut bytes = vec![0; len];
         RAM.read_slice(&mut bytes, GuestAddress(at)).ok()?;
         Some(bytes)
