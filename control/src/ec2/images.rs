@@ -84,13 +84,6 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         max_results: params.max_results,
         next_token: params.next_token.as_deref(),
     };
-    let named = |names: &[String], account: &str| {
-        names.iter().any(|name| {
-            name == account
-                || (name == "self" && account == ctx.account())
-                || (name == "amazon" && account == SYSTEM_ACCOUNT)
-        })
-    };
     ctx.read(|view| {
         let mut all = seen(ctx, view);
         if !params.image_ids.is_empty() {
@@ -118,7 +111,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
                 })
         };
         all.retain(|seen| {
-            (params.owners.is_empty() || named(&params.owners, &seen.1))
+            (params.owners.is_empty() || ctx.names_owner(&params.owners, &seen.1))
                 && (params.executable_users.is_empty() || executable(seen))
         });
         query.answer(all.into_iter().map(|seen| (seen.0.to_string(), seen.3)))

@@ -66,6 +66,7 @@ pub mod volume_types;
 pub mod volumes;
 pub mod vpcs;
 
+use crate::catalogue::SYSTEM_ACCOUNT;
 use crate::core::{Core, Tx};
 use crate::fronts::sigv4::Identity;
 use crate::rows::Scope;
@@ -150,6 +151,16 @@ impl Ctx {
     ) -> Result<R, ApiError> {
         let result = self.core.read(look).await?;
         self.unless_dry(result)
+    }
+
+    /// Do an `Owner` parameter's names mean this account? `self` is the caller, `amazon` this
+    /// cloud itself.
+    pub fn names_owner(&self, names: &[String], account: &str) -> bool {
+        names.iter().any(|name| match name.as_str() {
+            "self" => account == self.account(),
+            "amazon" => account == SYSTEM_ACCOUNT,
+            name => name == account,
+        })
     }
 
     /// Runs a transaction; a call whose client token was used before gives what

@@ -298,14 +298,15 @@ pub async fn restore(ctx: &Ctx, action: &str, request: Value) -> Result<Value, A
     .await
 }
 
+/// Has the group a rule on this list?
+fn uses(group: &Group, id: PrefixListId) -> bool {
+    let mut rules = group.rules.iter();
+    rules.any(|rule| rule.peer == Peer::PrefixList(id))
+}
+
 fn users(tx: &Tx<'_>, id: PrefixListId) -> Vec<Arc<Group>> {
     let mut groups = tx.rows::<Group>();
-    groups.retain(|group| {
-        group
-            .rules
-            .iter()
-            .any(|rule| rule.peer == Peer::PrefixList(id))
-    });
+    groups.retain(|group| uses(group, id));
     groups
 }
 

@@ -1,6 +1,6 @@
 //! What a list holds, and who uses it; and EC2's own lists, of which there are none.
 
-use super::{one, users};
+use super::uses;
 use crate::ec2::Ctx;
 use crate::ec2::list::Query;
 use crate::ec2::params::Filter;
@@ -32,9 +32,16 @@ pub async fn associations(ctx: &Ctx, action: &str, request: Value) -> Result<Val
         max_results: params.max_results,
         next_token: params.next_token.as_deref(),
     };
-    ctx.write(|tx| {
-        let id = one(tx, &params.prefix_list_id)?.id;
-        let mut ids: Vec<String> = users(tx, id).iter().map(|row| row.id.to_string()).collect();
+    ctx.read(|view| {
+        let id = PrefixListId::parse(&params.prefix_list_id)?;
+        if view.get::<PrefixList>(&ctx.scope, &id).is_none() {
+            return Err(PrefixListId::not_found(id));
+        }
+        let groups = view.all::<Group>(&ctx.scope);
+        let mut ids: Vec<String> = groups
+            .filter(|group| uses(group, id))
+            .map(|group| group.id.to_string())
+            .collect();
         ids.sort();
         query.answer(ids.into_iter().map(|id| {
             let item = json!({"ResourceId": id, "ResourceOwner": ctx.account()});

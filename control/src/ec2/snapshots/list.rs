@@ -128,13 +128,6 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         max_results: params.max_results,
         next_token: params.next_token.as_deref(),
     };
-    let named = |names: &[String], account: &str| {
-        names.iter().any(|name| {
-            name == account
-                || (name == "self" && account == ctx.account())
-                || (name == "amazon" && account == SYSTEM_ACCOUNT)
-        })
-    };
     ctx.read(|view| {
         let mut all = seen(ctx, view);
         if !params.snapshot_ids.is_empty() {
@@ -153,7 +146,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             })
         };
         all.retain(|seen| {
-            (params.owner_ids.is_empty() || named(&params.owner_ids, &seen.1))
+            (params.owner_ids.is_empty() || ctx.names_owner(&params.owner_ids, &seen.1))
                 && (params.restorable_by_user_ids.is_empty() || restorable(seen))
         });
         query.answer(all.into_iter().map(|seen| (seen.0.to_string(), seen.3)))
