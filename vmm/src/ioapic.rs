@@ -6,9 +6,9 @@
 //!  eventfd ── irqfd, while the entry is not masked ──▶ GSI ─▶ local APIC
 //! ```
 //! Ours and not KVM's, because Linux sets up every pin that there is, at ten accesses each: KVM's
-//! has 24, this one those up to the last that something is on. No PIC comes with it either. All lines are edges
-//! (ACPI says so); an entry that asks for a level gets edges. What is signalled while the entry is
-//! masked is delivered when it no longer is.
+//! has 24, this one those up to the last that something is on. No PIC comes with it either. All
+//! lines are edges (ACPI says so); an entry that asks for a level gets edges. What is signalled
+//! while the entry is masked is delivered when it no longer is.
 
 use crate::error::Result;
 use crate::irq::{Gsi, Irqs, Msi, new_event, share};
@@ -61,8 +61,8 @@ struct Pin {
     gsi: Gsi,
     /// Any of them raises it.
     events: Vec<EventFd>,
-    /// KVM listens to them.
-    attached: bool,
+    /// KVM listens to so many of them: none while the entry is masked, else all that it took.
+    attached: usize,
 }
 
 impl Ioapic {
@@ -89,7 +89,7 @@ impl Ioapic {
             entry: MASKED,
             gsi: self.irqs.allocate(),
             events: Vec::new(),
-            attached: false,
+            attached: 0,
         });
         inner.pins[usize::from(pin)].events.push(event);
     }
@@ -181,21 +181,19 @@ impl Pin {
         }
     }
 
-    /// Makes KVM's view match the entry.
+    /// Makes KVM's view match the entry; what KVM refused is tried again the next time.
     fn update(&mut self, irqs: &Irqs) -> std::result::Result<(), kvm_ioctls::Error> {
-        let wanted = self.entry & MASKED == 0;
-        if wanted {
-            irqs.route(self.gsi, self.message())?;
-        }
-        if wanted != self.attached {
-            self.attached = wanted;
-            for event in &self.events {
-                if wanted {
-                    irqs.attach(event, self.gsi)?;
-                } else {
-                    irqs.detach(event, self.gsi)?;
-                }
+        if self.entry & MASKED != 0 {
+            while let Some(last) = self.attached.checked_sub(1) {
+                irqs.detach(&self.events[last], self.gsi)?;
+                self.attached = last;
             }
+            return Ok(());
+        }
+        irqs.route(self.gsi, self.message())?;
+        for event in &self.events[self.attached..] {
+            irqs.attach(event, self.gsi)?;
+            self.attached += 1;
         }
         Ok(())
     }

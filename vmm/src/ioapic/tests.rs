@@ -84,8 +84,25 @@ fn a_line_interrupts_by_the_entry_of_its_pin() {
     ioapic.set(FIRST_ENTRY + 10, (VECTOR + 2) | 1 << 16);
     line.write(1).unwrap();
     let pin = &ioapic.lock().pins[5];
-    assert!(!pin.attached && pin.events.len() == 3);
+    assert_eq!((pin.attached, pin.events.len()), (0, 3));
     assert!(!requested(&vcpu.get_lapic().unwrap(), VECTOR + 2));
+}
+
+#[test]
+fn a_line_that_kvm_refuses_leaves_the_others_of_its_pin_as_they_are() {
+    let vm = vm();
+    let (ioapic, vcpu) = (ioapic(&vm), vcpu(&vm));
+    let line = ioapic.line(5).unwrap();
+    // KVM listens to an eventfd once: EBUSY.
+    ioapic.connect(5, share(&line).unwrap());
+    for masked in [0, 1 << 16, 0] {
+        ioapic.set(FIRST_ENTRY + 10, VECTOR | masked);
+        // That of PINS - 1 is the first, this line the second; none while masked.
+        let attached = ioapic.lock().pins[5].attached;
+        assert_eq!(attached, if masked == 0 { 2 } else { 0 });
+    }
+    line.write(1).unwrap();
+    comes(&vcpu, VECTOR);
 }
 
 #[test]
@@ -111,7 +128,7 @@ fn registers_are_those_of_the_data_sheet() {
         entry: 0x0300_0000_0000_0b42,
         gsi: Gsi(0),
         events: Vec::new(),
-        attached: false,
+        attached: 0,
     }
     .message();
     assert_eq!((message.address, message.data), (0xfee0_3004, 0x342));
