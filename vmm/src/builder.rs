@@ -76,10 +76,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         rtc: Rtc::default(),
         power: Power::new(ioapic.line(layout::EVENT_GSI)?),
         ioapic,
-        pci: match spec.transport {
-            Transport::Pci => PciRoot::default(),
-            Transport::Mmio => PciRoot::absent(),
-        },
+        pci: PciRoot::default(),
         mmio: MmioBus::default(),
         hotplug: Hotplug::new(share(&news)?),
         metrics: BusMetrics::default(),
@@ -115,7 +112,9 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
                 smbios::write_tables(&ram, identity)?;
             }
             reset::write_vector(&ram)?;
-            boot_from(boot, (files.kernel, files.initrd), &ram, &devices, &outcome)?
+            let cmdline = command_line(boot, spec.transport);
+            let kernel = (files.kernel, files.initrd);
+            boot_from(boot, cmdline, kernel, &ram, &devices, &outcome)?
         }
         None => Start::Loaded,
     };
@@ -159,20 +158,32 @@ fn memory_of(
     Ok((ram, Some(loading), None))
 }
 
+/// What the kernel is told. With virtio over MMIO no ACPI table names the bus, but its bridge
+/// answers: a kernel that finds no mechanism at all complains on the console, a hundred exits long.
+/// Nor need it look early for chipsets with faults, which takes another hundred.
+fn command_line(boot: &Boot, transport: Transport) -> String {
+    match transport {
+        Transport::Pci => boot.cmdline.clone(),
+        Transport::Mmio => format!("{NO_EARLY_LOOK} {}", boot.cmdline),
+    }
+}
+
+const NO_EARLY_LOOK: &str = "pci=noearly";
+
 /// Fills new memory, now or once the disk that has the kernel can be read.
 fn boot_from(
     boot: &Boot,
+    cmdline: String,
     (kernel, initrd): (Option<File>, Option<File>),
     ram: &GuestRam,
     devices: &Devices,
     outcome: &Arc<Outcome>,
 ) -> Result<Start> {
     if let Some(kernel) = kernel {
-        let cmdline = &boot.cmdline;
         let payload = Payload {
             kernel,
             initrd,
-            cmdline,
+            cmdline: &cmdline,
         };
         let entry = boot::load(ram, payload)?;
         boot::write_gdt(ram, entry)?;
@@ -180,7 +191,7 @@ fn boot_from(
     }
     let known = Arc::new(OnceLock::new());
     if let Some(id) = &boot.disk {
-        let (ram, cmdline, known) = (ram.clone(), boot.cmdline.clone(), Arc::clone(&known));
+        let (ram, known) = (ram.clone(), Arc::clone(&known));
         let look = Look::new(Arc::clone(outcome), move |disk| {
             let entry = boot::disk::load_own_kernel(&ram, disk, &cmdline)?;
             boot::write_gdt(&ram, entry)?;

@@ -31,9 +31,9 @@ pub struct Bus {
     pub rtc: Rtc,
     /// Sleep, reset, button.
     pub power: Power,
-    /// Everything behind the root bridge, if there is one.
+    /// Everything behind the root bridge.
     pub pci: PciRoot,
-    /// Devices without it.
+    /// Devices that are not.
     pub mmio: MmioBus,
     /// Its hot-plug registers.
     pub hotplug: Hotplug,
@@ -52,7 +52,7 @@ impl Bus {
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         count(&self.metrics.port_exits);
         data.fill(0xff);
-        if self.pci.exists() && (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
+        if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             return self.pci.port_read(port, data);
         }
         if (hotplug::FIRST_PORT..=hotplug::LAST_PORT).contains(&port) {
@@ -74,7 +74,7 @@ impl Bus {
     /// `out`; what the guest asked of the machine, if it did.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Option<PowerRequest> {
         count(&self.metrics.port_exits);
-        if self.pci.exists() && (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
+        if (root::ADDRESS_PORT..=root::DATA_LAST).contains(&port) {
             self.pci.port_write(port, data);
             return None;
         }
@@ -106,7 +106,7 @@ impl Bus {
         count(&self.metrics.mmio_exits);
         data.fill(0xff);
         let claimed = match address {
-            layout::ECAM..ECAM_END if self.pci.exists() => {
+            layout::ECAM..ECAM_END => {
                 self.pci.ecam_read(address - layout::ECAM, data);
                 true
             }
@@ -125,7 +125,7 @@ impl Bus {
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         count(&self.metrics.mmio_exits);
         let claimed = match address {
-            layout::ECAM..ECAM_END if self.pci.exists() => {
+            layout::ECAM..ECAM_END => {
                 self.pci.ecam_write(address - layout::ECAM, data);
                 true
             }

@@ -252,7 +252,14 @@ fn stock(guests: &Path, series: &str, mode: &str) -> Bench {
 }
 
 /// What a guest says when something went wrong.
-const UNWANTED: [&str; 5] = ["MISMATCH", "BUG:", "Oops", "Call Trace", "is not in"];
+const UNWANTED: [&str; 6] = [
+    "MISMATCH",
+    "BUG:",
+    "Oops",
+    "Call Trace",
+    "Fatal",
+    "is not in",
+];
 
 /// The console once it holds `text`, unless something went wrong before.
 fn said(vmm: &mut Vmm, text: &str) -> String {

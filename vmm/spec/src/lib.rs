@@ -191,7 +191,7 @@ pub struct Boot {
     /// from its ext4 `/boot` (UAPI boot loader entries, `grub.cfg`, `vmlinuz-*`) at each start.
     #[serde(default)]
     pub disk: Option<String>,
-    /// At most 2,047 bytes; behind the disk's own.
+    /// At most 2,047 bytes; behind the disk's own, and with transport `mmio` behind `pci=noearly`.
     #[serde(default)]
     pub cmdline: String,
     /// What the machine says that it is; none: it has no SMBIOS tables.

@@ -62,7 +62,7 @@ impl Slot {
 
 type Functions = [Option<Arc<dyn Function>>; SLOTS as usize];
 
-/// The bus. Device 0 is the host bridge, without which there is none.
+/// The bus. Device 0 is the host bridge, alone where virtio is over MMIO.
 pub struct PciRoot {
     functions: RwLock<Functions>,
     address: AtomicU32,
@@ -81,19 +81,6 @@ impl Default for PciRoot {
 }
 
 impl PciRoot {
-    /// Of a machine without PCI.
-    pub fn absent() -> Self {
-        Self {
-            functions: RwLock::default(),
-            address: AtomicU32::new(0),
-        }
-    }
-
-    /// Is there a bus?
-    pub fn exists(&self) -> bool {
-        self.read()[0].is_some()
-    }
-
     /// Puts `function` into `slot`, for the guest to find.
     pub fn insert(&self, slot: Slot, function: Arc<dyn Function>) {
         if let Some(place) = self.write().get_mut(usize::from(slot.0)) {
