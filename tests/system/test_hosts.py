@@ -213,6 +213,33 @@ class Hosts(unittest.TestCase):
         wait_for("the second host is back", lambda: "rack-2" in reachable())
         self.assertEqual(there.boots(), 1, "its guest has not noticed")
 
+    def test_an_uplink_that_carries_less_is_every_guests_limit(self):
+        server = self.run_apart("listen http 80 3MiB")
+        group = server.describe()["SecurityGroups"][0]["GroupId"]
+        rule = [tcp(80, **from_group(group))]
+        ec2 = hosts[0].ec2
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rule)
+        long_before = self.run_apart(
+            f"bench udp {server.address}:9 1422 for 600s\nhttp-get http://{server.address}/")
+        long_before.wait_line("http-get:", "status=200")
+        at = next(at for at in range(1, HOSTS) if at != place_of(server))
+        try:
+            rack.link(at, "mtu", "1400")
+            hosts[at].kill("node")
+            wait_for("the host says so", lambda: mtu_of(at) == 1350)
+            # Who began with more is told, packet by packet (RFC 792, type 3 code 4); who
+            # begins now knows, and what both speak fits.
+            wait_for("the longer ones are refused by name", lambda: too_long(long_before) > 0)
+            late = self.run_apart(f"http-get http://{server.address}/")
+            late.wait_line("dhcp:", "mtu=1350")
+            late.wait_line("http-get:", "status=200")
+            self.assertEqual(number(late.newest("http-get:")[1], "bytes"), 3 << 20)
+        finally:
+            rack.link(at, "mtu", "1500")
+            hosts[at].kill("node")
+            wait_for("as it was", lambda: mtu_of(at) == 1450)
+            ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rule)
+
     def test_a_host_that_dies_for_good_is_removed_and_replaced(self):
         ec2, last = hosts[0].ec2, HOSTS - 1
         private, route, gateways = self.gateways()
@@ -308,6 +335,20 @@ class Hosts(unittest.TestCase):
         rows = ec2.describe_addresses(PublicIps=list(gateways.values()))["Addresses"]
         for row in rows:
             ec2.release_address(AllocationId=row["AllocationId"])
+
+
+def mtu_of(at):
+    """What a host says that its guests' packets may be long; nothing while it is away."""
+    return reachable().get(name_of(at), {}).get("guest_mtu")
+
+
+def too_long(guest):
+    """Packets of a guest that were longer than its interface may send."""
+    card = guest.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+    lines = hosts[place_of(guest)].say("top").splitlines()
+    counted = [line.split() for line in lines]
+    return sum(int(words[3]) for words in counted
+               if words[:3] == [card, "egress", "too_long"])
 
 
 def die(at, guest):
