@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -31,11 +31,11 @@ pub struct Explain {
     from: String,
     /// The address that it would send to.
     #[arg(long)]
-    to: Ipv4Addr,
+    to: IpAddr,
     /// The address that it would send from, where it has several.
     #[arg(long)]
-    source: Option<Ipv4Addr>,
-    /// tcp, udp, icmp, or an IP protocol's number.
+    source: Option<IpAddr>,
+    /// tcp, udp, icmp, icmpv6, or an IP protocol's number.
     #[arg(long, default_value = "tcp", value_parser = protocol)]
     proto: u8,
     /// Destination port of TCP and UDP.
@@ -44,10 +44,10 @@ pub struct Explain {
     /// Source port: names one flow of those that may be tracked.
     #[arg(long, default_value_t = 49_152)]
     sport: u16,
-    /// ICMP type; an echo request where not given.
-    #[arg(long, default_value_t = 8)]
-    icmp_type: u8,
-    /// ICMP code.
+    /// Type of ICMP or ICMPv6; an echo request where not given.
+    #[arg(long)]
+    icmp_type: Option<u8>,
+    /// Code of ICMP or ICMPv6.
     #[arg(long, default_value_t = 0)]
     icmp_code: u8,
 }
@@ -70,21 +70,33 @@ pub struct Capture {
     seconds: Option<u64>,
 }
 
+/// IP protocols (RFC 792, RFC 4443).
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
 fn protocol(name: &str) -> Result<u8, String> {
     match name {
-        "icmp" => Ok(1),
+        "icmp" => Ok(ICMP),
         "tcp" => Ok(6),
         "udp" => Ok(17),
+        "icmpv6" => Ok(ICMPV6),
         number => number
             .parse()
-            .map_err(|_| "tcp, udp, icmp or a number from 0 to 255".to_owned()),
+            .map_err(|_| "tcp, udp, icmp, icmpv6 or a number from 0 to 255".to_owned()),
     }
 }
 
 /// Runs `ocs explain`.
 pub fn explain(arguments: &Explain) -> Result<()> {
-    let port = match arguments.proto {
-        1 => u16::from_be_bytes([arguments.icmp_type, arguments.icmp_code]),
+    let icmp = |echo_request| {
+        let kind = arguments.icmp_type.unwrap_or(echo_request);
+        u16::from_be_bytes([kind, arguments.icmp_code])
+    };
+    let port = match (arguments.proto, arguments.to) {
+        (ICMP, IpAddr::V6(to)) => bail!("--proto icmp: to {to} it is icmpv6"),
+        (ICMPV6, IpAddr::V4(to)) => bail!("--proto icmpv6: to {to} it is icmp"),
+        (ICMP, _) => icmp(8),
+        (ICMPV6, _) => icmp(128),
         _ => arguments.dport.unwrap_or(0),
     };
     print(

@@ -36,7 +36,7 @@ mod uplink;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -358,9 +358,11 @@ impl Fabric {
         explain::explain(&state.maps, &names, port, packet, now)
     }
 
-    /// The first IPv4 address of a port.
-    pub fn first_address(&self, port: &PortId) -> Option<Ipv4Addr> {
-        compiler::ipv4_addresses(self.state().policy.ports.get(port)?).next()
+    /// The first address of a port that is of the same IP as whom it sends to.
+    pub fn first_address(&self, port: &PortId, to: IpAddr) -> Option<IpAddr> {
+        let state = self.state();
+        let mut own = state.policy.ports.get(port)?.addresses.iter().copied();
+        own.find(|address| address.is_ipv6() == to.is_ipv6())
     }
 
     /// Watches a port's frames, in place of whoever watched it before.

@@ -54,7 +54,7 @@ struct End<'a> {
 }
 
 /// In no group.
-static NOBODY: BTreeSet<GroupId> = BTreeSet::new();
+pub(crate) static NOBODY: BTreeSet<GroupId> = BTreeSet::new();
 
 /// Who has an address.
 enum Owner<'a> {
@@ -210,7 +210,7 @@ fn forwards(policy: &Policy, vni: Vni, address: IpAddr) -> bool {
 }
 
 /// Groups of whoever has an address.
-fn groups(policy: &Policy, vni: Vni, address: IpAddr) -> &BTreeSet<GroupId> {
+pub(crate) fn groups(policy: &Policy, vni: Vni, address: IpAddr) -> &BTreeSet<GroupId> {
     match owner(policy, vni, address) {
         Some(Owner::Port(_, port)) => &port.groups,
         Some(Owner::Host(_)) => policy

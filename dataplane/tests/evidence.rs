@@ -11,6 +11,7 @@ use ocs_dataplane::model::{Policy, Port, PortId, Rule, Traffic};
 use ocs_dataplane::shared::layout::Direction;
 use ocs_dataplane::shared::log::LOG_FLOWS;
 use support::frames::{self, SYN, SYN_ACK, tcp, udp};
+use support::ipv6;
 use support::policy::{all_out, cidr, end, group, policy, port, tcp_in};
 use support::{Guest, Lab};
 
@@ -50,14 +51,24 @@ impl Two {
     }
 
     fn explain(&self, to: [u8; 4], destination_port: u16) -> Explanation {
+        self.explain_tcp(IpAddr::from(A), IpAddr::from(to), destination_port)
+            .expect("an answer")
+    }
+
+    fn explain_tcp(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        destination_port: u16,
+    ) -> Result<Explanation, FabricError> {
         let packet = Packet {
-            source: A.into(),
-            destination: to.into(),
+            source,
+            destination,
             protocol: 6,
             source_port: 40_000,
             destination_port,
         };
-        self.lab.explain(&self.port_a.0, packet).expect("an answer")
+        self.lab.explain(&self.port_a.0, packet)
     }
 
     fn by_a(&self, to_port: u16, flags: u8) -> Vec<u8> {
@@ -146,6 +157,79 @@ fn an_explanation_names_what_decides_and_changes_nothing() {
         },
     );
     assert!(matches!(nobody, Err(FabricError::UnknownPort { .. })));
+}
+
+#[test]
+fn of_ipv6_too_what_decides_is_what_happens() {
+    let mut two = Two::new();
+    let (a, b) = ("fd00::a", "fd00::b");
+    for (port, address) in [(&mut two.port_a.1, a), (&mut two.port_b.1, b)] {
+        ipv6::give(port, address.parse().expect("an address"));
+    }
+    let all_ipv6 = Rule {
+        peer: cidr("::/0"),
+        ..all_out()
+    };
+    let ports = [two.port_a.clone(), two.port_b.clone()];
+    let ingress = vec![
+        tcp_in(443, 443, group("sg-a")),
+        tcp_in(8_000, 8_080, cidr("fd00::/120")),
+        tcp_in(22, 22, cidr("0.0.0.0/0")),
+    ];
+    let wanted = policy(ports, [("sg-a", vec![all_ipv6]), ("sg-b", ingress)]);
+    two.lab.apply(&wanted).expect("a policy");
+
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    for (to_port, says) in [
+        (443, "ingress: allowed by sg-b: tcp 443-443 from sg-a ("),
+        (
+            8_042,
+            "ingress: allowed by sg-b: tcp 8000-8080 from fd00::/120 (",
+        ),
+        (22, "ingress: no rule of sg-b allows it\n"),
+    ] {
+        let told_of = two.explain_tcp(ip(a), ip(b), to_port).expect("an answer");
+        let text = told(&told_of);
+        assert!(
+            text.contains("\nmapping: network 7: fd00::b is eni-7-10.0.0.11 (slot ")
+                && text.contains("\negress: allowed by sg-a: all to ::/0 (")
+                && text.contains(says),
+            "{text}"
+        );
+        let from = ipv6::end(&two.port_a.1, 40_000);
+        let syn = ipv6::tcp(from, ipv6::end(&two.port_b.1, to_port), SYN);
+        two.a.send(&syn);
+        assert_eq!(two.b.poll().is_some(), told_of.passes, "{text}");
+    }
+    // Rules of one IP open nothing by the other.
+    let by_ipv4 = told(&two.explain(B, 22));
+    assert!(
+        by_ipv4.ends_with("egress: no rule of sg-a allows it\n"),
+        "{by_ipv4}"
+    );
+    let nobody = two
+        .explain_tcp(ip(a), ip("fd00::c"), 443)
+        .expect("an answer");
+    assert_eq!(
+        told(&nobody),
+        "no_endpoint\nmapping: network 7: nobody has fd00::c\n"
+    );
+    let stranger = two
+        .explain_tcp(ip("fd00::c"), ip(b), 443)
+        .expect("an answer");
+    assert_eq!(told(&stranger), "spoofed\n");
+    let metadata = two
+        .explain_tcp(ip(a), ip("fd00:ec2::254"), 80)
+        .expect("an answer");
+    assert_eq!(
+        told(&metadata),
+        "forwarded\nmapping: the host's own services answer\n"
+    );
+    let mixed = two.explain_tcp(A.into(), ip(b), 443);
+    assert!(
+        matches!(mixed, Err(FabricError::TwoIps { .. })),
+        "{mixed:?}"
+    );
 }
 
 #[test]

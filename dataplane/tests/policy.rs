@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane::compiler::raw;
-use ocs_dataplane::fabric::{Counters, UplinkConfig};
+use ocs_dataplane::fabric::{Counters, Explanation, Packet, UplinkConfig};
 use ocs_dataplane::model::{Policy, PortId};
 use ocs_dataplane::reference::{Answer, Question, ask};
 use ocs_dataplane::shared::Action;
@@ -191,19 +191,62 @@ impl Asker<'_> {
                     .insert((receiver.clone(), source, one.question.protocol));
             }
         }
+        let told = self.explain(&from, source, to, one.question);
         let run = self.lab.run_port(ifindex, &frame, 1, None).expect("a run");
-        prop_assert_eq!(
-            run.action == XDP_REDIRECT,
-            passes(&answer, one.question),
-            "{:?} {:?}",
-            one,
-            answer
-        );
+        let passes = passes(&answer, one.question);
+        prop_assert_eq!(run.action == XDP_REDIRECT, passes, "{:?} {:?}", one, answer);
         if let Answer::Passes(to) = &answer {
             prop_assert_eq!(&run.frame[..6], &policy.ports[to].mac.0[..]);
         }
         let counted = counted(&answer, &from, one.question);
+        let verdict = counted.2.label();
+        prop_assert_eq!((told.passes, told.verdict), (passes, verdict), "{:?}", told);
+        prop_assert!(tells(&told, &answer), "{:?}: {:?}", answer, told);
         Ok(Some((from, counted)))
+    }
+
+    /// What the operator would be told of a packet.
+    fn explain(&self, from: &PortId, source: IpAddr, to: IpAddr, asked: Question) -> Explanation {
+        let packet = Packet {
+            source,
+            destination: to,
+            protocol: asked.protocol,
+            source_port: self.nonce,
+            destination_port: asked.port,
+        };
+        self.lab.explain(from, packet).expect("an answer")
+    }
+}
+
+/// Whether an explanation names what decides: the route, the mapping, each side's rule.
+fn tells(told: &Explanation, answer: &Answer) -> bool {
+    let found = |stage| {
+        let mut steps = told.steps.iter().rev();
+        steps
+            .find(|step| step.stage == stage)
+            .map_or("", |step| &step.found)
+    };
+    let (egress, ingress) = (found("egress"), found("ingress"));
+    let allowed = |found: &str| found.starts_with("allowed by ") && !found.contains("the maps");
+    let denied = |found: &str| found.starts_with("no rule of ");
+    match answer {
+        Answer::Passes(_) => allowed(egress) && allowed(ingress),
+        Answer::IngressDenied(_) => allowed(egress) && denied(ingress),
+        Answer::ToHost(_) | Answer::ToNat(_) | Answer::Leaves(_) | Answer::NoPublicAddress => {
+            allowed(egress) && ingress.is_empty()
+        }
+        Answer::EgressDenied => denied(egress) && ingress.is_empty(),
+        Answer::IngressAclDenied(_) => {
+            allowed(egress) && found("acl") == "the receiver's subnet: denied"
+        }
+        Answer::EgressAclDenied => {
+            egress.is_empty() && found("acl") == "the sender's subnet: denied"
+        }
+        Answer::NoRoute => found("route").ends_with(": no route leads there"),
+        Answer::Blackhole => found("route").ends_with(": nowhere (blackhole)"),
+        Answer::NoEndpoint | Answer::SourceDestCheck => {
+            !found("mapping").is_empty() && egress.is_empty()
+        }
     }
 }
 

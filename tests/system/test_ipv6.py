@@ -21,24 +21,34 @@ def tearDownModule():
     up.close()
 
 
-def dual_stack():
+def dual_stack(ec2):
     """A VPC with an IPv6 block, and two subnets of it, one of which gives addresses."""
-    vpc = up.ec2.create_vpc(CidrBlock="10.6.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]
+    vpc = ec2.create_vpc(CidrBlock="10.6.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]
     block = ipaddress.ip_network(vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"])
     blocks = block.subnets(new_prefix=64)
     subnets = []
     for number in (1, 2):
-        subnet = up.ec2.create_subnet(VpcId=vpc["VpcId"], CidrBlock=f"10.6.{number}.0/24")
+        subnet = ec2.create_subnet(VpcId=vpc["VpcId"], CidrBlock=f"10.6.{number}.0/24")
         subnet = subnet["Subnet"]["SubnetId"]
-        up.ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=str(next(blocks)))
+        ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=str(next(blocks)))
         subnets.append(subnet)
-    up.ec2.modify_subnet_attribute(
+    ec2.modify_subnet_attribute(
         SubnetId=subnets[0], AssignIpv6AddressOnCreation={"Value": True})
     return vpc["VpcId"], subnets
 
 
 def from_ipv6(cidr):
     return {"Ipv6Ranges": [{"CidrIpv6": cidr}]}
+
+
+def card_of(vm):
+    """The id of a guest's first network interface."""
+    return vm.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+
+
+def explained(vm, to, *of):
+    """What the packet path's operator is told of a packet of a guest's."""
+    return up.say("explain", "--from", card_of(vm), "--to", to, "--sport", "9", *of)
 
 
 def addresses(vm):
@@ -49,7 +59,7 @@ def addresses(vm):
 class DualStack(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.vpc, (cls.near, cls.far) = dual_stack()
+        cls.vpc, (cls.near, cls.far) = dual_stack(up.ec2)
 
     def setUp(self):
         name = self.id().rsplit(".", 1)[1]
@@ -92,16 +102,36 @@ class DualStack(unittest.TestCase):
         elsewhere = tcp(7000, **from_ipv6("2001:db8::/32"))
         self.allow(everywhere, elsewhere)
         fails_from_now(self, client, lines[0])
+        by_tcp = ["--proto", "tcp", "--dport", "7000"]
+        by_udp = ["--proto", "udp", "--dport", "7000"]
+        told = explained(client, at, *by_tcp)
+        self.assertTrue(told.startswith("DROPPED ingress_denied\n"), told)
+        self.assertIn(f"{at} is {card_of(server)} (slot ", told)
+        self.assertIn(f"egress   allowed by {self.groups[1]}: all to ::/0 (", told)
+        self.assertIn(f"ingress  no rule of {self.groups[0]} allows it\n", told)
         rule = tcp(7000, **from_ipv6(f"{own}/128"))
         self.allow(rule)
         client.wait_line(lines[0], " ok ")
+        told = explained(client, at, *by_tcp)
+        self.assertTrue(told.startswith("PASSES forwarded\n"), told)
+        self.assertIn(
+            f"ingress  allowed by {self.groups[0]}: tcp 7000-7000 from {own}/128 (", told)
         fails_from_now(self, client, lines[1])
+        self.assertIn("DROPPED ingress_denied\n", explained(client, at, *by_udp))
         self.allow({"IpProtocol": "udp", "FromPort": 7000, "ToPort": 7000,
                     "UserIdGroupPairs": [{"GroupId": self.groups[1]}]},
                    {"IpProtocol": "icmpv6", "FromPort": 128, "ToPort": -1,
                     **from_ipv6("::/0")})
         client.wait_line(lines[1], " ok ")
         client.wait_line(lines[2], " ok ")
+        for of, says in [
+                (by_udp, f"udp 7000-7000 from {self.groups[1]} ("),
+                (["--proto", "icmpv6"], "icmpv6 type 128 code any from ::/0 (")]:
+            told = explained(client, at, *of)
+            self.assertTrue(told.startswith("PASSES forwarded\n"), told)
+            self.assertIn(f"ingress  allowed by {self.groups[0]}: {says}", told)
+        self.assertIn("--proto icmp: ", up.refuses(
+            "explain", "--from", card_of(client), "--to", at, "--proto", "icmp"))
         up.ec2.revoke_security_group_ingress(GroupId=self.groups[0], IpPermissions=[rule])
         fails_from_now(self, client, lines[0])
 
@@ -117,6 +147,9 @@ class DualStack(unittest.TestCase):
         up.ec2.create_network_acl_entry(
             **entry, Protocol="-1", RuleAction="deny", Ipv6CidrBlock="::/0")
         fails_from_now(self, client, line)
+        told = explained(client, at, "--proto", "tcp", "--dport", "7000")
+        self.assertTrue(told.startswith("DROPPED acl_denied\nroute    table rtb-"), told)
+        self.assertIn("acl      the receiver's subnet: denied\n", told)
         up.ec2.delete_network_acl_entry(**entry)
         client.wait_line(line, " ok ", after_s=client.now())
         self.assertEqual(server.state(), "running")
@@ -124,7 +157,7 @@ class DualStack(unittest.TestCase):
     def test_addresses_come_and_go(self):
         server, first = self.run_in(self.near, self.groups[0], "listen tcp 7000")
         self.allow(tcp(7000, **from_ipv6("::/0")))
-        eni = server.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        eni = card_of(server)
         given = up.ec2.assign_ipv6_addresses(NetworkInterfaceId=eni, Ipv6AddressCount=1)
         second = given["AssignedIpv6Addresses"][0]
         up.ec2.reboot_instances(InstanceIds=[server.id])
@@ -161,7 +194,7 @@ class DualStack(unittest.TestCase):
         self.assertEqual(
             error_code(lambda: up.ec2.disassociate_subnet_cidr_block(**association)),
             "InvalidCidrBlock.InUse")
-        eni = vm.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        eni = card_of(vm)
         up.ec2.unassign_ipv6_addresses(NetworkInterfaceId=eni, Ipv6Addresses=[at])
         up.ec2.disassociate_subnet_cidr_block(**association)
         up.ec2.reboot_instances(InstanceIds=[vm.id])

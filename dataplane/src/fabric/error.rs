@@ -1,6 +1,7 @@
 //! What can go wrong with the packet path.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::compiler::CompileError;
@@ -86,6 +87,14 @@ pub enum FabricError {
     UnknownPort {
         /// What was asked for.
         port: String,
+    },
+    /// A packet has two addresses of one IP.
+    #[error("{source_address} sends no packet to {destination}: one is IPv4, the other IPv6")]
+    TwoIps {
+        /// Whence it would come.
+        source_address: IpAddr,
+        /// Where it would go.
+        destination: IpAddr,
     },
     /// A tap's name is empty, too long or has bytes that names cannot have.
     #[error("tap name {name:?} is not an interface name of 1 to 15 bytes")]

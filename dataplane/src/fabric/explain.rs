@@ -4,38 +4,26 @@
 //! this moment: nothing is counted, charged or remembered. Names come from the policy that
 //! was compiled into those maps; where the two disagree the answer says so.
 
+mod frame;
 mod view;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane_shared::layout::{
-    ATOM, Direction as Way, Endpoint, EndpointKey, ROUTE_NETWORK, ROUTE_NEXT_HOP, ROUTE_OUTSIDE,
-    Reason, RuleKey, UPLINK_SLOT,
+    ATOM, Direction as Way, Endpoint, PORT_IPV6, RESPONDER_SLOT, ROUTE_NETWORK, ROUTE_NEXT_HOP,
+    ROUTE_OUTSIDE, Reason, Route, RuleKey, UPLINK_SLOT,
 };
-use ocs_dataplane_shared::{Action, guest};
+use ocs_dataplane_shared::{Action, guest, ipv6};
 
 use super::error::FabricError;
 use super::maps::KernelMaps;
-use crate::compiler::{Numbers, Slots, raw};
-use crate::model::{Direction, GroupId, Peer, Policy, Port, PortId, Rule, Traffic};
-use crate::reference::{Question, applies};
+use crate::compiler::{Numbers, Slots};
+use crate::model::{Direction, GroupId, Peer, Policy, Port, PortId, Rule, Traffic, Vni};
+use crate::reference::{NOBODY, Question, applies, groups};
 use view::{Seen, View};
 
-/// A packet that might be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// One of the port's addresses.
-    pub source: Ipv4Addr,
-    /// Whom it is for.
-    pub destination: Ipv4Addr,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Source port of TCP and UDP.
-    pub source_port: u16,
-    /// Destination port of TCP and UDP; type and code of ICMP; else 0.
-    pub destination_port: u16,
-}
+pub use frame::Packet;
 
 /// What would become of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,129 +66,210 @@ pub(super) fn explain(
         .get(id)
         .ok_or_else(|| FabricError::UnknownPort { port: id.0.clone() })?;
     let view = View::new(maps, now);
-    let mut frame = frame(port, packet);
-    let action = guest::receive(&mut frame, &view, port.ifindex);
+    let mut frame = frame::frame(port, packet)?;
+    let mut action = guest::receive(&mut frame, &view, port.ifindex);
+    if let Action::Stage { stage, .. } = action {
+        action = match stage {
+            PORT_IPV6 => ipv6::receive(&mut frame, &view, port.ifindex),
+            _ => guest::translate(&mut frame, &view, port.ifindex),
+        };
+    }
     let (seen, reason) = view.end()?;
-    let passes = matches!(action, Action::Redirect { .. });
     let story = Story {
         names,
+        id,
         port,
         packet,
         seen: &seen,
         reason,
-        passes,
+        action,
     };
     Ok(Explanation {
         verdict: reason.unwrap_or(Reason::Forwarded).label(),
-        passes,
+        passes: matches!(action, Action::Redirect { .. }),
         steps: story.steps(),
     })
 }
 
 struct Story<'a> {
     names: &'a Names<'a>,
+    id: &'a PortId,
     port: &'a Port,
     packet: Packet,
     seen: &'a [Seen],
     reason: Option<Reason>,
-    passes: bool,
+    action: Action,
+}
+
+/// One side's port, and the other end as its rules see it.
+struct Side<'a> {
+    way: Way,
+    own: &'a Port,
+    slot: u32,
+    peer: IpAddr,
+    peer_groups: &'a BTreeSet<GroupId>,
 }
 
 impl Story<'_> {
     fn steps(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         steps.extend(self.route());
-        steps.push(self.mapping());
-        steps.extend(self.acls());
-        let Some(receiver) = self.receiver() else {
-            return steps;
-        };
-        steps.push(self.side(Way::Egress, self.port, receiver, self.packet.destination));
-        if self.reason != Some(Reason::EgressDenied) {
-            steps.push(self.side(Way::Ingress, receiver, self.port, self.packet.source));
-        }
+        steps.extend(self.mapping());
+        steps.extend(self.acl(Way::Egress));
+        steps.extend(self.egress().and_then(|side| self.side(&side)));
+        steps.extend(self.acl(Way::Ingress));
+        steps.extend(self.ingress().and_then(|side| self.side(&side)));
+        steps.extend(self.public());
         steps
     }
 
-    /// What the subnet's route table said, where it was asked.
-    fn route(&self) -> Option<Step> {
-        let (key, route) = self.seen.iter().find_map(|seen| match seen {
-            Seen::Route(key, route) => Some((key, route)),
+    /// The route table's number and what it said, where it was asked.
+    fn found_route(&self) -> Option<(u32, Option<Route>)> {
+        self.seen.iter().find_map(|seen| match seen {
+            Seen::Route(table, route) => Some((*table, *route)),
             _ => None,
-        })?;
+        })
+    }
+
+    fn route(&self) -> Option<Step> {
+        let (table, route) = self.found_route()?;
         let name = self.port.table.as_ref().map_or("unnamed", |id| &id.0);
-        let hop = |address: u32| Ipv4Addr::from(address.to_ne_bytes());
         let way = match route {
             None => "no route leads there".to_owned(),
             Some(route) => match route.kind {
                 ROUTE_NETWORK => format!("to network {}", route.vni),
-                ROUTE_NEXT_HOP => format!("by {}", hop(route.address)),
+                ROUTE_NEXT_HOP => format!("by {}", hop(route)),
                 ROUTE_OUTSIDE => "out of the host".to_owned(),
                 _ => "nowhere (blackhole)".to_owned(),
             },
         };
         Some(Step {
             stage: "route",
-            found: format!("table {name} ({}): {way}", key.scope),
+            found: format!("table {name} ({table}): {way}"),
         })
     }
 
-    /// What network ACLs said, where they were asked.
-    fn acls(&self) -> Vec<Step> {
-        let asked = self.seen.iter().filter_map(|seen| match seen {
-            Seen::Acl(direction, allowed) => Some((direction, allowed)),
+    /// What a network ACL said, where it was asked.
+    fn acl(&self, way: Way) -> Option<Step> {
+        let allowed = self.seen.iter().find_map(|seen| match seen {
+            Seen::Acl(direction, allowed) if *direction == way => Some(*allowed),
             _ => None,
-        });
-        asked
-            .map(|(direction, allowed)| Step {
-                stage: "acl",
-                found: format!(
-                    "{} subnet: {}",
-                    match direction {
-                        Way::Egress => "the sender's",
-                        Way::Ingress => "the receiver's",
-                    },
-                    if *allowed { "passes" } else { "denied" },
-                ),
-            })
-            .collect()
+        })?;
+        let whose = match way {
+            Way::Egress => "the sender's",
+            Way::Ingress => "the receiver's",
+        };
+        Some(Step {
+            stage: "acl",
+            found: format!(
+                "{whose} subnet: {}",
+                if allowed { "passes" } else { "denied" }
+            ),
+        })
     }
 
-    fn mapping(&self) -> Step {
+    /// In which network whom the packet goes to next has which address. `None`: it leaves
+    /// the host.
+    fn next(&self) -> Option<(u32, IpAddr)> {
         let to = self.packet.destination;
-        let vni = self.port.vni.0;
-        let found = match self.endpoint() {
-            Some(endpoint) => {
-                let name = self.name_of(endpoint.slot);
-                let mac = endpoint.mac.map(|byte| format!("{byte:02x}")).join(":");
-                format!(
-                    "network {vni}: {to} is {name} (slot {}, {mac})",
-                    endpoint.slot
-                )
-            }
-            None => format!("network {vni}: nobody has {to}"),
-        };
-        Step {
-            stage: "mapping",
-            found,
+        let own = self.port.vni.0;
+        match self.found_route().and_then(|(_, route)| route) {
+            Some(route) => match route.kind {
+                ROUTE_OUTSIDE => None,
+                ROUTE_NEXT_HOP => Some((route.vni, hop(route).into())),
+                ROUTE_NETWORK => Some((route.vni, to)),
+                _ => Some((own, to)),
+            },
+            None => Some((own, to)),
         }
     }
 
-    fn endpoint(&self) -> Option<&Endpoint> {
-        let wanted = EndpointKey {
-            vni: self.port.vni.0,
-            address: raw(self.packet.destination),
-        };
+    /// Who has an address, where that was asked.
+    fn endpoint(&self, vni: u32, address: IpAddr) -> Option<Option<&Endpoint>> {
         self.seen.iter().find_map(|seen| match seen {
-            Seen::Endpoint(key, endpoint) if *key == wanted => endpoint.as_ref(),
+            Seen::Endpoint(of, at, endpoint) if (*of, *at) == (vni, address) => {
+                Some(endpoint.as_ref())
+            }
             _ => None,
         })
     }
 
-    fn receiver(&self) -> Option<&Port> {
-        let slot = self.endpoint()?.slot;
+    fn mapping(&self) -> Option<Step> {
+        let to_services = matches!(
+            self.action,
+            Action::Redirect {
+                slot: RESPONDER_SLOT,
+                ..
+            }
+        );
+        let found = if to_services {
+            "the host's own services answer".to_owned()
+        } else {
+            let (vni, to) = self.next()?;
+            match self.endpoint(vni, to)? {
+                Some(endpoint) => {
+                    let name = self.name_of(endpoint.slot);
+                    let mac = endpoint.mac.map(|byte| format!("{byte:02x}")).join(":");
+                    let slot = endpoint.slot;
+                    format!("network {vni}: {to} is {name} (slot {slot}, {mac})")
+                }
+                None => format!("network {vni}: nobody has {to}"),
+            }
+        };
+        Some(Step {
+            stage: "mapping",
+            found,
+        })
+    }
+
+    /// The public address that a packet leaves from, where that was asked.
+    fn public(&self) -> Option<Step> {
+        if self.next().is_some() {
+            return None;
+        }
+        let from = self.packet.source;
+        let public = self.endpoint(self.port.vni.0, from)?;
+        let found = match public.map(|endpoint| endpoint.public) {
+            Some(public) if public != 0 => {
+                format!("{from} leaves as {}", Ipv4Addr::from(public.to_ne_bytes()))
+            }
+            _ => format!("no public address stands for {from}"),
+        };
+        Some(Step {
+            stage: "mapping",
+            found,
+        })
+    }
+
+    fn egress(&self) -> Option<Side<'_>> {
+        let to = self.packet.destination;
+        let peer_groups = match self.next() {
+            Some((vni, address)) if address == to => groups(self.names.policy, Vni(vni), to),
+            // Whom others forward to is known by its address alone.
+            _ => &NOBODY,
+        };
+        Some(Side {
+            way: Way::Egress,
+            own: self.port,
+            slot: self.names.slots.of(self.id)?,
+            peer: to,
+            peer_groups,
+        })
+    }
+
+    fn ingress(&self) -> Option<Side<'_>> {
+        let (vni, address) = self.next()?;
+        let slot = self.endpoint(vni, address)??.slot;
         let id = self.names.slots.port(slot)?;
-        self.names.policy.ports.get(id)
+        let from = self.packet.source;
+        let is_own = self.port.addresses.contains(&from);
+        Some(Side {
+            way: Way::Ingress,
+            own: self.names.policy.ports.get(id)?,
+            slot,
+            peer: from,
+            peer_groups: if is_own { &self.port.groups } else { &NOBODY },
+        })
     }
 
     fn name_of(&self, slot: u32) -> &str {
@@ -210,55 +279,52 @@ impl Story<'_> {
         self.names.slots.port(slot).map_or("unnamed", |id| &id.0)
     }
 
-    /// What one side's flow table and rules said.
-    fn side(&self, way: Way, own: &Port, peer: &Port, peer_address: Ipv4Addr) -> Step {
-        let asked: Vec<(&RuleKey, bool)> = self
-            .seen
+    /// What one side's flow table and rules said, where they were asked.
+    fn side(&self, side: &Side<'_>) -> Option<Step> {
+        let (stage, direction, denied) = match side.way {
+            Way::Ingress => ("ingress", Direction::Ingress, Reason::IngressDenied),
+            Way::Egress => ("egress", Direction::Egress, Reason::EgressDenied),
+        };
+        let flows = |seen: &Seen| matches!(seen, Seen::Flows(slot) if *slot == side.slot);
+        let first = self.seen.iter().position(flows)?;
+        let hit = self.seen[first + 1..]
             .iter()
-            .filter_map(|seen| match seen {
-                Seen::Rule(key, hit) if key.direction == way as u8 => Some((key, *hit)),
+            .map_while(|seen| match seen {
+                Seen::Rule(key, hit) => Some((key, *hit)),
                 _ => None,
             })
-            .collect();
-        let (stage, direction) = match way {
-            Way::Ingress => ("ingress", Direction::Ingress),
-            Way::Egress => ("egress", Direction::Egress),
-        };
-        let rules = self.rules(direction, own, peer, peer_address);
-        let groups = own.groups.iter().map(|group| group.0.as_str());
-        let groups = groups.collect::<Vec<_>>().join(", ");
-        let by_flow = asked.is_empty() && (self.passes || way == Way::Egress);
-        let found = match asked.iter().find(|(_, hit)| *hit) {
+            .find(|(_, hit)| *hit);
+        let rules = self.rules(direction, side);
+        let found = match hit {
+            Some((key, _)) if key.direction != side.way as u8 => {
+                "belongs to a flow that is open the other way".to_owned()
+            }
             Some(_) if rules.is_empty() => {
                 "allowed by the maps, but by no rule of the policy".to_owned()
             }
             Some((key, _)) => format!("allowed by {}{}", rules.join("; "), self.entry(key)),
-            None if by_flow => "belongs to a flow that is tracked".to_owned(),
-            None if rules.is_empty() => format!("no rule of {groups} allows it"),
+            None if self.reason != Some(denied) => "belongs to a flow that is tracked".to_owned(),
+            None if rules.is_empty() => {
+                format!("no rule of {} allows it", listed(&side.own.groups))
+            }
             None => format!(
                 "denied by the maps, although {} allows it",
                 rules.join("; ")
             ),
         };
-        Step { stage, found }
+        Some(Step { stage, found })
     }
 
-    fn rules(
-        &self,
-        direction: Direction,
-        own: &Port,
-        peer: &Port,
-        peer_address: Ipv4Addr,
-    ) -> Vec<String> {
+    fn rules(&self, direction: Direction, side: &Side<'_>) -> Vec<String> {
         let question = Question {
             protocol: self.packet.protocol,
             port: self.packet.destination_port,
         };
         let mut found = Vec::new();
-        for group in &own.groups {
+        for group in &side.own.groups {
             let rules = self.names.policy.groups.get(group);
             for rule in rules.into_iter().flat_map(|group| &group.rules) {
-                if applies(rule, direction, &peer.groups, peer_address.into(), question) {
+                if applies(rule, direction, side.peer_groups, side.peer, question) {
                     found.push(format!("{}: {}", group.0, written(rule)));
                 }
             }
@@ -287,6 +353,10 @@ impl Story<'_> {
     }
 }
 
+fn hop(route: Route) -> Ipv4Addr {
+    Ipv4Addr::from(route.address.to_ne_bytes())
+}
+
 fn listed(groups: &BTreeSet<GroupId>) -> String {
     let names: Vec<&str> = groups.iter().map(|group| group.0.as_str()).collect();
     names.join(", ")
@@ -298,6 +368,7 @@ fn written(rule: &Rule) -> String {
         1 => "icmp".to_owned(),
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
         other => format!("protocol {other}"),
     };
     let traffic = match rule.traffic {
@@ -325,31 +396,4 @@ fn written(rule: &Rule) -> String {
         Direction::Ingress => format!("{traffic} from {peer}"),
         Direction::Egress => format!("{traffic} to {peer}"),
     }
-}
-
-/// The first packet of a flow, as the guest would send it to its router.
-fn frame(port: &Port, packet: Packet) -> Vec<u8> {
-    let ports = [
-        packet.source_port.to_be_bytes(),
-        packet.destination_port.to_be_bytes(),
-    ]
-    .concat();
-    let above = match packet.protocol {
-        // A SYN (RFC 9293 §3.1).
-        6 => [&ports[..], &[0; 8], &[0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]].concat(),
-        17 => [&ports[..], &[0, 8, 0, 0]].concat(),
-        1 => [&ports[2..], &[0; 6]].concat(),
-        _ => vec![0; 8],
-    };
-    let length = u16::try_from(20 + above.len()).unwrap_or(u16::MAX);
-    let mut frame = Vec::new();
-    frame.extend_from_slice(&ocs_dataplane_shared::layout::ROUTER_MAC);
-    frame.extend_from_slice(&port.mac.0);
-    frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(&[0, 0, 0x40, 0, 64, packet.protocol, 0, 0]);
-    frame.extend_from_slice(&packet.source.octets());
-    frame.extend_from_slice(&packet.destination.octets());
-    frame.extend_from_slice(&above);
-    frame
 }

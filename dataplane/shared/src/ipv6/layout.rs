@@ -23,6 +23,16 @@ pub const fn address(bytes: [u8; 16]) -> Address6 {
     ]
 }
 
+/// The bytes of an IPv6 address.
+#[must_use]
+pub fn bytes(address: &Address6) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(address) {
+        *to = word.to_ne_bytes();
+    }
+    bytes
+}
+
 /// [`layout::ROUTER_MAC`]'s link-local address (RFC 4291 appendix A): every subnet's gateway.
 pub const ROUTER: [u8; 16] = [
     0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0x6f, 0x63, 0xff, 0xfe, 0x73, 0x00, 0x01,

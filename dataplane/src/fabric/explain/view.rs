@@ -1,6 +1,7 @@
 //! The kernel's maps as packet logic asks them, each question written down.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ocs_dataplane_shared::Maps;
 use ocs_dataplane_shared::flow::Bucket;
@@ -18,12 +19,14 @@ use super::super::maps::KernelMaps;
 /// What was asked, and the answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Seen {
-    /// Who has an address.
-    Endpoint(EndpointKey, Option<Endpoint>),
+    /// Who has an address of a network.
+    Endpoint(u32, IpAddr, Option<Endpoint>),
+    /// A slot's flows, before its rules.
+    Flows(u32),
     /// Whether a rule allows it.
     Rule(RuleKey, bool),
-    /// The way to an address.
-    Route(PrefixKey, Option<Route>),
+    /// What a table says of the way to the address.
+    Route(u32, Option<Route>),
     /// Whether a network ACL allows it, seen from its subnet.
     Acl(Direction, bool),
 }
@@ -52,6 +55,8 @@ pub(super) struct View<'a> {
     now: u64,
     taps: Kept<Tap>,
     endpoints: Kept<Endpoint>,
+    ports_ipv6: Kept<ipv6::Port>,
+    endpoints_ipv6: Kept<ipv6::Endpoint>,
     buckets: Kept<Bucket>,
     hosts: Kept<Host>,
     acl_side: Cell<Direction>,
@@ -67,6 +72,8 @@ impl<'a> View<'a> {
             now,
             taps: Kept::default(),
             endpoints: Kept::default(),
+            ports_ipv6: Kept::default(),
+            endpoints_ipv6: Kept::default(),
             buckets: Kept::default(),
             hosts: Kept::default(),
             acl_side: Cell::new(Direction::Egress),
@@ -82,6 +89,10 @@ impl<'a> View<'a> {
             Some(error) => Err(error),
             None => Ok((self.seen.into_inner(), self.refused.into_inner())),
         }
+    }
+
+    fn saw(&self, seen: Seen) {
+        self.seen.borrow_mut().push(seen);
     }
 
     /// An answer, or nothing and the error kept for the end.
@@ -101,21 +112,28 @@ impl Maps for View<'_> {
 
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         let endpoint = self.found(self.maps.endpoint(key));
-        self.seen.borrow_mut().push(Seen::Endpoint(*key, endpoint));
+        let address = Ipv4Addr::from(key.address.to_ne_bytes());
+        self.saw(Seen::Endpoint(key.vni, address.into(), endpoint));
         Some(self.endpoints.keep(endpoint?))
     }
 
-    // IPv6 is not explained.
-    fn port_ipv6(&self, _slot: u32) -> Option<&ipv6::Port> {
-        None
+    fn port_ipv6(&self, slot: u32) -> Option<&ipv6::Port> {
+        let port = self.found(self.maps.port_ipv6(slot))?;
+        Some(self.ports_ipv6.keep(port))
     }
 
-    fn endpoint_ipv6(&self, _key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint> {
-        None
+    fn endpoint_ipv6(&self, key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint> {
+        let endpoint = self.found(self.maps.endpoint_ipv6(key));
+        let address = Ipv6Addr::from(ipv6::bytes(&key.address));
+        let is = endpoint.map(|endpoint| endpoint.is);
+        self.saw(Seen::Endpoint(key.vni, address.into(), is));
+        Some(self.endpoints_ipv6.keep(endpoint?))
     }
 
-    fn route_ipv6(&self, _key: &ipv6::PrefixKey) -> Option<Route> {
-        None
+    fn route_ipv6(&self, key: &ipv6::PrefixKey) -> Option<Route> {
+        let route = self.found(self.maps.route_ipv6(key));
+        self.saw(Seen::Route(key.scope, route));
+        route
     }
 
     // The responder's answers are not explained.
@@ -129,7 +147,7 @@ impl Maps for View<'_> {
 
     fn rule(&self, key: &RuleKey) -> u32 {
         let value = self.found(self.maps.rule(key));
-        self.seen.borrow_mut().push(Seen::Rule(*key, value != 0));
+        self.saw(Seen::Rule(*key, value != 0));
         value
     }
 
@@ -139,7 +157,7 @@ impl Maps for View<'_> {
 
     fn route(&self, key: &PrefixKey) -> Option<Route> {
         let route = self.found(self.maps.route(key));
-        self.seen.borrow_mut().push(Seen::Route(*key, route));
+        self.saw(Seen::Route(key.scope, route));
         route
     }
 
@@ -152,15 +170,14 @@ impl Maps for View<'_> {
         self.acl_side.set(direction);
         let class = self.found(self.maps.acl_class(key));
         if class.is_none() {
-            self.seen.borrow_mut().push(Seen::Acl(direction, false));
+            self.saw(Seen::Acl(direction, false));
         }
         class
     }
 
     fn acl_allows(&self, key: &AclRuleKey) -> bool {
         let allowed = self.found(self.maps.acl_allows(key));
-        let seen = Seen::Acl(self.acl_side.get(), allowed);
-        self.seen.borrow_mut().push(seen);
+        self.saw(Seen::Acl(self.acl_side.get(), allowed));
         allowed
     }
 
@@ -184,6 +201,7 @@ impl Maps for View<'_> {
     }
 
     fn bucket(&self, slot: u32, index: u32) -> Option<&Bucket> {
+        self.saw(Seen::Flows(slot));
         let bucket = self.found(self.maps.bucket(slot, index))?;
         Some(self.buckets.keep(bucket))
     }

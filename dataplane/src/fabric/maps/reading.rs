@@ -6,6 +6,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{DevMap, MapData, MapError};
 use ocs_dataplane_shared::flow::Bucket;
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Direction, Endpoint, EndpointKey,
     FIRST_PORT_SLOT, ForwarderKey, Host, PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason,
@@ -92,6 +93,33 @@ impl KernelMaps {
         key: &EndpointKey,
     ) -> Result<Option<Endpoint>, FabricError> {
         self.endpoint_directory.get(key)
+    }
+
+    /// What a port is in IPv6.
+    pub(in crate::fabric) fn port_ipv6(
+        &self,
+        slot: u32,
+    ) -> Result<Option<ipv6::Port>, FabricError> {
+        let found = present(self.ports_ipv6.get(&slot, 0)).map_err(map(PORTS_IPV6))?;
+        Ok(found.map(|Raw(port)| port).filter(ipv6::Port::is_there))
+    }
+
+    /// Who has an IPv6 address.
+    pub(in crate::fabric) fn endpoint_ipv6(
+        &self,
+        key: &ipv6::EndpointKey,
+    ) -> Result<Option<ipv6::Endpoint>, FabricError> {
+        let found = present(self.endpoints_ipv6.get(&Raw(*key), 0)).map_err(map(ENDPOINTS_IPV6))?;
+        Ok(found.map(|Raw(endpoint)| endpoint))
+    }
+
+    /// The way to an IPv6 address.
+    pub(in crate::fabric) fn route_ipv6(
+        &self,
+        key: &ipv6::PrefixKey,
+    ) -> Result<Option<Route>, FabricError> {
+        let found = find(&self.routes_ipv6, *key, ipv6::PREFIX_BITS, ROUTES_IPV6)?;
+        Ok(found.map(|Raw(route)| route))
     }
 
     /// What a rule says, as the programs find it; 0: there is none.

@@ -15,7 +15,7 @@ use ocs_dataplane::fabric::{Explanation, Fabric, Packet};
 use ocs_dataplane::model::PortId;
 use serde::Deserialize;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -41,8 +41,8 @@ enum Request {
     /// What would become of a packet?
     Explain {
         from: String,
-        to: Ipv4Addr,
-        source: Option<Ipv4Addr>,
+        to: IpAddr,
+        source: Option<IpAddr>,
         protocol: u8,
         #[serde(default)]
         source_port: u16,
@@ -115,7 +115,7 @@ fn answer(stream: &UnixStream, fabric: &Fabric) -> io::Result<()> {
             protocol,
             source_port,
             destination_port,
-        } => explain(fabric, &PortId(from), source, |source| Packet {
+        } => explain(fabric, &PortId(from), source, to, |source| Packet {
             source,
             destination: to,
             protocol,
@@ -154,12 +154,16 @@ fn chain(error: impl std::error::Error) -> String {
 fn explain(
     fabric: &Fabric,
     port: &PortId,
-    source: Option<Ipv4Addr>,
-    packet: impl FnOnce(Ipv4Addr) -> Packet,
+    source: Option<IpAddr>,
+    to: IpAddr,
+    packet: impl FnOnce(IpAddr) -> Packet,
 ) -> Result<String, String> {
     let source = source
-        .or_else(|| fabric.first_address(port))
-        .ok_or_else(|| format!("no port {} with an IPv4 address", port.0))?;
+        .or_else(|| fabric.first_address(port, to))
+        .ok_or_else(|| {
+            let ip = if to.is_ipv6() { "IPv6" } else { "IPv4" };
+            format!("no port {} with an {ip} address", port.0)
+        })?;
     let Explanation {
         verdict,
         passes,
