@@ -10,6 +10,7 @@ import unittest
 from guest import number
 from hosts import STRANGER, Listeners, Rack, enter
 from installation import LONG, Installation, processes, wait_for
+from test_ipv6 import dual_stack
 from test_network import fails_from_now, from_cidr, from_group, tcp
 from test_outside import echoes
 
@@ -108,45 +109,56 @@ class Hosts(unittest.TestCase):
             GroupName=name, Description="system test", **more)["GroupId"]
 
     def test_a_group_reference_holds_across_hosts(self):
-        servers, clients = self.group("s"), self.group("c")
-        server = self.run_apart("listen tcp 7000\nlisten udp 7001\nlisten http 80 3MiB",
-                                SecurityGroupIds=[servers])
-        orders = (
-            f"connect {server.address}:7000 every 100ms\nudp {server.address}:7001 every 100ms\n"
-            f"ping {server.address} every 200ms\nhttp-get http://{server.address}/")
-        others = [self.run_apart(orders, SecurityGroupIds=[clients]) for _ in range(HOSTS - 1)]
+        vpc, (subnet, _) = dual_stack(hosts[0].ec2)
+        servers, clients = self.group("s", VpcId=vpc), self.group("c", VpcId=vpc)
+        server = self.run_apart("ipv6\nlisten tcp 7000\nlisten udp 7001\nlisten http 80 3MiB",
+                                SubnetId=subnet, SecurityGroupIds=[servers])
+        by_ipv4, by_ipv6 = server.address, f"[{server.describe()['Ipv6Address']}]"
+        asked = lambda ip, pause: (
+            f"connect {ip}:7000 every {pause}\nudp {ip}:7001 every {pause}\n"
+            f"ping {ip.strip('[]')} every {pause}\nhttp-get http://{ip}/\n")
+        orders = "ipv6\n" + asked(by_ipv4, "200ms") + asked(by_ipv6, "500ms")
+        others = [self.run_apart(orders, SubnetId=subnet, SecurityGroupIds=[clients])
+                  for _ in range(HOSTS - 1)]
         self.assertEqual(len({place_of(vm) for vm in self.guests}), HOSTS)
         self.assertEqual({host["guest_mtu"] for host in reachable().values()}, {1450})
-        start = f"connect: {server.address}:7000"
+        starts = [f"connect: {ip}:7000" for ip in (by_ipv4, by_ipv6)]
+        lines = starts + [line for ip in (by_ipv4, by_ipv6)
+                          for line in (f"udp: {ip}:7001", f"ping: {ip.strip('[]')}")]
         for client in others:
             client.wait_line("dhcp:", "mtu=1450")
-            for line in [start, "udp:", "ping:"]:
+            for line in lines:
                 client.wait_line(line, "timeout")
 
         rules = [tcp(7000, **from_group(clients)), tcp(80, **from_group(clients)),
                  {"IpProtocol": "udp", "FromPort": 7001, "ToPort": 7001, **from_group(clients)},
-                 {"IpProtocol": "icmp", "FromPort": 8, "ToPort": -1, **from_group(clients)}]
+                 {"IpProtocol": "icmp", "FromPort": 8, "ToPort": -1, **from_group(clients)},
+                 {"IpProtocol": "icmpv6", "FromPort": 128, "ToPort": -1, **from_group(clients)}]
         hosts[0].ec2.authorize_security_group_ingress(GroupId=servers, IpPermissions=rules)
         for client in others:
-            for line in [start, "udp:", "ping:"]:
+            for line in lines:
                 client.wait_line(line, " ok ")
-            client.wait_line("http-get:", "status=200")
-            self.assertEqual(number(client.newest("http-get:")[1], "bytes"), 3 << 20)
+            for ip in (by_ipv4, by_ipv6):
+                _, text = client.wait_line(f"http-get: http://{ip}/", "status=200")
+                self.assertEqual(number(text, "bytes"), 3 << 20)
 
         # Who leaves the group is let in no more; the others are.
         client, *rest = others
         hosts[0].ec2.modify_instance_attribute(InstanceId=client.id, Groups=[servers])
-        fails_from_now(self, client, start)
-        for other in rest:
-            other.wait_line(start, " ok ", after_s=other.now() + 1)
+        for start in starts:
+            fails_from_now(self, client, start)
+            for other in rest:
+                other.wait_line(start, " ok ", after_s=other.now() + 1)
         hosts[0].ec2.modify_instance_attribute(InstanceId=client.id, Groups=[clients])
-        client.wait_line(start, " ok ", after_s=client.now() + 1)
+        for start in starts:
+            client.wait_line(start, " ok ", after_s=client.now() + 1)
 
         # Nor does the packet path need anyone above it.
         for host in hosts:
             host.kill("node")
         hosts[0].kill("control")
-        client.wait_line(start, " ok ", after_s=client.now() + 1)
+        for start in starts:
+            client.wait_line(start, " ok ", after_s=client.now() + 1)
         hosts[0].serves()
         wait_for("all hosts are back", lambda: len(reachable()) == HOSTS)
 
