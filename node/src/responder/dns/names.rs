@@ -6,13 +6,15 @@
 //!   ec2-198-51-100-7.compute-1.amazonaws.com the private address that it stands for, else it
 //! ```
 //! (Amazon VPC User Guide, "DNS attributes for your VPC".) Names of private addresses that
-//! are no VPC's are nobody's: the host's resolver is not asked for them.
+//! are no VPC's are nobody's, as are those of other regions: the host's resolver is not asked
+//! for them. No name has an IPv6 address, and no IPv6 address of a VPC's a name: EC2 gives
+//! those to resource names (`i-….ec2.internal`) alone, which no subnet here can switch on.
 
 use crate::responder::record::Record;
 use hickory_proto::rr::rdata::{A, PTR};
 use hickory_proto::rr::{Name, RData, RecordType};
-use ipnet::{IpNet, Ipv4Net};
-use std::net::Ipv4Addr;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Address space that means something inside one network alone (RFC 1918, 3927, 6598).
 const PRIVATE: [(Ipv4Addr, u8); 6] = [
@@ -23,6 +25,17 @@ const PRIVATE: [(Ipv4Addr, u8); 6] = [
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
 ];
+
+/// The same of IPv6 (RFC 6303 §4.3, RFC 4193, RFC 4291).
+const PRIVATE_IPV6: [(Ipv6Addr, u8); 4] = [
+    (Ipv6Addr::UNSPECIFIED, 128),
+    (Ipv6Addr::LOCALHOST, 128),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+];
+
+/// Where all regions' names of private addresses are.
+const PRIVATE_ZONES: [&str; 2] = ["ec2.internal", "compute.internal"];
 
 /// What a name is to an ENI.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,16 +67,37 @@ pub fn look_up(record: &Record, name: &Name, kind: RecordType) -> Finding {
             _ => Finding::NoName,
         };
     }
+    if PRIVATE_ZONES
+        .iter()
+        .any(|zone| below(&labels, zone).is_some())
+    {
+        return Finding::NoName;
+    }
     if let Some([label]) = below(&labels, &public_zone(region))
         && let Some(public) = address("ec2-", label)
     {
         let ip = stood_for(record, public).unwrap_or(public);
         return given(kind, RecordType::A, RData::A(A(ip)));
     }
-    if below(&labels, "in-addr.arpa").is_some()
-        && let Ok(IpNet::V4(net)) = name.parse_arpa_name()
-    {
-        return reverse(record, net, kind);
+    let is_reverse = ["in-addr.arpa", "ip6.arpa"]
+        .iter()
+        .any(|zone| below(&labels, zone).is_some());
+    match name.parse_arpa_name() {
+        Ok(IpNet::V4(net)) if is_reverse => reverse(record, net, kind),
+        Ok(IpNet::V6(net)) if is_reverse => reverse_ipv6(record, net),
+        _ => Finding::Elsewhere,
+    }
+}
+
+fn reverse_ipv6(record: &Record, net: Ipv6Net) -> Finding {
+    let own = record.own_interface().map(|own| &own.ipv6.vpc_cidrs);
+    let own = own.into_iter().flatten();
+    let own = own.filter_map(|cidr| cidr.parse::<Ipv6Net>().ok());
+    let private = PRIVATE_IPV6
+        .iter()
+        .filter_map(|(base, length)| Ipv6Net::new(*base, *length).ok());
+    if own.chain(private).any(|block| block.contains(&net)) {
+        return Finding::NoName;
     }
     Finding::Elsewhere
 }

@@ -64,7 +64,7 @@ fn a_vpc_knows_its_names_both_ways_and_no_others() {
         (
             "ip-172-31-16-5.eu-west-1.compute.internal.",
             RecordType::A,
-            None,
+            none.clone(),
         ),
         (
             "5.16.31.172.in-addr.arpa.",
@@ -97,6 +97,43 @@ fn a_vpc_knows_its_names_both_ways_and_no_others() {
         says(&record, name, RecordType::A),
         Some((ResponseCode::Refused, vec![]))
     );
+}
+
+#[test]
+fn no_name_has_an_ipv6_address_and_no_other_is_asked_for_one() {
+    let mut record = record();
+    record.interfaces[0].ipv6.vpc_cidrs = vec!["2001:db8:7:100::/56".into()];
+    record.interfaces[0].facts.publics = vec![([198, 51, 100, 7].into(), [172, 31, 16, 5].into())];
+    let empty = Some((ResponseCode::NoError, vec![]));
+    let none = Some((ResponseCode::NXDomain, vec![]));
+    let reverse = |address: &str| {
+        let address: std::net::Ipv6Addr = address.parse().unwrap();
+        Name::from(address).to_ascii()
+    };
+    for name in [
+        "ip-172-31-16-5.ec2.internal.",
+        "ec2-198-51-100-7.compute-1.amazonaws.com.",
+    ] {
+        assert_eq!(says(&record, name, RecordType::AAAA), empty, "{name}");
+    }
+    for name in [
+        "i-0123456789abcdef0.ec2.internal.",
+        "i-0123456789abcdef0.eu-west-1.compute.internal.",
+        "ip-10-8-0-1.ec2.internal.",
+    ] {
+        assert_eq!(says(&record, name, RecordType::AAAA), none, "{name}");
+    }
+    for address in ["2001:db8:7:1ab::5", "fd00:ec2::253", "fe80::1", "::1"] {
+        let name = reverse(address);
+        assert_eq!(says(&record, &name, RecordType::PTR), none, "{name}");
+    }
+    for (name, kind) in [
+        (reverse("2001:db8:7:200::5"), RecordType::PTR),
+        ("8.b.d.0.1.0.0.2.ip6.arpa.".to_owned(), RecordType::SOA),
+        ("example.com.".to_owned(), RecordType::AAAA),
+    ] {
+        assert_eq!(says(&record, &name, kind), None, "{name}");
+    }
 }
 
 #[test]
