@@ -232,9 +232,15 @@ fn tells(told: &Explanation, answer: &Answer) -> bool {
     match answer {
         Answer::Passes(_) => allowed(egress) && allowed(ingress),
         Answer::IngressDenied(_) => allowed(egress) && denied(ingress),
-        Answer::ToHost(_) | Answer::ToNat(_) | Answer::Leaves(_) | Answer::NoPublicAddress => {
-            allowed(egress) && ingress.is_empty()
+        Answer::ToHost(host) => {
+            let is_there = found("mapping").contains(&format!(" is on host {host} ("));
+            is_there && allowed(egress) && ingress.is_empty()
         }
+        Answer::Leaves(public) => {
+            let leaves = found("mapping").ends_with(&format!(" leaves as {public}"));
+            leaves && allowed(egress) && ingress.is_empty()
+        }
+        Answer::ToNat(_) | Answer::NoPublicAddress => allowed(egress) && ingress.is_empty(),
         Answer::EgressDenied => denied(egress) && ingress.is_empty(),
         Answer::IngressAclDenied(_) => {
             allowed(egress) && found("acl") == "the receiver's subnet: denied"

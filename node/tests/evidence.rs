@@ -211,6 +211,14 @@ fn what_makes_no_sense_is_refused_in_a_line() {
             "error: no port eni-x",
         ),
         (
+            r#"{"ask":"explain","from":"eni-a","to":"fd00::2","protocol":6}"#,
+            "error: no port eni-a with an IPv6 address",
+        ),
+        (
+            r#"{"ask":"explain","from":"eni-a","to":"fd00::2","source":"10.0.0.1","protocol":6}"#,
+            "error: 10.0.0.1 sends no packet to fd00::2: ",
+        ),
+        (
             r#"{"ask":"capture","of":"eni-x","snap_bytes":60}"#,
             "error: no port eni-x",
         ),

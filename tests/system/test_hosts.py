@@ -141,6 +141,7 @@ class Hosts(unittest.TestCase):
             for ip in (by_ipv4, by_ipv6):
                 _, text = client.wait_line(f"http-get: http://{ip}/", "status=200")
                 self.assertEqual(number(text, "bytes"), 3 << 20)
+                self.assert_explained(client, ip.strip("[]"), server, clients)
 
         # Who leaves the group is let in no more; the others are.
         client, *rest = others
@@ -161,6 +162,17 @@ class Hosts(unittest.TestCase):
             client.wait_line(start, " ok ", after_s=client.now() + 1)
         hosts[0].serves()
         wait_for("all hosts are back", lambda: len(reachable()) == HOSTS)
+
+    def assert_explained(self, client, to, server, group):
+        """The client's host says on which host the server is, and which rule lets it go."""
+        card = client.describe()["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        told = hosts[place_of(client)].say("explain", "--from", card, "--to", to,
+                                           "--proto", "tcp", "--dport", "7000", "--sport", "9")
+        self.assertTrue(told.startswith("PASSES forwarded\n"), told)
+        self.assertIn(f"{to} is on host {rack.address(place_of(server))} (slot ", told)
+        everyone = "::/0" if ":" in to else "0.0.0.0/0"
+        self.assertIn(f"egress   allowed by {group}: all to {everyone} (", told)
+        self.assertNotIn("ingress", told)
 
     def test_acls_and_peerings_hold_across_hosts(self):
         networks = []

@@ -208,7 +208,7 @@ impl Story<'_> {
             let (vni, to) = self.next()?;
             match self.endpoint(vni, to)? {
                 Some(endpoint) => {
-                    let name = self.name_of(endpoint.slot);
+                    let name = self.name_of(endpoint);
                     let mac = endpoint.mac.map(|byte| format!("{byte:02x}")).join(":");
                     let slot = endpoint.slot;
                     format!("network {vni}: {to} is {name} (slot {slot}, {mac})")
@@ -272,11 +272,13 @@ impl Story<'_> {
         })
     }
 
-    fn name_of(&self, slot: u32) -> &str {
-        if slot == UPLINK_SLOT {
-            return "on another host";
+    fn name_of(&self, endpoint: &Endpoint) -> String {
+        if endpoint.slot == UPLINK_SLOT {
+            let host = Ipv4Addr::from(endpoint.host.to_ne_bytes());
+            return format!("on host {host}");
         }
-        self.names.slots.port(slot).map_or("unnamed", |id| &id.0)
+        let port = self.names.slots.port(endpoint.slot);
+        port.map_or("unnamed", |id| &id.0).to_owned()
     }
 
     /// What one side's flow table and rules said, where they were asked.
