@@ -253,9 +253,11 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
     })
 }
 
-/// [`policies`] of groups alone: no routes, no ACLs, nobody elsewhere.
+/// [`policies`] of groups alone: no routes, no ACLs, nobody elsewhere. Every other group may
+/// send whatever it likes, as EC2's do at first, so that what receivers say matters.
 pub fn group_policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
-    policies(ifindexes).prop_map(|policy| Policy {
+    let generous = vec(any::<bool>(), GROUPS.len());
+    (policies(ifindexes), generous).prop_map(|(policy, generous)| Policy {
         ports: policy
             .ports
             .into_iter()
@@ -269,8 +271,27 @@ pub fn group_policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> 
                 (id, plain)
             })
             .collect(),
-        groups: policy.groups,
+        groups: policy
+            .groups
+            .into_iter()
+            .zip(generous)
+            .map(|((id, mut group), generous)| {
+                group
+                    .rules
+                    .extend(generous.then(everything).into_iter().flatten());
+                (id, group)
+            })
+            .collect(),
         ..Policy::default()
+    })
+}
+
+/// All of either IP goes out.
+fn everything() -> [Rule; 2] {
+    ["0.0.0.0/0", "::/0"].map(|prefix| Rule {
+        direction: Direction::Egress,
+        traffic: Traffic::All,
+        peer: Peer::Cidr(prefix.parse().expect("a prefix")),
     })
 }
 
