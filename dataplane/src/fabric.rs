@@ -273,6 +273,8 @@ impl Fabric {
     ///
     /// Where [`Self::open`] found a predecessor of another layout, the first policy takes its
     /// place (`succession.rs`); then in the uplink's namespace, as [`Self::refresh_hosts`].
+    /// What of it cannot be replaced is an error: there the predecessor's policy is in force
+    /// until the next call replaces it.
     pub fn apply(&self, policy: &Policy) -> Result<Applied, FabricError> {
         let mut state = self.state();
         let state = &mut *state;
@@ -305,13 +307,17 @@ impl Fabric {
             for swaps in [true, false] {
                 let now = state.programs.jiffies()?;
                 let entries = &state.contents.entries;
-                let flows = succession::carry(&state.maps, entries, &before, now)?;
+                let flows = succession::carry(&state.maps, entries, &before, now);
                 tracing::info!(version = before.version, flows, "flows carried over");
                 if swaps {
                     state.programs.succeed(&self.pins, &before)?;
                 }
             }
-            before.forget()?;
+            let version = before.version;
+            if let Err(error) = before.forget() {
+                // It holds memory and nothing in force, until the next loader forgets it.
+                tracing::warn!(version, %error, "a predecessor's pins");
+            }
         }
         state.succeeds = false;
         Ok(())

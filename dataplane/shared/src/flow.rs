@@ -224,6 +224,19 @@ impl From<[u64; BUCKET_WORDS]> for Bucket {
 }
 
 impl Bucket {
+    /// A bucket by two copies, one made after the other while programs wrote to it. What may
+    /// be half of one flow and half of another is left out.
+    #[must_use]
+    pub fn of_copies(first: [u64; BUCKET_WORDS], second: [u64; BUCKET_WORDS]) -> Self {
+        let (bucket, later) = (Self::from(first), Self::from(second));
+        for (way, later) in bucket.ways.iter().zip(&later.ways) {
+            if way.meta.load() != later.meta.load() || way.peers.load() != later.peers.load() {
+                way.deadline.store(0);
+            }
+        }
+        bucket
+    }
+
     /// Finds a live flow.
     #[inline(always)]
     #[must_use]

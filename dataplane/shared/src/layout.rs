@@ -40,7 +40,8 @@ pub const LAYOUT_VERSION: u32 = 8;
 /// Whoever changes a bucket keeps how the one before is read.
 pub const FLOWS_SINCE: u32 = 1;
 /// Flags of flow tables: the loader shares their memory with the programs
-/// (`BPF_F_MMAPABLE` of linux/bpf.h).
+/// (`BPF_F_MMAPABLE` of linux/bpf.h). Layouts before 7 had none, and their tables are read
+/// element by element.
 pub const TABLE_FLAGS: u32 = 1 << 10;
 
 /// Slots, the host's own included.

@@ -93,7 +93,11 @@ impl Before {
     pub(super) fn links(&self) -> Result<Vec<(String, PathBuf)>, FabricError> {
         let links = self.folder.join("links");
         let mut found = Vec::new();
-        for entry in fs::read_dir(&links).map_err(file("list", &links))? {
+        let entries = match fs::read_dir(&links) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries.map_err(file("list", &links))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(file("list", &links))?;
             found.extend(
                 entry
@@ -105,8 +109,16 @@ impl Before {
         Ok(found)
     }
 
-    /// Removes its pins.
+    /// Removes its pins; fails where it holds a link in force. Killed at any point, what is
+    /// left is still a predecessor's, and empty of links.
     pub(super) fn forget(self) -> Result<(), FabricError> {
+        let links = self.folder.join("links");
+        match fs::remove_dir(&links) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file("remove", &links)(error));
+            }
+            _ => {}
+        }
         fs::remove_dir_all(&self.folder).map_err(file("remove", &self.folder))
     }
 }

@@ -7,7 +7,6 @@
 mod attach;
 mod run;
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, Xdp, XdpMode};
@@ -16,8 +15,8 @@ use aya::{Ebpf, EbpfLoader};
 use ocs_dataplane_shared::layout;
 
 use super::Run;
-use super::bpffs::{self, BUFFER_LINK, Before, Pins};
-use super::error::{FabricError, file, system};
+use super::bpffs::{self, BUFFER_LINK, Pins};
+use super::error::{FabricError, system};
 use super::{links, maps};
 use crate::compiler::Entries;
 use crate::object;
@@ -237,33 +236,6 @@ impl Programs {
         attach(program, PASS, pins, OUTER, ifindex, XdpMode::Driver)
     }
 
-    /// Swaps the programs of links that a predecessor of another layout holds in force, and
-    /// makes them ours. What must be loaded for that is loaded first.
-    pub(super) fn succeed(&mut self, pins: &Pins, before: &Before) -> Result<(), FabricError> {
-        let held = before.links()?;
-        for (link, _) in &held {
-            if link.starts_with(BUFFER_LINK) || link == ONWARD {
-                self.load_classifier(program_of(link))?;
-            } else {
-                self.load(program_of(link))?;
-            }
-        }
-        for (link, theirs) in &held {
-            let pin = pins.link(link);
-            fs::rename(theirs, &pin).map_err(file("move", theirs))?;
-            let name = program_of(link);
-            let lives = if link.starts_with(BUFFER_LINK) || link == ONWARD {
-                update_buffer(self.load_classifier(name)?, name, &pin)?
-            } else {
-                update(self.load(name)?, name, &pin)?
-            };
-            if !lives {
-                fs::remove_file(&pin).map_err(file("remove", &pin))?;
-            }
-        }
-        Ok(())
-    }
-
     /// The program that others go on to at a stage.
     pub(super) fn stage(&mut self, stage: Stage) -> Result<&ProgramFd, FabricError> {
         let name = match stage {
@@ -334,19 +306,6 @@ fn failed(name: &'static str) -> impl FnOnce(ProgramError) -> FabricError {
     move |source| FabricError::Program {
         name,
         source: Box::new(source),
-    }
-}
-
-/// The program of a link, by the link's name.
-fn program_of(link: &str) -> &'static str {
-    match link {
-        links::SVC0 => SVC,
-        links::SVC1 | OUTER => PASS,
-        UPLINK => UPLINK,
-        OUTSIDE => OUTSIDE,
-        ONWARD => ONWARD,
-        buffer if buffer.starts_with(BUFFER_LINK) => PORT_BUFFER,
-        _ => PORT,
     }
 }
 

@@ -6,22 +6,24 @@
 //!          · flows of meanwhile carried over · its pins removed, and so its maps
 //! ```
 //!
-//! What is in all other maps the policy says again. Flow tables and NAT gateways' tables are
-//! memory that loader and programs share, so a flow is carried over as a program would
-//! remember it, and each layout's tables are read by ordinary code; no packet pays for it.
-//! Counters, credits and what is watched begin anew.
+//! What is in all other maps the policy says again. A flow is carried over as a program
+//! would remember it, so each layout's tables are read by ordinary code; no packet pays for
+//! it. Counters, credits and what is watched begin anew.
 //!
-//! Killed at any point, it is done again at the next `open` and `apply`.
+//! What cannot be read is forgotten: a flow that begins anew is better than a policy that
+//! is not in force. Killed at any point, it is done again at the next `open` and `apply`.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use aya::maps::{ArrayOfMaps, DevMap, Map, MapData, MapError};
-use ocs_dataplane_shared::flow::{Bucket, WAYS};
+use aya::maps::{Array, ArrayOfMaps, DevMap, Map, MapData, MapError};
+use ocs_dataplane_shared::flow::{BUCKET_WORDS, Bucket, WAYS};
 use ocs_dataplane_shared::layout::{
     EndpointKey, FIRST_PORT_SLOT, FLOW_BUCKETS, FLOWS_SINCE, LAYOUT_VERSION, NAT_BUCKETS,
-    TRANSLATES,
+    TABLE_FLAGS, TRANSLATES,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -36,46 +38,89 @@ const TRIES: usize = 100;
 
 /// Carries over the flows of ports and gateways that were a predecessor's and are ours.
 /// Those that we know already stay as they are. How many there were.
-pub(super) fn carry(
-    maps: &KernelMaps,
-    entries: &Entries,
-    before: &Before,
-    now: u64,
-) -> Result<usize, FabricError> {
+pub(super) fn carry(maps: &KernelMaps, entries: &Entries, before: &Before, now: u64) -> usize {
     if !(FLOWS_SINCE..LAYOUT_VERSION).contains(&before.version) {
         tracing::warn!(
             version = before.version,
             "flow tables of a layout that is not known; what they track is forgotten"
         );
-        return Ok(0);
+        return 0;
     }
-    let mut carried = 0;
+    let flows = or_forgotten(carry_ports(maps, entries, before, now), before);
+    let translations = or_forgotten(carry_gateways(maps, entries, before, now), before);
+    flows + translations
+}
+
+/// Those of ports.
+fn carry_ports(
+    maps: &KernelMaps,
+    entries: &Entries,
+    before: &Before,
+    now: u64,
+) -> Result<usize, FabricError> {
     let theirs = tables(before, FLOWS)?;
     let slots = slots_of_interfaces(before)?;
+    let mut carried = 0;
     for (slot, ifindex) in &entries.devices {
         let Some(former) = slots.get(ifindex) else {
             continue;
         };
-        let old = Table::of(&theirs, *former, FLOW_BUCKETS, false, FLOWS)?;
-        let new = Table::of(maps.flow_tables(), *slot, FLOW_BUCKETS, true, FLOWS)?;
-        if let (Some(old), Some(new)) = (old, new) {
-            carried += carry_flows(old.buckets(), new.buckets(), now);
-        }
+        let old = Table::theirs(&theirs, *former, FLOW_BUCKETS, FLOWS);
+        let new = Table::ours(maps.flow_tables(), *slot, FLOW_BUCKETS, FLOWS);
+        carried += or_forgotten(between(old, new, carry_flows, now), before);
+    }
+    Ok(carried)
+}
+
+/// Those of NAT gateways.
+fn carry_gateways(
+    maps: &KernelMaps,
+    entries: &Entries,
+    before: &Before,
+    now: u64,
+) -> Result<usize, FabricError> {
+    let gateways = entries.endpoints.iter();
+    let mut gateways = gateways
+        .filter(|(_, endpoint)| endpoint.flags & TRANSLATES != 0)
+        .peekable();
+    if gateways.peek().is_none() {
+        return Ok(0);
     }
     let theirs = tables(before, NATS)?;
     let endpoints = MapData::from_pin(before.map(ENDPOINTS)).map_err(map(ENDPOINTS))?;
-    let gateways = entries.endpoints.iter();
-    for (key, endpoint) in gateways.filter(|(_, endpoint)| endpoint.flags & TRANSLATES != 0) {
+    let mut carried = 0;
+    for (key, endpoint) in gateways {
         let Some(former) = slot_of_endpoint(&endpoints, key)? else {
             continue;
         };
-        let old = Table::of(&theirs, former, NAT_BUCKETS, false, NATS)?;
-        let new = Table::of(maps.nat_tables(), endpoint.slot, NAT_BUCKETS, true, NATS)?;
-        if let (Some(old), Some(new)) = (old, new) {
-            carried += carry_places(old.buckets(), new.buckets(), now);
-        }
+        let old = Table::theirs(&theirs, former, NAT_BUCKETS, NATS);
+        let new = Table::ours(maps.nat_tables(), endpoint.slot, NAT_BUCKETS, NATS);
+        carried += or_forgotten(between(old, new, carry_places, now), before);
     }
     Ok(carried)
+}
+
+/// What was carried over; nothing, where a table could not be read.
+fn or_forgotten(carried: Result<usize, FabricError>, before: &Before) -> usize {
+    carried.unwrap_or_else(|error| {
+        let cause = error.source().map(ToString::to_string);
+        let version = before.version;
+        tracing::warn!(version, %error, cause, "what this tracks is forgotten");
+        0
+    })
+}
+
+/// Carries over from one table to another, if there are both.
+fn between(
+    old: Result<Option<Table>, FabricError>,
+    new: Result<Option<Table>, FabricError>,
+    carry: fn(&[Bucket], &[Bucket], u64) -> usize,
+    now: u64,
+) -> Result<usize, FabricError> {
+    match (old?, new?) {
+        (Some(old), Some(new)) => Ok(carry(old.buckets(), new.buckets(), now)),
+        _ => Ok(0),
+    }
 }
 
 /// Each flow where its key leads.
@@ -140,36 +185,89 @@ fn slot_of_endpoint(endpoints: &MapData, key: &EndpointKey) -> Result<Option<u32
     Ok(slot.filter(|slot| *slot >= FIRST_PORT_SLOT))
 }
 
-/// A table's memory.
-struct Table {
+/// A table's buckets.
+enum Table {
+    /// The memory that its programs use.
+    Shared(Memory),
+    /// Copies.
+    Copied(Vec<Bucket>),
+}
+
+impl Table {
+    /// Ours of a slot, to write to; `None`: it has none.
+    fn ours(
+        tables: &ArrayOfMaps<MapData, MapData>,
+        slot: u32,
+        buckets: usize,
+        name: &'static str,
+    ) -> Result<Option<Self>, FabricError> {
+        let Some((table, _)) = table_of(tables, slot, buckets, name)? else {
+            return Ok(None);
+        };
+        let memory = Memory::of(&table, buckets, ProtFlags::READ | ProtFlags::WRITE)?;
+        Ok(Some(Self::Shared(memory)))
+    }
+
+    /// A predecessor's. Before layout 7 none could be shared ([`TABLE_FLAGS`]).
+    fn theirs(
+        tables: &ArrayOfMaps<MapData, MapData>,
+        slot: u32,
+        buckets: usize,
+        name: &'static str,
+    ) -> Result<Option<Self>, FabricError> {
+        let Some((table, flags)) = table_of(tables, slot, buckets, name)? else {
+            return Ok(None);
+        };
+        if flags & TABLE_FLAGS != 0 {
+            let memory = Memory::of(&table, buckets, ProtFlags::READ)?;
+            return Ok(Some(Self::Shared(memory)));
+        }
+        let table = Map::from_map_data(table).map_err(map(name))?;
+        let table = Array::<_, [u64; BUCKET_WORDS]>::try_from(table).map_err(map(name))?;
+        let copies = (0..table.len()).map(|index| {
+            let first = table.get(&index, 0)?;
+            let second = table.get(&index, 0)?;
+            Ok(Bucket::of_copies(first, second))
+        });
+        let copies = copies.collect::<Result<_, MapError>>().map_err(map(name))?;
+        Ok(Some(Self::Copied(copies)))
+    }
+
+    fn buckets(&self) -> &[Bucket] {
+        match self {
+            Self::Shared(memory) => memory.buckets(),
+            Self::Copied(buckets) => buckets,
+        }
+    }
+}
+
+/// A slot's table of so many buckets, and its flags; `None`: it has none.
+fn table_of(
+    tables: &ArrayOfMaps<MapData, MapData>,
+    slot: u32,
+    buckets: usize,
+    name: &'static str,
+) -> Result<Option<(MapData, u32)>, FabricError> {
+    let Some(table) = maps::present(tables.get(&slot, 0)).map_err(map(name))? else {
+        return Ok(None);
+    };
+    let info = table.info().map_err(map(name))?;
+    if info.value_size() as usize != size_of::<Bucket>() || info.max_entries() as usize != buckets {
+        return Err(FabricError::Object { kind: "map", name });
+    }
+    Ok(Some((table, info.map_flags())))
+}
+
+/// The memory of a table that is shared.
+struct Memory {
     start: NonNull<Bucket>,
     buckets: usize,
 }
 
-impl Table {
-    /// That of a slot; `None`: it has none.
-    fn of(
-        tables: &ArrayOfMaps<MapData, MapData>,
-        slot: u32,
-        buckets: usize,
-        written: bool,
-        name: &'static str,
-    ) -> Result<Option<Self>, FabricError> {
-        let table = match tables.get(&slot, 0) {
-            Ok(table) => table,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(map(name)(error)),
-        };
-        let info = table.info().map_err(map(name))?;
-        if info.value_size() as usize != size_of::<Bucket>()
-            || info.max_entries() as usize != buckets
-        {
-            return Err(FabricError::Object { kind: "map", name });
-        }
-        let access = match written {
-            true => ProtFlags::READ | ProtFlags::WRITE,
-            false => ProtFlags::READ,
-        };
+impl Memory {
+    /// That of a table of so many buckets.
+    fn of(table: &MapData, buckets: usize, access: ProtFlags) -> Result<Self, FabricError> {
+        let failed = || system("map a flow table");
         let length = buckets * size_of::<Bucket>();
         // SAFETY: a new mapping, where the kernel chooses, of a map that is as long: its
         // buckets follow each other, since a bucket's size is a multiple of 8.
@@ -183,9 +281,10 @@ impl Table {
                 0,
             )
         };
-        let start = start.map_err(|error| system("map a flow table")(error.into()))?;
-        let start = NonNull::new(start.cast());
-        Ok(start.map(|start| Self { start, buckets }))
+        let start = start.map_err(|error| failed()(error.into()))?;
+        let nowhere = || failed()(io::ErrorKind::AddrNotAvailable.into());
+        let start = NonNull::new(start.cast()).ok_or_else(nowhere)?;
+        Ok(Self { start, buckets })
     }
 
     fn buckets(&self) -> &[Bucket] {
@@ -196,7 +295,7 @@ impl Table {
     }
 }
 
-impl Drop for Table {
+impl Drop for Memory {
     fn drop(&mut self) {
         let length = self.buckets * size_of::<Bucket>();
         // SAFETY: this mapping is ours, of that length, and nothing borrows it any more.

@@ -13,7 +13,7 @@ use super::support::frames::{
     ACK, End, SYN, SYN_ACK, checksums_hold, destination, icmp, payload, source, tcp, tcp_at, udp,
 };
 use super::support::policy::{all_out, cidr, end, policy, port, tcp_in};
-use super::support::{self, Guest};
+use super::support::{self, Guest, Lab};
 use super::{Host, VNI};
 
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 5);
@@ -278,12 +278,22 @@ fn tcp_leaves_by_a_nat_gateway() {
 /// A loader of another layout succeeds: who is translated stays so, under the same port.
 #[test]
 fn translations_outlive_a_layout() {
+    outlive(Lab::succeed);
+}
+
+/// Also where a gateway's table could not be mapped.
+#[test]
+fn translations_outlive_a_layout_without_shared_memory() {
+    outlive(Lab::succeed_unshared);
+}
+
+fn outlive(succeed: fn(&mut Lab)) {
     let mut out = Outside::new();
     let b = end(&out.ports[1].1, 7000);
     let socket = out.socket(53);
     out.b.send(&udp(b, Outside::stranger(53), b"question"));
     let (_, from) = receive(&socket);
-    out.host.lab.succeed();
+    succeed(&mut out.host.lab);
     lead_out(&out.host);
     socket.send_to(b"meanwhile", from).expect("an answer");
     assert_eq!(&payload(&out.b.receive())[8..], b"meanwhile");

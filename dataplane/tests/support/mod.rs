@@ -11,6 +11,7 @@ pub mod policy;
 pub mod responder;
 pub mod stack;
 pub mod underlay;
+pub mod unshared;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ocs_dataplane::fabric::{Fabric, FabricConfig, Tap};
-use ocs_dataplane::shared::layout::LAYOUT_VERSION;
+use ocs_dataplane::shared::layout::{FLOW_BUCKETS, LAYOUT_VERSION, NAT_BUCKETS};
 
 /// A fabric in a folder of its own; gone with this, panic or not.
 pub struct Lab {
@@ -58,10 +59,24 @@ impl Lab {
 
     /// The same, as if the loader that ended had been one of the layout before.
     pub fn succeed(&mut self) {
+        self.leave(LAYOUT_VERSION - 1);
+        self.restart();
+    }
+
+    /// The same, as if it had been of a layout whose flow tables were memory of the kernel's
+    /// own, as all were before layout 7.
+    pub fn succeed_unshared(&mut self) {
+        self.leave(6);
+        unshared::replace(&self.pins_of(6).join("maps/FLOWS"), FLOW_BUCKETS);
+        unshared::replace(&self.pins_of(6).join("maps/NATS"), NAT_BUCKETS);
+        self.restart();
+    }
+
+    /// Ends the loader's process and makes what it leaves another layout's.
+    pub fn leave(&mut self, version: u32) {
         self.fabric = None;
         let of = |version| self.pins_of(version);
-        std::fs::rename(of(LAYOUT_VERSION), of(LAYOUT_VERSION - 1)).expect("pins that move");
-        self.restart();
+        std::fs::rename(of(LAYOUT_VERSION), of(version)).expect("pins that move");
     }
 
     /// Where a layout's pins are.

@@ -8,10 +8,10 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
-use super::failed;
-use crate::fabric::bpf;
-use crate::fabric::bpffs::Pins;
+use super::{ONWARD, OUTER, OUTSIDE, PASS, PORT, PORT_BUFFER, Programs, SVC, UPLINK, failed};
+use crate::fabric::bpffs::{BUFFER_LINK, Before, Pins};
 use crate::fabric::error::{FabricError, file};
+use crate::fabric::{bpf, links};
 
 fn link_failed(pin: &Path) -> impl FnOnce(LinkError) -> FabricError {
     let name = pin.display().to_string();
@@ -118,6 +118,62 @@ pub(super) fn update(
     let link = XdpLink::try_from(FdLink::from(link)).map_err(link_failed(pin))?;
     let updated = program.attach_to_link(link);
     swapped(updated.and_then(|id| program.take_link(id).map(drop)), name)
+}
+
+impl Programs {
+    /// Swaps the programs of links that a predecessor of another layout holds in force, and
+    /// makes them ours. What must be loaded for that is loaded first; a link that fails keeps
+    /// no other from it.
+    pub(in crate::fabric) fn succeed(
+        &mut self,
+        pins: &Pins,
+        before: &Before,
+    ) -> Result<(), FabricError> {
+        let held = before.links()?;
+        for (link, _) in &held {
+            if link.starts_with(BUFFER_LINK) || link == ONWARD {
+                self.load_classifier(program_of(link))?;
+            } else {
+                self.load(program_of(link))?;
+            }
+        }
+        let mut failure = Ok(());
+        for (link, theirs) in &held {
+            if let Err(error) = self.succeed_link(pins, link, theirs) {
+                tracing::error!(link, %error, "a predecessor's program stays in force");
+                failure = failure.and(Err(error));
+            }
+        }
+        failure
+    }
+
+    /// The pin moves last: until then the link is one of those to be swapped.
+    fn succeed_link(&mut self, pins: &Pins, link: &str, pin: &Path) -> Result<(), FabricError> {
+        let name = program_of(link);
+        let lives = if link.starts_with(BUFFER_LINK) || link == ONWARD {
+            update_buffer(self.load_classifier(name)?, name, pin)?
+        } else {
+            update(self.load(name)?, name, pin)?
+        };
+        if lives {
+            fs::rename(pin, pins.link(link)).map_err(file("move", pin))
+        } else {
+            fs::remove_file(pin).map_err(file("remove", pin))
+        }
+    }
+}
+
+/// The program of a link, by the link's name.
+fn program_of(link: &str) -> &'static str {
+    match link {
+        links::SVC0 => SVC,
+        links::SVC1 | OUTER => PASS,
+        UPLINK => UPLINK,
+        OUTSIDE => OUTSIDE,
+        ONWARD => ONWARD,
+        buffer if buffer.starts_with(BUFFER_LINK) => PORT_BUFFER,
+        _ => PORT,
+    }
 }
 
 /// The number of the program of a link: another with each load.
