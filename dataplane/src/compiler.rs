@@ -14,8 +14,8 @@
 //! still allow, since an atom gets the entries of every prefix that covers it.
 
 mod acls;
-mod ipv6_ports;
-mod numbers;
+pub(crate) mod ipv6_ports;
+pub(crate) mod numbers;
 mod open;
 mod ports;
 mod rates;

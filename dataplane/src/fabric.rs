@@ -280,6 +280,11 @@ impl Fabric {
         let state = &mut *state;
         let mut numbers = state.numbers.clone();
         let mut slots = state.slots.clone();
+        if state.succeeds {
+            for before in self.pins.before()? {
+                slots.adopt_numbers(succession::numbers(&before, policy));
+            }
+        }
         let entries = compiler::compile(policy, &mut numbers, &mut slots, self.hz)?;
         let there: Vec<Stage> = Stage::needed(&state.contents.entries).collect();
         for stage in Stage::needed(&entries).filter(|stage| !there.contains(stage)) {

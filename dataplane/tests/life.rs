@@ -3,7 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ocs_dataplane::compiler::CompileError;
@@ -12,7 +12,7 @@ use ocs_dataplane::model::{GroupId, Policy, Port, PortId, Rule, Vni};
 use ocs_dataplane::shared::layout::{Direction, LAYOUT_VERSION, Reason};
 use support::frames::{ACK, SYN, SYN_ACK, tcp};
 use support::policy::{all_out, cidr, end, group, policy, port, tcp_in};
-use support::{Guest, Lab, chain, responder};
+use support::{Guest, Lab, chain, ipv6, responder};
 
 struct Pair {
     lab: Lab,
@@ -179,6 +179,40 @@ fn a_link_that_stays_keeps_no_other() {
     }
     pair.lab.apply(&narrower).expect("the same policy");
     assert!(!links.exists());
+}
+
+/// A flow knows an IPv6 address by its number, which is the same by the next layout.
+#[test]
+fn ipv6_flows_outlive_a_layout() {
+    let mut pair = Pair::new();
+    for (last, (_, port)) in (1..).zip(&mut pair.ports) {
+        ipv6::give(port, Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, last));
+    }
+    let out = Rule {
+        peer: cidr("::/0"),
+        ..all_out()
+    };
+    let open = vec![out.clone(), tcp_in(1000, 1000, group("g"))];
+    pair.lab.apply(&pair.policy(open)).expect("a policy");
+    let ends = [0, 1].map(|index: usize| ipv6::end(&pair.ports[index].1, 1000));
+    let speak = |pair: &mut Pair, from: usize, flags| {
+        pair.guests[from].send(&ipv6::tcp(ends[from], ends[1 - from], flags));
+        pair.guests[1 - from].poll()
+    };
+    assert!(speak(&mut pair, 0, SYN).is_some());
+    for _ in 0..2 {
+        pair.lab.succeed();
+        pair.lab
+            .apply(&pair.policy(vec![out.clone()]))
+            .expect("a narrower policy");
+        assert!(speak(&mut pair, 1, SYN_ACK).is_some(), "a tracked flow");
+    }
+    let other = ipv6::End {
+        port: 2000,
+        ..ends[1]
+    };
+    pair.guests[1].send(&ipv6::tcp(other, ends[0], SYN));
+    pair.guests[0].hears_nothing();
 }
 
 /// Whose flow tables are of no form that is known is succeeded all the same.

@@ -33,8 +33,9 @@
 //! a slot start empty each time. The first three are the host's own.
 
 /// Grows with each change of a key, a value or a map; part of every pin's path. What a
-/// successor of another layout finds in it whatever else changes: `DEVICES`; the key of
-/// `ENDPOINTS` and the first word of its value; that `FLOWS` and `NATS` have tables by slot.
+/// successor of another layout finds in it whatever else changes: `DEVICES`; the keys of
+/// `ENDPOINTS` and `ENDPOINTS_IPV6` and the first word of their values, a slot and a number;
+/// that `FLOWS` and `NATS` have tables by slot.
 pub const LAYOUT_VERSION: u32 = 8;
 /// The first layout with flow tables of this one's buckets, whose flows are carried over.
 /// Whoever changes a bucket keeps how the one before is read.

@@ -7,18 +7,30 @@ use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{Endpoint, FORWARDS};
 
 use super::CompileError;
+use super::numbers::Numbered;
 use super::ports::{Making, duplicate};
-use crate::model::{Port, PortId, Vni};
+use crate::model::{Policy, Port, PortId, Vni};
 
 /// The smallest subnet: interface identifiers are half an address (RFC 4291 §2.5.1).
 const LONGEST_PREFIX: u8 = 64;
 
 /// Who receives at an address.
-pub(super) fn key(vni: Vni, address: Ipv6Addr) -> ipv6::EndpointKey {
+pub(crate) fn key(vni: Vni, address: Ipv6Addr) -> ipv6::EndpointKey {
     ipv6::EndpointKey {
         vni: vni.0,
         address: ipv6::address(address.octets()),
     }
+}
+
+/// Every IPv6 address that a policy names, and so numbers.
+pub(crate) fn addresses(policy: &Policy) -> impl Iterator<Item = Numbered> {
+    let ports = policy.ports.values();
+    let ports = ports.flat_map(|port| port.addresses.iter().map(|address| (port.vni, *address)));
+    let all = ports.chain(policy.remotes.keys().copied());
+    all.filter_map(|(vni, address)| match address {
+        IpAddr::V6(address) => Some((vni, address)),
+        IpAddr::V4(_) => None,
+    })
 }
 
 impl Making<'_> {

@@ -11,7 +11,7 @@ use ocs_dataplane_shared::layout::{
 };
 use ocs_dataplane_shared::limit::Limits;
 
-use super::numbers::Table;
+use super::numbers::{Numbered, Table};
 use super::{
     CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, ipv6_ports,
     rates, raw,
@@ -73,6 +73,15 @@ impl Slots {
                 .iter()
                 .map(|(key, endpoint)| (*key, u32::from_be(endpoint.number)))
                 .collect(),
+        }
+    }
+
+    /// Takes over numbers that a predecessor of another layout gave to IPv6 addresses which
+    /// have none here.
+    pub(crate) fn adopt_numbers(&mut self, numbers: Vec<(Numbered, u32)>) {
+        for ((vni, address), number) in numbers {
+            let key = ipv6_ports::key(vni, address);
+            self.adopted_numbers.entry(key).or_insert(number);
         }
     }
 

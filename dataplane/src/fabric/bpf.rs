@@ -60,7 +60,7 @@ pub(super) fn delete_element(map: &MapData, key: u32, name: &str) -> Result<(), 
 /// The value of a map's element whose form is the map's own affair; `None`: there is none.
 pub(super) fn look_up(
     map: &MapData,
-    key: &[u8; 8],
+    key: &[u8],
     name: &'static str,
 ) -> Result<Option<Vec<u8>>, FabricError> {
     let info = map.info().map_err(super::error::map(name))?;

@@ -88,7 +88,7 @@ const HOST_NAMES: Names = Names {
     far: "HOST_FAR",
 };
 const PORTS_IPV6: &str = "PORTS_IPV6";
-const ENDPOINTS_IPV6: &str = "ENDPOINTS_IPV6";
+pub(super) const ENDPOINTS_IPV6: &str = "ENDPOINTS_IPV6";
 const ROUTES_IPV6: &str = "ROUTES_IPV6";
 const FORWARDERS: &str = "FORWARDERS";
 const SERVICES: &str = "SERVICES";

@@ -6,7 +6,8 @@
 //!          · flows of meanwhile carried over · its pins removed, and so its maps
 //! ```
 //!
-//! What is in all other maps the policy says again. A flow is carried over as a program
+//! What is in all other maps the policy says again, but for IPv6 addresses' numbers, by which
+//! flows know them: these stay. A flow is carried over as a program
 //! would remember it, so each layout's tables are read by ordinary code; no packet pays for
 //! it. Counters, credits and what is watched begin anew.
 //!
@@ -21,6 +22,7 @@ use std::ptr::NonNull;
 
 use aya::maps::{Array, ArrayOfMaps, DevMap, Map, MapData, MapError};
 use ocs_dataplane_shared::flow::{BUCKET_WORDS, Bucket, WAYS};
+use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     EndpointKey, FIRST_PORT_SLOT, FLOW_BUCKETS, FLOWS_SINCE, LAYOUT_VERSION, NAT_BUCKETS,
     TABLE_FLAGS, TRANSLATES,
@@ -30,16 +32,54 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::bpf;
 use super::bpffs::Before;
 use super::error::{FabricError, map, system};
-use super::maps::{self, DEVICES, ENDPOINTS, FLOWS, KernelMaps, NATS};
-use crate::compiler::Entries;
+use super::maps::{self, DEVICES, ENDPOINTS, ENDPOINTS_IPV6, FLOWS, KernelMaps, NATS};
+use crate::compiler::numbers::Numbered;
+use crate::compiler::{Entries, ipv6_ports};
+use crate::model::Policy;
 
 /// Times that a way is tried which another CPU is writing to.
 const TRIES: usize = 100;
 
+/// The numbers that a predecessor gave to IPv6 addresses of a policy: its flows know them by
+/// these.
+pub(super) fn numbers(before: &Before, policy: &Policy) -> Vec<(Numbered, u32)> {
+    let mut addresses = ipv6_ports::addresses(policy).peekable();
+    if !is_known(before) || addresses.peek().is_none() {
+        return Vec::new();
+    }
+    let found = MapData::from_pin(before.map(ENDPOINTS_IPV6)).map_err(map(ENDPOINTS_IPV6));
+    let found = found.and_then(|endpoints| {
+        let mut numbers = Vec::new();
+        for (vni, address) in addresses {
+            let key = ipv6_ports::key(vni, address);
+            let mut bytes = [0; size_of::<ipv6::EndpointKey>()];
+            let (front, back) = bytes.split_at_mut(4);
+            front.copy_from_slice(&key.vni.to_ne_bytes());
+            back.copy_from_slice(&ipv6::bytes(&key.address));
+            let value = bpf::look_up(&endpoints, &bytes, ENDPOINTS_IPV6)?;
+            let number = value.and_then(|value| value.first_chunk().copied());
+            let number = number.map(u32::from_be_bytes);
+            let number = number.filter(|number| (1..ipv6::MAX_NUMBER).contains(number));
+            numbers.extend(number.map(|number| ((vni, address), number)));
+        }
+        Ok(numbers)
+    });
+    found.unwrap_or_else(|error| {
+        let version = before.version;
+        tracing::warn!(version, %error, "IPv6 flows are forgotten");
+        Vec::new()
+    })
+}
+
+/// Whether a predecessor's flow tables are of a form that is known.
+fn is_known(before: &Before) -> bool {
+    (FLOWS_SINCE..LAYOUT_VERSION).contains(&before.version)
+}
+
 /// Carries over the flows of ports and gateways that were a predecessor's and are ours.
 /// Those that we know already stay as they are. How many there were.
 pub(super) fn carry(maps: &KernelMaps, entries: &Entries, before: &Before, now: u64) -> usize {
-    if !(FLOWS_SINCE..LAYOUT_VERSION).contains(&before.version) {
+    if !is_known(before) {
         tracing::warn!(
             version = before.version,
             "flow tables of a layout that is not known; what they track is forgotten"
