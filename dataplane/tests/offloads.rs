@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ocs_dataplane::model::{Direction, Peer, Port, PortId, Rule, Traffic};
 use ocs_dataplane::shared::layout::{Direction as Way, Reason};
-use support::policy::{end, policy, port};
+use support::policy::{all_out, cidr, end, policy, port, tcp_in};
 use support::{Guest, HEADER, Lab, frames, ipv6};
 
 /// `TUN_F_*` of linux/if_tun.h.
@@ -392,4 +392,51 @@ fn what_the_path_cannot_answer_for_is_refused() {
     }
     let counters = guests.lab.counters(&guests.id).expect("counters");
     assert_eq!(counters.get(Way::Egress, Reason::Malformed), 5);
+}
+
+/// The kernel writes a checksum after the path has looked at the frame: where a tunnelled
+/// packet would have it, and what an ICMP error quotes could lie there.
+#[test]
+fn no_checksum_is_left_to_be_written_over_a_quote() {
+    let mut guests = guests();
+    let (_, guest, other) = guests.receivers.first_mut().expect("a receiver");
+    let udp_in = Rule {
+        traffic: Traffic::Ports {
+            protocol: 17,
+            from: 80,
+            to: 80,
+        },
+        ..tcp_in(80, 80, cidr("0.0.0.0/0"))
+    };
+    let ports = [at(guests.from.ifindex, 10), at(guest.ifindex, 11)];
+    let narrow = policy(ports, [("sg", vec![all_out(), udp_in])]);
+    guests.lab.apply(&narrow).expect("a policy");
+    guest.send(&V4.udp(other, &guests.sender, b"question"));
+    let question = guests.from.poll().expect("a datagram");
+    let [mut plain, mut behind_options] = [question[14..].to_vec(), question[14..].to_vec()];
+    plain.resize(90, 0);
+    behind_options.splice(20..20, [1; 28]);
+    behind_options[0] = 0x4c;
+    behind_options.resize(90, 0);
+    let ends = (end(&guests.sender, 0), end(other, 0));
+    let tunnelled = Header {
+        flags: NEEDS_CSUM,
+        transport: 84,
+        checksum_at: 6,
+        ..V4.whole()
+    };
+    let mut passes = |header: Header, quote: &[u8]| {
+        let about = frames::icmp(ends.0, ends.1, 3, 3, 0, quote);
+        guests
+            .from
+            .try_send_as(header.bytes(), &about)
+            .expect("the tap takes a frame");
+        guest.poll().map(|frame| frame[42..].to_vec())
+    };
+    assert_eq!(passes(V4.whole(), &plain), Some(plain.clone()));
+    // Its ports are 90 bytes from the frame's beginning.
+    assert_eq!(passes(tunnelled, &behind_options), None);
+    assert_eq!(passes(V4.whole(), &behind_options), None);
+    let quote = passes(tunnelled, &plain).expect("an error");
+    assert_eq!(quote[..28], plain[..28], "what is asked stays as it was");
 }

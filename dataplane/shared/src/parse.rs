@@ -313,6 +313,10 @@ pub fn quoted(packet: &(impl Packet + ?Sized), at: usize) -> Option<(Ipv4, Trans
     if version >> 4 != 4 || header_len < 20 {
         return None;
     }
+    // Ports behind options could lie where a tunnelled packet has its checksum.
+    if packet.may_be_unfinished() && header_len != 20 {
+        return None;
+    }
     let ip = Ipv4 {
         family: Family::V4,
         source: packet.load_u32(at + 12)?,
