@@ -200,7 +200,7 @@ pub fn compile(
         numbers: &new_numbers,
         identities: &identities,
         hz,
-        meters: BTreeMap::new(),
+        meters: new_slots.shared_meters(policy, hz),
     };
     for (id, port) in &policy.ports {
         making.port(id, port)?;
@@ -223,6 +223,7 @@ pub fn compile(
     check_size("FORWARDERS", entries.forwarders.len(), MAX_SLOTS)?;
     check_size("RULES", entries.rules.len(), MAX_RULES)?;
 
+    new_slots.note_meters(&entries);
     *numbers = new_numbers;
     *slots = new_slots;
     Ok(entries)

@@ -415,6 +415,56 @@ fn what_is_spent_outlives_the_loader_and_a_change_of_the_limit() {
     assert_eq!(limited.count(Reason::Forwarded), passed + 10);
 }
 
+/// An instance gets another interface, which comes first by its name; then the one on whose
+/// meters both spent is gone.
+#[test]
+fn what_is_spent_outlives_an_interface() {
+    let slow = Rate {
+        baseline_bps: 1_000,
+        peak_bps: 1_000,
+        ..Rate::default()
+    };
+    let mut limited = Limited::new(slow);
+    let instance = Some(MeterId("instance".into()));
+    let (old, receiver) = (limited.receiver.clone(), PortId("!".into()));
+    let first = limited.wanted.ports.get_mut(&old).expect("a port");
+    first.meter = instance.clone();
+    limited.lab.apply(&limited.wanted).expect("a meter");
+    limited.send(100);
+    let passed = limited.count(Reason::Forwarded);
+    assert!((1..=18).contains(&passed), "{passed}");
+
+    let c = Guest::new(&limited.lab, "tap-c");
+    let (_, mut second) = port(c.ifindex, 7, [10, 0, 0, 12], &["a"], [169, 254, 1, 3]);
+    (second.rate, second.meter) = (slow, instance);
+    limited.frame = {
+        let mut ports = limited.wanted.ports.values();
+        let sender = ports.find(|port| port.ifindex == limited.a.ifindex);
+        let sender = end(sender.expect("a port"), 1);
+        udp(sender, end(&second, 2), &[0; FRAME - 42])
+    };
+    limited.wanted.ports.insert(receiver.clone(), second);
+    limited.receiver = receiver;
+    for keeps_old in [true, false] {
+        if !keeps_old {
+            limited.wanted.ports.remove(&old);
+        }
+        let before = if keeps_old {
+            0
+        } else {
+            limited.count(Reason::Forwarded)
+        };
+        limited.lab.apply(&limited.wanted).expect("interfaces");
+        limited.send(100);
+        // A second is worth one frame, and what may be saved, sixteen.
+        let more = limited.count(Reason::Forwarded) - before;
+        assert!(more < 10, "{more}, the old one there: {keeps_old}");
+        limited.lab.restart();
+        let again = limited.lab.apply(&limited.wanted).expect("the same policy");
+        assert_eq!(again.map_writes, 0);
+    }
+}
+
 #[test]
 fn a_sender_is_stopped_a_twentieth_above_its_rate() {
     let bps = 80_000_000;

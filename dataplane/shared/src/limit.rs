@@ -118,7 +118,7 @@ impl Limit {
 pub struct Limits {
     /// One for each direction.
     pub directions: [Limit; 2],
-    /// The slot on whose meters it is spent: that of the first of those that spend together.
+    /// The slot on whose meters it is spent: that of one of those that spend together.
     pub meter: u32,
     /// Zero.
     pub reserved: u32,

@@ -54,6 +54,8 @@ pub struct Slots {
     adopted_nats: BTreeMap<EndpointKey, Endpoint>,
     /// Numbers that a predecessor gave to IPv6 addresses.
     adopted_numbers: BTreeMap<ipv6::EndpointKey, u32>,
+    /// Of each slot with a limit, the one on whose meters it spends.
+    meters: BTreeMap<u32, u32>,
 }
 
 impl Slots {
@@ -73,6 +75,7 @@ impl Slots {
                 .iter()
                 .map(|(key, endpoint)| (*key, u32::from_be(endpoint.number)))
                 .collect(),
+            meters: meters_of(entries),
         }
     }
 
@@ -167,6 +170,38 @@ impl Slots {
         (endpoint.mac == nat.mac.0).then_some(endpoint.slot)
     }
 
+    /// Whose meters ports of one name spend on: those that they spend on already, as long as
+    /// their port is one of them; else those of a port that has spent, to which what it has
+    /// spent goes along.
+    pub(super) fn shared_meters<'a>(
+        &self,
+        policy: &'a Policy,
+        hz: u32,
+    ) -> BTreeMap<&'a MeterId, u32> {
+        let mut members: BTreeMap<&MeterId, Vec<u32>> = BTreeMap::new();
+        for (id, port) in &policy.ports {
+            if let (Some(meter), Some(slot)) = (&port.meter, self.of(id))
+                && rates::limits(port.rate, hz).is_some()
+            {
+                members.entry(meter).or_default().push(slot);
+            }
+        }
+        let chosen = members.into_iter().filter_map(|(meter, slots)| {
+            let spends_on = |slot| self.meters.get(slot).copied();
+            let mut theirs = slots.iter().filter_map(spends_on);
+            let stays = theirs.find(|on| slots.contains(on));
+            let goes_along = || slots.iter().find(|slot| self.meters.contains_key(slot));
+            let slot = stays.or_else(|| goes_along().or(slots.first()).copied())?;
+            Some((meter, slot))
+        });
+        chosen.collect()
+    }
+
+    /// Notes on whose meters each slot spends.
+    pub(super) fn note_meters(&mut self, entries: &Entries) {
+        self.meters = meters_of(entries);
+    }
+
     /// The number that a predecessor gave to an address.
     pub(super) fn former_number(&self, vni: Vni, address: Ipv6Addr) -> Option<u32> {
         let key = ipv6_ports::key(vni, address);
@@ -182,6 +217,11 @@ impl Slots {
                 && ipv4_addresses(port).next().map(raw) == Some(tap.address)
         })
     }
+}
+
+fn meters_of(entries: &Entries) -> BTreeMap<u32, u32> {
+    let limits = entries.limits.iter();
+    limits.map(|(slot, limits)| (*slot, limits.meter)).collect()
 }
 
 /// The content of a port's route table.
@@ -326,10 +366,8 @@ impl<'a> Making<'a> {
         }
         self.entries.devices.insert(slot, port.ifindex);
         if let Some(limits) = rates::limits(port.rate, self.hz) {
-            let meter = match &port.meter {
-                Some(meter) => *self.meters.entry(meter).or_insert(slot),
-                None => slot,
-            };
+            let shared = port.meter.as_ref().and_then(|meter| self.meters.get(meter));
+            let meter = shared.copied().unwrap_or(slot);
             self.entries.limits.insert(slot, Limits { meter, ..limits });
         }
         Ok(())

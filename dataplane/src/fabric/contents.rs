@@ -94,7 +94,7 @@ pub(super) enum Change {
     Device(u32, Option<u32>),
     /// A slot's flow table, empty, counters of zero and full credits.
     Table(u32, bool),
-    /// How fast a slot may be; what it has spent stays.
+    /// How fast a slot may be; what it has spent stays, on whose meters ever.
     Limits(u32, Option<Limits>),
     /// A NAT gateway's table, empty, and counters of zero.
     Nat(u32, bool),

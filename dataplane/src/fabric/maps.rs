@@ -13,8 +13,9 @@ use ocs_dataplane_shared::directory::{endpoint_cell, host_cell, tap_cell};
 use ocs_dataplane_shared::flow::BUCKET_WORDS;
 use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
-    self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey, Host,
-    NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap, Uplink,
+    self, AclClassKey, AclRuleKey, Endpoint, EndpointKey, FIRST_PORT_SLOT, FLOW_BUCKETS,
+    ForwarderKey, Host, NAT_BUCKETS, Place, PrefixKey, REASONS, Route, RuleKey, Service, Tap,
+    Uplink,
 };
 use ocs_dataplane_shared::limit::{Limits, METER_WORDS};
 use ocs_dataplane_shared::log::{LogKey, LogRecord};
@@ -422,10 +423,12 @@ impl Tables for KernelMaps {
                     .map_err(map(METERS))?;
                 self.clear_counters(slot)
             }
-            Change::Limits(slot, limits) => self
-                .limits
-                .set(slot, Raw(limits.unwrap_or_default()), 0)
-                .map_err(map(LIMITS)),
+            Change::Limits(slot, limits) => {
+                let limits = limits.unwrap_or_default();
+                self.keep_spent(slot, &limits)?;
+                let set = self.limits.set(slot, Raw(limits), 0);
+                set.map_err(map(LIMITS))
+            }
             Change::Nat(slot, true) => {
                 make_table(&mut self.nats, slot, NAT_BUCKETS, NATS)?;
                 self.clear_counters(slot)
@@ -442,6 +445,16 @@ impl Tables for KernelMaps {
 }
 
 impl KernelMaps {
+    /// Where a slot will spend on its own meters and has spent on another's, copies these.
+    fn keep_spent(&mut self, slot: u32, limits: &Limits) -> Result<(), FabricError> {
+        let Raw(before) = self.limits.get(&slot, 0).map_err(map(LIMITS))?;
+        if limits.meter != slot || before.meter == slot || before.meter < FIRST_PORT_SLOT {
+            return Ok(());
+        }
+        let spent = self.meters.get(&before.meter, 0).map_err(map(METERS))?;
+        self.meters.set(slot, spent, 0).map_err(map(METERS))
+    }
+
     fn clear_counters(&mut self, slot: u32) -> Result<(), FabricError> {
         let cpus = self.counters.get(&slot, 0).map_err(map(COUNTERS))?.len();
         let zero = Raw(layout::Counters {
