@@ -7,35 +7,35 @@
 //! ```
 //!
 //! What is in all other maps the policy says again, but for IPv6 addresses' numbers, by which
-//! flows know them: these stay. A flow is carried over as a program
-//! would remember it, so each layout's tables are read by ordinary code; no packet pays for
-//! it. Counters, credits and what is watched begin anew.
+//! flows know them: these stay. A flow is carried over as a program would remember it, so each
+//! layout's tables are read by ordinary code (`succession/table.rs`); no packet pays for it.
+//! Counters, credits and what is watched begin anew.
 //!
 //! What cannot be read is forgotten: a flow that begins anew is better than a policy that
 //! is not in force. Killed at any point, it is done again at the next `open` and `apply`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io;
-use std::os::fd::AsFd;
-use std::ptr::NonNull;
 
-use aya::maps::{Array, ArrayOfMaps, DevMap, Map, MapData, MapError};
-use ocs_dataplane_shared::flow::{BUCKET_WORDS, Bucket, WAYS};
+use aya::maps::{ArrayOfMaps, DevMap, Map, MapData};
+use ocs_dataplane_shared::flow::{Bucket, WAYS};
 use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     EndpointKey, FIRST_PORT_SLOT, FLOW_BUCKETS, FLOWS_SINCE, LAYOUT_VERSION, NAT_BUCKETS,
-    TABLE_FLAGS, TRANSLATES,
+    TRANSLATES,
 };
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::bpf;
 use super::bpffs::Before;
-use super::error::{FabricError, map, system};
+use super::error::{FabricError, map};
 use super::maps::{self, DEVICES, ENDPOINTS, ENDPOINTS_IPV6, FLOWS, KernelMaps, NATS};
 use crate::compiler::numbers::Numbered;
 use crate::compiler::{Entries, ipv6_ports};
 use crate::model::Policy;
+
+mod table;
+
+use table::Table;
 
 /// Times that a way is tried which another CPU is writing to.
 const TRIES: usize = 100;
@@ -174,7 +174,8 @@ fn carry_flows(old: &[Bucket], new: &[Bucket], now: u64) -> usize {
                 return false;
             };
             let keep = || bucket.keep(key, found.progress, now, found.deadline());
-            (0..TRIES).any(|_| keep()) || bucket.find(key, now).is_some()
+            // Most are known the second time; one that another CPU was faster with is tried again.
+            (0..TRIES).any(|_| bucket.find(key, now).is_some() || keep())
         })
         .count()
 }
@@ -223,125 +224,6 @@ fn slot_of_endpoint(endpoints: &MapData, key: &EndpointKey) -> Result<Option<u32
     let slot = value.and_then(|value| value.first_chunk().copied());
     let slot = slot.map(u32::from_ne_bytes);
     Ok(slot.filter(|slot| *slot >= FIRST_PORT_SLOT))
-}
-
-/// A table's buckets.
-enum Table {
-    /// The memory that its programs use.
-    Shared(Memory),
-    /// Copies.
-    Copied(Vec<Bucket>),
-}
-
-impl Table {
-    /// Ours of a slot, to write to; `None`: it has none.
-    fn ours(
-        tables: &ArrayOfMaps<MapData, MapData>,
-        slot: u32,
-        buckets: usize,
-        name: &'static str,
-    ) -> Result<Option<Self>, FabricError> {
-        let Some((table, _)) = table_of(tables, slot, buckets, name)? else {
-            return Ok(None);
-        };
-        let memory = Memory::of(&table, buckets, ProtFlags::READ | ProtFlags::WRITE)?;
-        Ok(Some(Self::Shared(memory)))
-    }
-
-    /// A predecessor's. Before layout 7 none could be shared ([`TABLE_FLAGS`]).
-    fn theirs(
-        tables: &ArrayOfMaps<MapData, MapData>,
-        slot: u32,
-        buckets: usize,
-        name: &'static str,
-    ) -> Result<Option<Self>, FabricError> {
-        let Some((table, flags)) = table_of(tables, slot, buckets, name)? else {
-            return Ok(None);
-        };
-        if flags & TABLE_FLAGS != 0 {
-            let memory = Memory::of(&table, buckets, ProtFlags::READ)?;
-            return Ok(Some(Self::Shared(memory)));
-        }
-        let table = Map::from_map_data(table).map_err(map(name))?;
-        let table = Array::<_, [u64; BUCKET_WORDS]>::try_from(table).map_err(map(name))?;
-        let copies = (0..table.len()).map(|index| {
-            let first = table.get(&index, 0)?;
-            let second = table.get(&index, 0)?;
-            Ok(Bucket::of_copies(first, second))
-        });
-        let copies = copies.collect::<Result<_, MapError>>().map_err(map(name))?;
-        Ok(Some(Self::Copied(copies)))
-    }
-
-    fn buckets(&self) -> &[Bucket] {
-        match self {
-            Self::Shared(memory) => memory.buckets(),
-            Self::Copied(buckets) => buckets,
-        }
-    }
-}
-
-/// A slot's table of so many buckets, and its flags; `None`: it has none.
-fn table_of(
-    tables: &ArrayOfMaps<MapData, MapData>,
-    slot: u32,
-    buckets: usize,
-    name: &'static str,
-) -> Result<Option<(MapData, u32)>, FabricError> {
-    let Some(table) = maps::present(tables.get(&slot, 0)).map_err(map(name))? else {
-        return Ok(None);
-    };
-    let info = table.info().map_err(map(name))?;
-    if info.value_size() as usize != size_of::<Bucket>() || info.max_entries() as usize != buckets {
-        return Err(FabricError::Object { kind: "map", name });
-    }
-    Ok(Some((table, info.map_flags())))
-}
-
-/// The memory of a table that is shared.
-struct Memory {
-    start: NonNull<Bucket>,
-    buckets: usize,
-}
-
-impl Memory {
-    /// That of a table of so many buckets.
-    fn of(table: &MapData, buckets: usize, access: ProtFlags) -> Result<Self, FabricError> {
-        let failed = || system("map a flow table");
-        let length = buckets * size_of::<Bucket>();
-        // SAFETY: a new mapping, where the kernel chooses, of a map that is as long: its
-        // buckets follow each other, since a bucket's size is a multiple of 8.
-        let start = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                access,
-                MapFlags::SHARED,
-                table.fd().as_fd(),
-                0,
-            )
-        };
-        let start = start.map_err(|error| failed()(error.into()))?;
-        let nowhere = || failed()(io::ErrorKind::AddrNotAvailable.into());
-        let start = NonNull::new(start.cast()).ok_or_else(nowhere)?;
-        Ok(Self { start, buckets })
-    }
-
-    fn buckets(&self) -> &[Bucket] {
-        // SAFETY: so many buckets are mapped for as long as this lives, page-aligned; they
-        // are of atomic words, for which every pattern of bytes is a value, and which
-        // programs share.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.buckets) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let length = self.buckets * size_of::<Bucket>();
-        // SAFETY: this mapping is ours, of that length, and nothing borrows it any more.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), length) };
-        debug_assert!(unmapped.is_ok());
-    }
 }
 
 #[cfg(test)]
