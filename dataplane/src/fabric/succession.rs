@@ -229,7 +229,7 @@ fn slot_of_endpoint(endpoints: &MapData, key: &EndpointKey) -> Result<Option<u32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ocs_dataplane_shared::flow::{FlowKey, Progress, State};
+    use ocs_dataplane_shared::flow::{BUCKET_WORDS, FlowKey, Progress, State};
 
     const NOW: u64 = 1_000;
 
@@ -287,6 +287,21 @@ mod tests {
         }
         carry_flows(&old, &new, NOW);
         assert_eq!(new.iter().map(|bucket| bucket.live(NOW)).sum::<usize>(), 90);
+    }
+
+    #[test]
+    fn what_changes_while_it_is_copied_is_left_out() {
+        let mut first = [0; BUCKET_WORDS];
+        for (words, own_port) in first.chunks_mut(3).zip(1_u64..4) {
+            words.copy_from_slice(&[own_port << 48 | State::Opening as u64, 5, NOW + 1]);
+        }
+        let mut second = first;
+        second[2] += 1; // The first way's deadline.
+        second[3] += 1 << 48; // The second's port.
+        second[7] += 1; // The third's peers.
+        let bucket = Bucket::of_copies(first, second);
+        let found = [0, 1, 2].map(|way| bucket.entry(way, NOW).map(|(key, _)| key.own_port));
+        assert_eq!(found, [Some(1), None, None]);
     }
 
     #[test]
