@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{
-    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf,
+    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
 };
 use aya_ebpf::macros::btf_map;
 use ocs_dataplane_shared::Maps;
@@ -13,13 +13,13 @@ use ocs_dataplane_shared::directory::{
     self, ENDPOINT_ENTRIES, HOST_ENTRIES, KnownEndpoint, KnownHost, KnownTap, TAP_ENTRIES,
 };
 use ocs_dataplane_shared::flow::Bucket;
-use ocs_dataplane_shared::ipv6::layout as ipv6;
+use ocs_dataplane_shared::ipv6::layout::{self as ipv6, Address6, Secret};
 use ocs_dataplane_shared::layout::{
     ACL_BITS, ACL_CLASS_BITS, AclClassKey, AclRuleKey, Address, Counters, Direction, Endpoint,
     EndpointKey, FLOW_BUCKETS, ForwarderKey, Host, MAX_ACL_RULES, MAX_ENDPOINTS, MAX_HOSTS,
-    MAX_PLACES, MAX_ROUTES, MAX_ROUTES_IPV6, MAX_RULES, MAX_SLOTS, MAX_STAGES, NAT_BUCKETS,
-    PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route, RuleKey, Service,
-    TABLE_FLAGS, Tap, Uplink,
+    MAX_PLACES, MAX_PLACES_IPV6, MAX_ROUTES, MAX_ROUTES_IPV6, MAX_RULES, MAX_SLOTS, MAX_STAGES,
+    MAX_STRANGERS, NAT_BUCKETS, PREFIX_BITS, Place, PrefixKey, REASONS, RULE_BITS, Reason, Route,
+    RuleKey, Service, TABLE_FLAGS, Tap, Uplink,
 };
 use ocs_dataplane_shared::limit::{Limits, Meter, Meters};
 use ocs_dataplane_shared::log::{LOG_FLOWS, LogKey, LogRecord};
@@ -79,6 +79,14 @@ static ENDPOINTS_IPV6: HashMap<ipv6::EndpointKey, ipv6::Endpoint, MAX_ENDPOINTS,
     HashMap::new();
 #[btf_map]
 static ROUTES_IPV6: LpmTrie<ipv6::PrefixKey, Route, MAX_ROUTES_IPV6> = LpmTrie::new();
+#[btf_map]
+static PLACES_IPV6: LpmTrie<ipv6::PrefixKey, ipv6::Place, MAX_PLACES_IPV6> = LpmTrie::new();
+#[btf_map]
+static PUBLICS_IPV6: HashMap<Address6, u32, MAX_ENDPOINTS, ON_DEMAND> = HashMap::new();
+#[btf_map]
+static SECRETS: Array<Secret, 1> = Array::new();
+#[btf_map]
+static STRANGERS: LruHashMap<u32, Address6, MAX_STRANGERS> = LruHashMap::new();
 #[btf_map]
 static FLOWS: ArrayOfMaps<Array<Bucket, FLOW_BUCKETS, SHARED>, MAX_SLOTS> = ArrayOfMaps::new();
 #[btf_map]
@@ -151,6 +159,27 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn route_ipv6(&self, key: &ipv6::PrefixKey) -> Option<Route> {
         ROUTES_IPV6.get(&Key::new(ipv6::PREFIX_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn place_ipv6(&self, key: &ipv6::PrefixKey) -> Option<ipv6::Place> {
+        PLACES_IPV6.get(&Key::new(ipv6::PREFIX_BITS, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn public_ipv6(&self, address: &Address6) -> Option<u32> {
+        // SAFETY: as in `tap`.
+        unsafe { PUBLICS_IPV6.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn secret(&self) -> Option<&Secret> {
+        SECRETS.get(0)
+    }
+
+    #[inline(always)]
+    fn name(&self, number: Address, address: &Address6) {
+        name(number, address);
     }
 
     #[inline(always)]
@@ -275,6 +304,16 @@ fn at(cell: Option<&u32>) -> u32 {
     cell.map_or(0, |cell| unsafe {
         core::ptr::from_ref(cell).read_volatile()
     })
+}
+
+/// Not inlined: a function of its own has a stack of its own.
+#[inline(never)]
+fn name(number: Address, address: &Address6) {
+    // SAFETY: as in `Maps::tap`.
+    if unsafe { STRANGERS.get(&number) }.is_none() {
+        // If that fails the log says that it skipped packets.
+        let _room = STRANGERS.insert(&number, address, 0);
+    }
 }
 
 /// Not inlined: a function of its own has a stack of its own.

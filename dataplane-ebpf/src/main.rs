@@ -7,15 +7,18 @@
 //!                     ├─▶ DEVICES[1]     to another host
 //!                     ├─▶ DEVICES[2]     to the outside
 //!                     ├─▶ back           ARP, ICMP about what is too long
-//!                     └─▶ port_ipv6 ───▶ as above
+//!                     └─▶ port_ipv6 ─┬─▶ as above
+//!                                    └─▶ port_ipv6_out ──▶ DEVICES[2]
 //!  svc0    ──▶ svc  ────▶ DEVICES[slot]  the guest that asked
 //!  svc1    ──▶ pass                      makes the veth pair deliver redirected frames
 //!  tap     ──▶ port_buffer ──┬─▶ INTERFACES[slot], or by onward to another host
-//!                            └─▶ port_ipv6_buffer ──▶ as above
+//!                            └─▶ port_ipv6_buffer, port_ipv6_out_buffer ──▶ as above
 //!  uplink  ──▶ uplink ──┬▶ DEVICES[slot]
 //!                       ├▶ uplink_ipv6 ──▶ DEVICES[slot]
 //!                       └▶ the host's own
-//!  outside ──▶ outside ──▶ DEVICES[slot]
+//!                       ├▶ outside_ipv6 ─▶ DEVICES[slot], back, or the host's own
+//!  outside ──▶ outside ──┬▶ DEVICES[slot]
+//!                        └▶ outside_ipv6 ─▶ DEVICES[slot], or back
 //! ```
 //!
 //! Whatever is not sent on is dropped: no frame of a guest reaches a network stack.
@@ -34,7 +37,9 @@ use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRE
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use ocs_dataplane_shared::layout::{Direction, Reason, TRANSLATE, UPLINK_SLOT};
+use ocs_dataplane_shared::layout::{
+    Direction, OUTSIDE_IPV6, OUTSIDE_SLOT, Reason, TRANSLATE, UPLINK_SLOT,
+};
 use ocs_dataplane_shared::{Action, Maps, Packet, guest, ipv6, responder, uplink as from_uplink};
 
 use buffer::Buffer;
@@ -58,13 +63,7 @@ pub fn port(context: XdpContext) -> u32 {
 pub fn port_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = guest::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
-    if let Action::Stage { stage, slot } = action {
-        // SAFETY: the index is in bounds, and the map holds programs of this kind.
-        let _absent = unsafe { BUFFER_STAGES.tail_call(&context, stage) };
-        if stage != TRANSLATE {
-            KernelMaps.count(slot, Direction::Egress, Reason::EtherType);
-        }
-    }
+    go_on_buffer(&context, action);
     carry_out_buffer(&context, action)
 }
 
@@ -83,6 +82,16 @@ pub fn translate_buffer(context: TcContext) -> i32 {
 pub fn port_ipv6_buffer(context: TcContext) -> i32 {
     let ifindex = interface(&context);
     let action = ipv6::receive(&mut Buffer::new(&context), &KernelMaps, ifindex);
+    go_on_buffer(&context, action);
+    carry_out_buffer(&context, action)
+}
+
+/// `port_ipv6_out`'s twin.
+#[classifier]
+#[inline(always)]
+pub fn port_ipv6_out_buffer(context: TcContext) -> i32 {
+    let ifindex = interface(&context);
+    let action = ipv6::outside::send(&mut Buffer::new(&context), &KernelMaps, ifindex);
     carry_out_buffer(&context, action)
 }
 
@@ -113,6 +122,16 @@ pub fn translate(context: XdpContext) -> u32 {
 pub fn port_ipv6(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let action = ipv6::receive(&mut Frame::new(&context), &KernelMaps, ifindex);
+    go_on(&context, action);
+    carry_out(action)
+}
+
+/// Where `port_ipv6` goes on to with what leaves the host.
+#[xdp]
+#[inline(always)]
+pub fn port_ipv6_out(context: XdpContext) -> u32 {
+    let ifindex = context.ingress_ifindex() as u32;
+    let action = ipv6::outside::send(&mut Frame::new(&context), &KernelMaps, ifindex);
     carry_out(action)
 }
 
@@ -147,6 +166,15 @@ pub fn uplink(context: XdpContext) -> u32 {
 #[inline(always)]
 pub fn outside(context: XdpContext) -> u32 {
     let action = from_uplink::receive_outside(&mut Frame::new(&context), &KernelMaps);
+    go_on(&context, action);
+    carry_out(action)
+}
+
+/// Where `uplink` and `outside` go on to with IPv6 of the outside.
+#[xdp]
+#[inline(always)]
+pub fn outside_ipv6(context: XdpContext) -> u32 {
+    let action = ipv6::outside::receive(&mut Frame::new(&context), &KernelMaps);
     carry_out(action)
 }
 
@@ -173,15 +201,34 @@ fn go_on(context: &XdpContext, action: Action) {
     if let Action::Stage { stage, slot } = action {
         // SAFETY: the index is in bounds, and the map holds programs of this kind.
         let _absent = unsafe { STAGES.tail_call(context, stage) };
+        if stage != TRANSLATE && !is_hosts_own(action) {
+            KernelMaps.count(slot, Direction::Egress, Reason::EtherType);
+        }
+    }
+}
+
+/// [`go_on`] of socket buffers.
+#[inline(always)]
+fn go_on_buffer(context: &TcContext, action: Action) {
+    if let Action::Stage { stage, slot } = action {
+        // SAFETY: the index is in bounds, and the map holds programs of this kind.
+        let _absent = unsafe { BUFFER_STAGES.tail_call(context, stage) };
         if stage != TRANSLATE {
             KernelMaps.count(slot, Direction::Egress, Reason::EtherType);
         }
     }
 }
 
+/// Whether a frame that no program is there for is the host's own: IPv6 on the uplink.
+#[inline(always)]
+fn is_hosts_own(action: Action) -> bool {
+    matches!(action, Action::Stage { stage: OUTSIDE_IPV6, slot } if slot != OUTSIDE_SLOT)
+}
+
 #[inline(always)]
 fn carry_out(action: Action) -> u32 {
     match action {
+        Action::Stage { .. } if is_hosts_own(action) => XDP_PASS,
         // A stage is no end: the program is not there.
         Action::Drop | Action::Stage { .. } => XDP_DROP,
         Action::Pass => XDP_PASS,

@@ -6,7 +6,8 @@
 //! rule of a group    ── for each set with the group, for each atom it covers ──▶ entries
 //! IPv6 address       ── number           stands for it in trackers and ACLs
 //! route table, ACL   ── by its content ──▶ number, entries under it
-//! rule prefix, CIDR  ── places: what a network sees of an address beyond its ports
+//! rule prefix, CIDR  ── places: what a network sees of an address beyond its ports; an IPv6
+//!                       place has a number for ACLs, too
 //! ```
 //!
 //! A packet is then judged by two look-ups a side, however many rules there are: (policy,
@@ -25,7 +26,7 @@ mod rules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     AclClassKey, AclRuleKey, Endpoint, EndpointKey, ForwarderKey, Identity, MAX_ENDPOINTS,
@@ -60,6 +61,10 @@ pub struct Entries {
     pub endpoints_ipv6: BTreeMap<ipv6::EndpointKey, ipv6::Endpoint>,
     /// `ROUTES_IPV6`.
     pub routes_ipv6: BTreeMap<Prefixed<ipv6::PrefixKey>, Route>,
+    /// `PLACES_IPV6`.
+    pub places_ipv6: BTreeMap<Prefixed<ipv6::PrefixKey>, ipv6::Place>,
+    /// `PUBLICS_IPV6`.
+    pub publics_ipv6: BTreeMap<ipv6::Address6, u32>,
     /// `SERVICES`.
     pub services: BTreeMap<u32, Service>,
     /// `PUBLICS`.
@@ -278,8 +283,9 @@ fn identities(
         let atom = atom_of(vni, address);
         let former: Option<Identity> = former;
         if let IpAddr::V6(address) = address {
-            let former = slots.former_number(vni, address);
-            suggest(&mut names.addresses, &(vni, address), former);
+            let prefix = Ipv6Net::from(address);
+            let former = slots.former_number(vni, prefix);
+            suggest(&mut names.addresses, &(vni, prefix), former);
         }
         suggest(&mut names.sets, &set, former.map(|identity| identity.set));
         if let Some(atom) = &atom {
@@ -315,6 +321,12 @@ fn identities(
     }
     for ((vni, address), remote) in &policy.remotes {
         add(&mut names, *vni, *address, &remote.groups, None);
+    }
+    for vni in own_networks(policy) {
+        for prefix in routes::prefixes_ipv6(policy, prefixes, vni) {
+            let former = slots.former_number(vni, prefix);
+            suggest(&mut names.addresses, &(vni, prefix), former);
+        }
     }
     numbers.keep(names);
     Ok(found

@@ -29,6 +29,7 @@ mod maps;
 mod netns;
 mod programs;
 mod rtnl;
+mod secret;
 mod succession;
 mod switch;
 mod tap;
@@ -174,6 +175,7 @@ impl Fabric {
         let hz = clock::hz(&programs)?;
         let contents = maps.read()?;
         let first_address = clock::elsewhere(&programs)?;
+        secret::ensure(&mut maps, &pins)?;
         maps.adopt(&contents.entries)?;
         // Whoever watched a port through a predecessor is gone with it.
         for slot in &contents.tables {

@@ -86,12 +86,14 @@ pub enum Target {
     Local,
     /// Nowhere.
     Blackhole,
-    /// To whoever of the network has this address, and forwards.
+    /// To whoever of the network has this IPv4 address, and forwards.
     NextHop(IpAddr),
     /// To whoever of a peered network has the address.
     Peer(Vni),
-    /// Out of the host, from a public address.
+    /// Out of the host: of IPv4 from a public address, of IPv6 from the own.
     Outside,
+    /// The same of IPv6, for flows that begin here alone; of IPv4 nowhere.
+    EgressOnly,
 }
 
 /// A network ACL: for what crosses a subnet's border, without memory.

@@ -25,8 +25,8 @@ pub enum Answer {
     ToHost(Ipv4Addr),
     /// It goes to this NAT gateway, which is asked next.
     ToNat(PortId),
-    /// It leaves, from this public address.
-    Leaves(Ipv4Addr),
+    /// It leaves, from this public address; of IPv6, from its own.
+    Leaves(IpAddr),
     /// Nobody has that address.
     NoEndpoint,
     /// No route leads there.
@@ -90,13 +90,14 @@ pub fn ask(
         Some(Target::Blackhole | Target::NextHop(IpAddr::V6(_))) => {
             return Some(Answer::Blackhole);
         }
-        // Nor does any leave its network.
-        Some(target) if to.is_ipv6() && target != Target::Local => {
+        Some(Target::EgressOnly) if to.is_ipv4() => return Some(Answer::Blackhole),
+        // Nor does any go to another network.
+        Some(Target::NextHop(_) | Target::Peer(_)) if to.is_ipv6() => {
             return Some(Answer::Blackhole);
         }
         Some(Target::Peer(peer)) => Some(peer),
         Some(Target::Local | Target::NextHop(_)) => Some(sender.vni),
-        Some(Target::Outside) => None,
+        Some(Target::Outside | Target::EgressOnly) => None,
     };
     let by_hop = matches!(target, Some(Target::NextHop(_)));
     let owner = match network {
@@ -147,9 +148,10 @@ pub fn ask(
         Some(Owner::Host(host)) => Answer::ToHost(host),
         None => match source {
             IpAddr::V4(source) if own => match sender.publics.get(&source) {
-                Some(public) => Answer::Leaves(*public),
+                Some(public) => Answer::Leaves((*public).into()),
                 None => Answer::NoPublicAddress,
             },
+            IpAddr::V6(_) if own => Answer::Leaves(source),
             _ => Answer::NoPublicAddress,
         },
     })

@@ -4,6 +4,8 @@
 mod hosts;
 #[path = "ipv6/neighbours.rs"]
 mod neighbours;
+#[path = "ipv6/outside.rs"]
+mod outside;
 #[path = "ipv6/services.rs"]
 mod services;
 #[path = "ipv6/shapes.rs"]

@@ -5,6 +5,8 @@
 mod foreign;
 #[path = "overlay/outside.rs"]
 mod outside;
+#[path = "overlay/outside_ipv6.rs"]
+mod outside_ipv6;
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};

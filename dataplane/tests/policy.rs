@@ -11,7 +11,7 @@ use ocs_dataplane::fabric::{Counters, Explanation, Packet, UplinkConfig};
 use ocs_dataplane::model::{Policy, PortId};
 use ocs_dataplane::reference::{Answer, Question, ask};
 use ocs_dataplane::shared::Action;
-use ocs_dataplane::shared::layout::{Direction, Host, OUTSIDE_HOST, Reason};
+use ocs_dataplane::shared::layout::{Direction, Host, OUTSIDE_HOST, OUTSIDE_HOST_IPV6, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::arbitrary::{Asked, HOST, PORTS, policies, questions};
@@ -42,7 +42,7 @@ type Counted = (PortId, Direction, Reason);
 /// An answer as counters tell it: who counts which direction and reason.
 fn counted(answer: &Answer, from: &PortId, question: Question) -> Counted {
     match answer {
-        Answer::Leaves(_) if is_error(question) => {
+        Answer::Leaves(IpAddr::V4(_)) if is_error(question) => {
             (from.clone(), Direction::Egress, Reason::NotTranslated)
         }
         Answer::Passes(to) => (to.clone(), Direction::Ingress, Reason::Forwarded),
@@ -63,8 +63,11 @@ fn counted(answer: &Answer, from: &PortId, question: Question) -> Counted {
 
 fn passes(answer: &Answer, question: Question) -> bool {
     match answer {
-        Answer::Leaves(_) => !is_error(question),
-        Answer::Passes(_) | Answer::ToHost(_) | Answer::ToNat(_) => true,
+        Answer::Leaves(IpAddr::V4(_)) => !is_error(question),
+        Answer::Leaves(IpAddr::V6(_))
+        | Answer::Passes(_)
+        | Answer::ToHost(_)
+        | Answer::ToNat(_) => true,
         _ => false,
     }
 }
@@ -77,7 +80,7 @@ fn is_error(question: Question) -> bool {
 
 /// Lets frames leave the host in memory.
 fn know_the_way(memory: &mut Memory) {
-    for address in [raw(HOST), OUTSIDE_HOST] {
+    for address in [raw(HOST), OUTSIDE_HOST, OUTSIDE_HOST_IPV6] {
         memory.hosts.insert(address, Host::default());
     }
 }
@@ -267,6 +270,9 @@ fn underlay(lab: &Lab) -> [Netns; 2] {
     host.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:02:09 dev up0");
     host.ip("neigh add 192.0.2.254 lladdr 02:00:00:00:02:fe dev up0");
     host.ip("route add default via 192.0.2.254");
+    host.ip("addr add 2001:db8:ffff::1/64 dev up0");
+    host.ip("neigh add fe80::fe lladdr 02:00:00:00:02:fe dev up0");
+    host.ip("-6 route add default via fe80::fe dev up0");
     let config = UplinkConfig {
         interface: "up0".to_owned(),
         address: Ipv4Addr::new(192, 0, 2, 1),

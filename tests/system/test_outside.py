@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import subprocess
@@ -14,6 +15,9 @@ CLONE_NEWNET = 0x40000000
 # TEST-NET-2 and 3 (RFC 5737); they exist nowhere but in the namespace.
 BLOCK = "198.51.100.0/29"
 OUTSIDE = "203.0.113.1/32"
+# Of the prefix for documentation (RFC 3849).
+POOL = "2001:db8:100::/48"
+OUTSIDE_IPV6 = "2001:db8:f::1"
 
 up = None
 old_namespace = None
@@ -27,8 +31,9 @@ def setUpModule():
     assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["ip", "address", "add", OUTSIDE, "dev", "lo"], check=True)
+    subprocess.run(["ip", "address", "add", OUTSIDE_IPV6 + "/128", "dev", "lo"], check=True)
     be_the_hosts_resolver()
-    up = Installation("--outside", "ocs-out", "--public-cidrs", BLOCK)
+    up = Installation("--outside", "ocs-out", "--public-cidrs", BLOCK, "--ipv6-pool", POOL)
 
 
 def be_the_hosts_resolver():
@@ -80,6 +85,42 @@ def echoes(address):
 
 
 class Outside(unittest.TestCase):
+    def test_ipv6_leaves_and_arrives_by_an_internet_gateway_as_rules_say(self):
+        vpc = up.ec2.create_vpc(CidrBlock="10.7.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]
+        block = ipaddress.ip_network(vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"])
+        self.assertTrue(block.subnet_of(ipaddress.ip_network(POOL)))
+        vpc = vpc["VpcId"]
+        subnet = up.ec2.create_subnet(
+            VpcId=vpc, CidrBlock="10.7.0.0/24",
+            Ipv6CidrBlock=str(next(block.subnets(new_prefix=64))))["Subnet"]["SubnetId"]
+        gateway = up.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+        up.ec2.attach_internet_gateway(InternetGatewayId=gateway, VpcId=vpc)
+        group = up.ec2.create_security_group(
+            VpcId=vpc, GroupName="ipv6-outside", Description="x")["GroupId"]
+        line = f"connect: [{OUTSIDE_IPV6}]:7070"
+        with socket.create_server((OUTSIDE_IPV6, 7070), family=socket.AF_INET6):
+            guest = up.run(
+                f"ipv6\nlisten tcp 7\nconnect [{OUTSIDE_IPV6}]:7070 every 200ms",
+                SubnetId=subnet, SecurityGroupIds=[group], Ipv6AddressCount=1)
+            guest.wait_line("ipv6: addresses=")
+            at = guest.describe()["Ipv6Address"]
+            guest.wait_line(line, "timeout")
+            table = up.ec2.describe_route_tables(
+                Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+            route = {"RouteTableId": table, "DestinationIpv6CidrBlock": "::/0"}
+            up.ec2.create_route(**route, GatewayId=gateway)
+            # EC2 gives a group a rule for all of IPv6 outwards, too.
+            guest.wait_line(line, " ok ", after_s=guest.now())
+            self.assertFalse(echoes(at), "no rule lets it in")
+            up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+                {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+                 "Ipv6Ranges": [{"CidrIpv6": OUTSIDE_IPV6 + "/128"}]}])
+            wait_for("the guest is reached from outside", lambda: echoes(at), 10)
+            up.ec2.delete_route(**route)
+            wait_for("it is reached no more", lambda: not echoes(at), 10)
+            guest.wait_line(line, "timeout", after_s=guest.now())
+        guest.terminate()
+
     def test_an_associated_address_reaches_the_guest_and_no_other_does(self):
         guest = up.run("listen tcp 7")
         group = guest.describe()["SecurityGroups"][0]["GroupId"]

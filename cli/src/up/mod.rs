@@ -109,7 +109,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',')]
     pub public_cidrs: Vec<String>,
     /// Block of which each VPC that asks for IPv6 gets a /56 (`ocs-control` has a unique local
-    /// one).
+    /// one); with `--outside` this host's network finds it at that interface.
     #[arg(long)]
     pub ipv6_pool: Option<String>,
     /// Leave this host's setting of huge pages for shared memory as it is, instead of making

@@ -185,8 +185,10 @@ impl Plan<'_> {
         }
         if let Some(name) = &arguments.outside {
             start = start.with("--outside", name);
-            if !arguments.public_cidrs.is_empty() {
-                start = start.with("--public-cidrs", arguments.public_cidrs.join(","));
+            let mut cidrs = arguments.public_cidrs.clone();
+            cidrs.extend(arguments.ipv6_pool.clone());
+            if !cidrs.is_empty() {
+                start = start.with("--public-cidrs", cidrs.join(","));
             }
         }
         start

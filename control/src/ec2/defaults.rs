@@ -159,7 +159,7 @@ pub fn furnish(tx: &mut Tx<'_>, vpc: &Vpc, gateway: Option<GatewayId>) -> Result
 
 fn to_internet(gateway: GatewayId) -> Route {
     Route {
-        destination: Ipv4Net::default(),
+        destination: Ipv4Net::default().into(),
         target: Target::Gateway(gateway),
     }
 }

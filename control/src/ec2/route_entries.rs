@@ -4,9 +4,10 @@ use super::{Ctx, routes};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde_json::json;
+use std::str::FromStr;
 
 /// Most routes of a table (EC2's default quota).
 const MAX_ROUTES: usize = 50;
@@ -16,6 +17,7 @@ const MAX_ROUTES: usize = 50;
 struct RouteRequest {
     route_table_id: String,
     destination_cidr_block: Option<String>,
+    destination_ipv6_cidr_block: Option<String>,
     gateway_id: Option<String>,
     instance_id: Option<String>,
     network_interface_id: Option<String>,
@@ -23,21 +25,45 @@ struct RouteRequest {
     nat_gateway_id: Option<String>,
 }
 
-fn destination(text: Option<&String>) -> Result<Ipv4Net, ApiError> {
-    let text = text.ok_or_else(|| ApiError::missing("destinationCidrBlock"))?;
-    text.parse::<Ipv4Net>().map(|net| net.trunc()).map_err(|_| {
-        ApiError::value(
-            text,
-            "destinationCidrBlock",
-            "This is not a valid IPv4 CIDR.",
-        )
-    })
+/// The destination that a request names by either of its parameters.
+fn destination(ipv4: Option<&String>, ipv6: Option<&String>) -> Result<IpNet, ApiError> {
+    match (ipv4, ipv6) {
+        (Some(text), None) => parse::<Ipv4Net>(text, "destinationCidrBlock", "IPv4"),
+        (None, Some(text)) => parse::<Ipv6Net>(text, "destinationIpv6CidrBlock", "IPv6"),
+        (None, None) => Err(ApiError::missing("destinationCidrBlock")),
+        (Some(_), Some(_)) => Err(ApiError::combination(
+            "The parameters destinationCidrBlock and destinationIpv6CidrBlock cannot be used \
+             together.",
+        )),
+    }
+}
+
+fn parse<Net: FromStr + Into<IpNet>>(
+    text: &str,
+    parameter: &str,
+    family: &str,
+) -> Result<IpNet, ApiError> {
+    let why = format!("This is not a valid {family} CIDR.");
+    let net = text
+        .parse::<Net>()
+        .map_err(|_| ApiError::value(text, parameter, &why))?;
+    Ok(net.into().trunc())
+}
+
+/// Whether a VPC's own addresses are all of a block's.
+fn is_within(vpc: &Vpc, block: &IpNet) -> bool {
+    let ipv6 = vpc.ipv6.iter().map(|(_, own)| IpNet::from(*own));
+    let mut blocks = vpc.cidrs().map(IpNet::from).chain(ipv6);
+    blocks.any(|own| own.contains(block))
 }
 
 impl RouteRequest {
     fn route(&self, tx: &Tx<'_>, vpc: &Vpc) -> Result<Route, ApiError> {
-        let destination = destination(self.destination_cidr_block.as_ref())?;
-        if vpc.cidrs().any(|own| own.contains(&destination)) {
+        let destination = destination(
+            self.destination_cidr_block.as_ref(),
+            self.destination_ipv6_cidr_block.as_ref(),
+        )?;
+        if is_within(vpc, &destination) {
             return Err(ApiError::new(
                 "InvalidParameterValue",
                 format!(
@@ -60,9 +86,13 @@ impl RouteRequest {
                 return Err(ApiError::combination("The route has more than one target."));
             }
         }
+        let target = self.target(tx, vpc)?;
+        if let (IpNet::V6(_), Some(parameter)) = (destination, without_ipv6(&target)) {
+            return Err(ApiError::unsupported_parameter(parameter));
+        }
         Ok(Route {
             destination,
-            target: self.target(tx, vpc)?,
+            target,
         })
     }
 
@@ -124,6 +154,16 @@ impl RouteRequest {
     }
 }
 
+/// The parameter of a target to which IPv6 does not go.
+fn without_ipv6(target: &Target) -> Option<&'static str> {
+    match target {
+        Target::Gateway(_) => None,
+        Target::Interface(_) => Some("NetworkInterfaceId"),
+        Target::Peering(_) => Some("VpcPeeringConnectionId"),
+        Target::Nat(_) => Some("NatGatewayId"),
+    }
+}
+
 /// CreateRoute and ReplaceRoute.
 ///
 /// # Errors
@@ -174,10 +214,14 @@ pub async fn put(
     .map(|answer| if replace { json!({}) } else { answer })
 }
 
-fn no_route(table: RouteTableId, destination: Ipv4Net) -> ApiError {
+fn no_route(table: RouteTableId, destination: IpNet) -> ApiError {
+    let parameter = match destination {
+        IpNet::V4(_) => "destination-cidr-block",
+        IpNet::V6(_) => "destination-ipv6-cidr-block",
+    };
     ApiError::new(
         "InvalidRoute.NotFound",
-        format!("no route with destination-cidr-block {destination} in route table {table}"),
+        format!("no route with {parameter} {destination} in route table {table}"),
     )
 }
 
@@ -186,6 +230,7 @@ fn no_route(table: RouteTableId, destination: Ipv4Net) -> ApiError {
 struct DeleteRoute {
     route_table_id: String,
     destination_cidr_block: Option<String>,
+    destination_ipv6_cidr_block: Option<String>,
 }
 
 /// DeleteRoute.
@@ -194,7 +239,10 @@ struct DeleteRoute {
 /// `InvalidRoute.NotFound`, and EC2's other codes.
 pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: DeleteRoute = ctx.params(action, request)?;
-    let destination = destination(params.destination_cidr_block.as_ref())?;
+    let destination = destination(
+        params.destination_cidr_block.as_ref(),
+        params.destination_ipv6_cidr_block.as_ref(),
+    )?;
     ctx.write(|tx| {
         let mut row = routes::one(tx, &params.route_table_id)?.as_ref().clone();
         let before = row.routes.len();

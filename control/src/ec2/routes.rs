@@ -9,7 +9,7 @@ use crate::core::Tx;
 use crate::rows::*;
 use crate::view::View;
 use crate::wire::{ApiError, Value};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -38,8 +38,12 @@ fn show_route(view: &View, scope: &Scope, vpc: VpcId, route: &Route) -> Value {
     } else {
         "blackhole"
     };
+    let destination = match route.destination {
+        IpNet::V4(_) => "DestinationCidrBlock",
+        IpNet::V6(_) => "DestinationIpv6CidrBlock",
+    };
     let mut item = json!({
-        "DestinationCidrBlock": route.destination.to_string(),
+        destination: route.destination.to_string(),
         "Origin": "CreateRoute",
         "State": state,
     });
@@ -128,6 +132,10 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             (
                 "route.destination-cidr-block",
                 "Routes.DestinationCidrBlock",
+            ),
+            (
+                "route.destination-ipv6-cidr-block",
+                "Routes.DestinationIpv6CidrBlock",
             ),
             ("route.gateway-id", "Routes.GatewayId"),
             ("route.instance-id", "Routes.InstanceId"),

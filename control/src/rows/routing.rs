@@ -93,7 +93,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Whose way it is.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Where it leads.
     pub target: Target,
 }

@@ -311,11 +311,14 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   word only (`Low`), the figure is ours, and so are all packet rates.
 * **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
   as they change; peering is between VPCs of one account in one region.
-* **IPv6** is within a VPC, on one host and between hosts: groups, network ACLs, DHCPv6,
+* **IPv6** is within a VPC, on one host and between hosts, and out by an internet gateway: groups, network ACLs, DHCPv6,
   metadata and the resolver hold for it. A VPC gets a /56 of the operator's block
   (`--ipv6-pool`; without one, of the unique local `fd6f:6373::/32`), a subnet a /64 of it.
-  Nothing leaves a VPC by IPv6: routes with `DestinationIpv6CidrBlock` are refused, egress-only
-  internet gateways are not offered, and a peering does not carry it. Names have no AAAA
+  A route with `DestinationIpv6CidrBlock` leads to an internet gateway or nowhere: its address is
+  an instance's own outside, and who is there reaches it where the subnet's table has a route
+  back and rules allow. (The host answers neighbour solicitations for it, as it does ARP for
+  Elastic IPs; or the operator's router has a route to the host.) Egress-only internet gateways
+  are not offered, and neither a peering nor an interface that forwards carries IPv6. Names have no AAAA
   records, prefixes are not delegated, and no subnet is of IPv6 alone. DHCPv6 gives an
   interface all of its addresses.
 * **NAT gateways** are public ones with one Elastic IP. One is carried by a host that answers for

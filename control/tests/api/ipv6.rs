@@ -103,13 +103,65 @@ fn blocks_are_given_divided_and_taken_back() {
     );
     let local = text(&tables, "destinationIpv6CidrBlock");
     assert_eq!(local.len(), 1);
-    let outside = [
-        ("RouteTableId", first(&tables, "routeTableId")),
-        ("DestinationIpv6CidrBlock", "::/0".to_owned()),
-        ("GatewayId", "igw-00000000000000000".to_owned()),
+    let table = first(&tables, "routeTableId");
+    let gateway = first(
+        &control.ok("CreateInternetGateway", &[]),
+        "internetGatewayId",
+    );
+    let named = [("InternetGatewayId", gateway.as_str())];
+    let attached = [named[0], ("VpcId", one.as_str())];
+    control.ok("AttachInternetGateway", &attached);
+    let way = [
+        ("RouteTableId", table.as_str()),
+        ("DestinationIpv6CidrBlock", "2001:db8:0:1::7/32"),
     ];
-    let outside: Vec<(&str, &str)> = outside.iter().map(|(a, b)| (*a, b.as_str())).collect();
-    control.refused("CreateRoute", &outside, "UnsupportedOperation");
+    let outside = [way[0], way[1], ("GatewayId", gateway.as_str())];
+    control.refused("ReplaceRoute", &outside, "InvalidRoute.NotFound");
+    control.ok("CreateRoute", &outside);
+    control.ok("CreateRoute", &outside);
+    control.ok("ReplaceRoute", &outside);
+    let state = |prefix: &str| {
+        let filter = [
+            ("Filter.1.Name", "route.destination-ipv6-cidr-block"),
+            ("Filter.1.Value.1", prefix),
+        ];
+        text(&control.ok("DescribeRouteTables", &filter), "state")
+    };
+    assert!(state("2001:db8:1::/48").is_empty());
+    let of_route = |states: Vec<String>| states.iter().any(|state| state == "blackhole");
+    assert!(!of_route(state("2001:db8::/32")));
+    control.ok("DetachInternetGateway", &attached);
+    assert!(of_route(state("2001:db8::/32")), "its gateway is gone");
+    control.ok("AttachInternetGateway", &attached);
+    for (parameter, value, code) in [
+        (
+            "DestinationIpv6CidrBlock",
+            "10.0.0.0/8",
+            "InvalidParameterValue",
+        ),
+        (
+            "DestinationIpv6CidrBlock",
+            block.as_str(),
+            "InvalidParameterValue",
+        ),
+        (
+            "DestinationCidrBlock",
+            "2001:db8::/32",
+            "InvalidParameterValue",
+        ),
+    ] {
+        let request = [way[0], (parameter, value), outside[2]];
+        control.refused("CreateRoute", &request, code);
+    }
+    let both = [
+        outside[0],
+        outside[1],
+        outside[2],
+        ("DestinationCidrBlock", "0.0.0.0/0"),
+    ];
+    control.refused("CreateRoute", &both, "InvalidParameterCombination");
+    control.ok("DeleteRoute", &way);
+    control.refused("DeleteRoute", &way, "InvalidRoute.NotFound");
 
     // A block in use stays; one of a subnet goes and comes.
     let shown = control.ok("DescribeVpcs", &[("VpcId.1", &one)]);

@@ -18,6 +18,10 @@ pub(crate) struct Arrival<'a> {
     pub crosses: bool,
     /// The slot that it came from.
     pub from: u32,
+    /// Whose rules may let it begin a flow: the receiver's, or nobody's.
+    pub policy: u32,
+    /// Whether it may begin one, if rules allow; else it must belong to one.
+    pub may_begin: bool,
 }
 
 /// Whether an address is beyond a receiver's subnet.
@@ -40,12 +44,19 @@ pub(crate) fn deliver(
     let receiver = arrival.receiver;
     let crosses = arrival.crosses;
     let ports = &asked.ports;
-    let passes_acl =
-        !crosses || acl::allows(maps, receiver.acl, Direction::Ingress, ip.source, ip, ports);
+    let passes_acl = !crosses
+        || acl::allows(
+            maps,
+            receiver.acl,
+            Direction::Ingress,
+            arrival.sender.address,
+            ip,
+            ports,
+        );
     let side = Side {
         slot: receiver.slot,
         direction: Direction::Ingress,
-        policy: receiver.identity.set,
+        policy: arrival.policy,
         peer: arrival.sender,
         timeouts: &receiver.timeouts,
         tracks_all: receiver.flags & TRACKS_ALL != 0 || ip.family == Family::V6,
@@ -61,6 +72,7 @@ pub(crate) fn deliver(
         let reason = match ip.part {
             Part::Later => Reason::Fragment,
             _ if !passes_acl => Reason::AclDenied,
+            Part::Whole | Part::First if !arrival.may_begin => Reason::EgressOnly,
             Part::Whole | Part::First => Reason::IngressDenied,
         };
         maps.count(receiver.slot, Direction::Ingress, reason);

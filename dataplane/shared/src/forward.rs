@@ -15,7 +15,8 @@ use crate::checksum::Delta;
 use crate::deliver::{self, Arrival, deliver};
 use crate::judge::{self, Asked, Passed, Peer, Side, Verdict};
 use crate::layout::{
-    Direction, EndpointKey, FORWARDS, Identity, Reason, TRACKS_ALL, TRANSLATE, TRANSLATES, Tap,
+    Direction, EndpointKey, FORWARDS, Identity, OUTSIDE_HOST_IPV6, Reason, TRACKS_ALL, TRANSLATE,
+    TRANSLATES, Tap,
 };
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
@@ -76,7 +77,7 @@ pub(crate) fn by_way(
             maps,
             tap.acl,
             Direction::Egress,
-            ip.destination,
+            way.peer.address,
             ip,
             &asked.ports,
         );
@@ -114,12 +115,18 @@ pub(crate) fn by_way(
                 Family::V6 => way.enters,
             },
             from: tap.slot,
+            policy: receiver.identity.set,
+            may_begin: true,
         };
         return deliver(packet, maps, &arrival, ip, &asked, Some(&passed), now);
     }
     let public = match way.receiver {
         Some(_) => 0,
-        None => outside::public_of(maps, tap, ip.source)?,
+        None => match ip.family {
+            Family::V4 => outside::public_of(maps, tap, ip.source)?,
+            // Its own is.
+            Family::V6 => 0,
+        },
     };
     if !judge::remember(maps, &passed, ip, &asked, now) {
         return Err(Reason::FlowBusy);
@@ -132,7 +139,10 @@ pub(crate) fn by_way(
             stage: TRANSLATE,
             slot: tap.slot,
         }),
-        None => outside::out(packet, maps, public, ip, &asked, tap.slot),
+        None => match ip.family {
+            Family::V4 => outside::out(packet, maps, public, ip, &asked, tap.slot),
+            Family::V6 => outside::leave(packet, maps, OUTSIDE_HOST_IPV6, tap.slot),
+        },
     }
 }
 
@@ -163,9 +173,10 @@ fn sender(maps: &impl Maps, tap: &Tap, address: u32) -> Result<Peer, Reason> {
             scope: 0,
         });
     }
-    // None comes from 0.0.0.0/8 (RFC 1122 §3.2.1.3), where numbers of IPv6 addresses are.
+    // None comes from 0.0.0.0/8 or from 224.0.0.0/3 (RFC 1122 §3.2.1.3), where numbers of IPv6
+    // addresses are.
     let [first, ..] = address.to_ne_bytes();
-    if tap.flags & FORWARDS == 0 || first == 0 {
+    if tap.flags & FORWARDS == 0 || first == 0 || first >= 224 {
         return Err(Reason::Spoofed);
     }
     Ok(Peer {

@@ -38,7 +38,7 @@ pub(crate) struct Side<'a> {
 /// The other side, as rules see it.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer {
-    /// Its address.
+    /// Its address. Of IPv6, what network ACLs know it by.
     pub address: Address,
     /// Its groups, and its atom if that is known.
     pub identity: Identity,
@@ -76,6 +76,18 @@ impl Asked {
     /// only if it comes from where that flow's packet went. `None`: malformed.
     #[inline(always)]
     pub(crate) fn read(packet: &(impl Packet + ?Sized), ip: &Ip, strict: bool) -> Option<Self> {
+        Self::read_about(packet, ip, strict, None)
+    }
+
+    /// [`Self::read`] of a packet that, if it is an ICMPv6 error from outside, quotes one to the
+    /// address of number `about`.
+    #[inline(always)]
+    pub(crate) fn read_about(
+        packet: &(impl Packet + ?Sized),
+        ip: &Ip,
+        strict: bool,
+        about: Option<Address>,
+    ) -> Option<Self> {
         let mut asked = Self {
             ports: Transport {
                 source: 0,
@@ -96,7 +108,7 @@ impl Asked {
         if let Role::Error { quote } = ports.role
             && let Some((inner, inner_ports)) = match ip.family {
                 Family::V4 => quoted(packet, quote),
-                Family::V6 => ipv6::parse::quoted(packet, quote, ip),
+                Family::V6 => ipv6::parse::quoted(packet, quote, ip, about),
             }
             && inner.source == ip.destination
             && (!strict || inner.destination == ip.source)

@@ -26,7 +26,8 @@
 //! CAPTURES     slot → ring of Captured            who watches its frames; none: nobody
 //! COUNTERS     slot → Counters, per CPU
 //!
-//! PORTS_IPV6, ENDPOINTS_IPV6, ROUTES_IPV6: `ipv6/layout.rs`
+//! PORTS_IPV6, ENDPOINTS_IPV6, ROUTES_IPV6, PLACES_IPV6, PUBLICS_IPV6, SECRETS, STRANGERS:
+//! `ipv6/layout.rs`
 //! ```
 //!
 //! A *slot* numbers a port on this host. The numbers are reused; tables and counters of
@@ -36,7 +37,7 @@
 /// successor of another layout finds in it whatever else changes: `DEVICES`; the keys of
 /// `ENDPOINTS` and `ENDPOINTS_IPV6` and the first word of their values, a slot and a number;
 /// that `FLOWS` and `NATS` have tables by slot.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 /// The first layout with flow tables of this one's buckets, whose flows are carried over.
 /// Whoever changes a bucket keeps how the one before is read.
 pub const FLOWS_SINCE: u32 = 1;
@@ -67,15 +68,23 @@ pub const NAT_BUCKETS: usize = 8192;
 
 /// IPv6 routes of all tables on this host.
 pub const MAX_ROUTES_IPV6: usize = 65_536;
+/// IPv6 prefixes of all networks on this host.
+pub const MAX_PLACES_IPV6: usize = 65_536;
+/// IPv6 addresses outside that flow logs name.
+pub const MAX_STRANGERS: usize = 16_384;
 
 /// Programs that others go on to.
-pub const MAX_STAGES: usize = 4;
+pub const MAX_STAGES: usize = 8;
 /// The one that translates for NAT gateways.
 pub const TRANSLATE: u32 = 0;
 /// The one for a port's IPv6.
 pub const PORT_IPV6: u32 = 1;
 /// The one for other hosts' IPv6.
 pub const UPLINK_IPV6: u32 = 2;
+/// The one for IPv6 from the outside.
+pub const OUTSIDE_IPV6: u32 = 3;
+/// The one for what a port's IPv6 sends outside.
+pub const PORT_IPV6_OUT: u32 = 4;
 
 /// The responder's slot.
 pub const RESPONDER_SLOT: u32 = 0;
@@ -282,6 +291,8 @@ pub const ROUTE_NETWORK: u32 = 1;
 pub const ROUTE_NEXT_HOP: u32 = 2;
 /// Out of the host, from a public address.
 pub const ROUTE_OUTSIDE: u32 = 3;
+/// The same for IPv6 flows that begin here; none begins outside.
+pub const ROUTE_EGRESS_ONLY: u32 = 4;
 
 /// Key of `ACL_CLASSES`, a prefix tree over `address`.
 #[repr(C)]
@@ -327,7 +338,7 @@ pub const ACL_BITS_PROTOCOL: u32 = 80;
 /// All bits of an [`AclRuleKey`].
 pub const ACL_BITS: u32 = 96;
 
-/// `HOSTS`: how to reach another host; at address 0, the way to the outside. What goes in
+/// `HOSTS`: how to reach another host; at addresses 0 and 0.0.0.1, the way to the outside. What goes in
 /// front of a frame is ready made (`vxlan.rs`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -345,6 +356,8 @@ pub type Front = [u64; 6];
 
 /// The key of `HOSTS` that leads to the outside.
 pub const OUTSIDE_HOST: Address = 0;
+/// The same for IPv6, whose next hop is another.
+pub const OUTSIDE_HOST_IPV6: Address = 1u32.to_be();
 
 /// `UPLINKS`: what an interface to other hosts or to the outside is.
 #[repr(C)]
@@ -494,6 +507,8 @@ reasons! {
     NatExhausted = "nat_exhausted",
     /// It answers nothing that a NAT gateway sent, or cannot be translated.
     NotTranslated = "not_translated",
+    /// It would begin a flow inwards through a gateway that lets flows out alone.
+    EgressOnly = "egress_only",
 }
 
 /// Reasons that [`Counters`] has room for; a power of two.

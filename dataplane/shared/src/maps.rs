@@ -19,7 +19,7 @@ pub enum Action {
     /// Back out of the interface it came in on.
     Bounce,
     /// On in another program: [`crate::layout::TRANSLATE`] and so on. Where that of IPv6 is
-    /// not, nobody has such addresses.
+    /// not, nobody has such addresses, and what came from the uplink is the host's own.
     Stage {
         /// Which.
         stage: u32,
@@ -49,6 +49,14 @@ pub trait Maps {
     fn endpoint_ipv6(&self, key: &ipv6::EndpointKey) -> Option<&ipv6::Endpoint>;
     /// The way to an IPv6 address.
     fn route_ipv6(&self, key: &ipv6::PrefixKey) -> Option<Route>;
+    /// What a network sees of an IPv6 address.
+    fn place_ipv6(&self, key: &ipv6::PrefixKey) -> Option<ipv6::Place>;
+    /// The network of an IPv6 address that is reached from outside.
+    fn public_ipv6(&self, address: &ipv6::Address6) -> Option<u32>;
+    /// What numbers of IPv6 addresses outside are made with.
+    fn secret(&self) -> Option<&ipv6::Secret>;
+    /// Notes for flow logs what a number stands for.
+    fn name(&self, number: Address, address: &ipv6::Address6);
     /// Whose a service address is.
     fn service(&self, address: Address) -> Option<&Service>;
     /// The value of the longest prefix of `key` that is a rule; 0: none is.

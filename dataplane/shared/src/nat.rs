@@ -16,7 +16,7 @@ use crate::acl;
 use crate::deliver::{self, Arrival, deliver};
 use crate::flow::{FlowKey, State, WAYS};
 use crate::judge::{Asked, Peer};
-use crate::layout::{Direction, Endpoint, EndpointKey, NAT_BUCKETS, Reason};
+use crate::layout::{Direction, Endpoint, EndpointKey, NAT_BUCKETS, OUTSIDE_HOST, Reason};
 use crate::maps::{Action, Maps};
 use crate::outside::leave;
 use crate::packet::Packet;
@@ -91,7 +91,7 @@ pub(crate) fn out(
     }
     repoint(packet, ip, at, ports.source, port).ok_or(Reason::Malformed)?;
     readdress(packet, ip, gateway.public, ip.destination).ok_or(Reason::Malformed)?;
-    leave(packet, maps, from)
+    leave(packet, maps, OUTSIDE_HOST, from)
 }
 
 /// The port of a flow, as it lies in a packet: the one that it has, else a free one; 0:
@@ -325,6 +325,8 @@ pub(crate) fn back(
         sender,
         crosses: deliver::crosses(receiver, ip.source),
         from: slot,
+        policy: receiver.identity.set,
+        may_begin: true,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, now)
 }

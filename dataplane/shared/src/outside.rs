@@ -12,10 +12,11 @@ use crate::maps::{Action, Maps};
 use crate::nat::{self, Returned};
 use crate::packet::Packet;
 use crate::parse::{
-    self, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, ICMP, Ipv4, Part, Role, transport,
+    self, ETH_TYPE, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, Ipv4, Part, Role,
+    transport,
 };
 use crate::rewrite::{Quote, readdress, requote};
-use crate::{arp, forward};
+use crate::{arp, forward, ipv6};
 
 /// The public address that stands for one of a port's own.
 #[inline(always)]
@@ -46,17 +47,18 @@ pub(crate) fn out(
         let change = Quote::destination(ip.source, public);
         requote(packet, ip, quote, &change).ok_or(Reason::NotTranslated)?;
     }
-    leave(packet, maps, from)
+    leave(packet, maps, OUTSIDE_HOST, from)
 }
 
-/// Sends a frame to the next hop outside.
+/// Sends a frame to the next hop outside that stands at `hop` in `HOSTS`.
 #[inline(always)]
 pub(crate) fn leave(
     packet: &mut (impl Packet + ?Sized),
     maps: &impl Maps,
+    hop: Address,
     from: u32,
 ) -> Result<Action, Reason> {
-    let host = maps.host(OUTSIDE_HOST).ok_or(Reason::Unreachable)?;
+    let host = maps.host(hop).ok_or(Reason::Unreachable)?;
     // Both Ethernet addresses.
     let [first, second, ..] = host.front;
     let rest = u32::from_ne_bytes(*second.to_ne_bytes().first_chunk().unwrap_or(&[0; 4]));
@@ -80,6 +82,7 @@ pub(crate) fn receive(
     match packet.load_u16(ETH_TYPE) {
         Some(ETHERTYPE_IPV4) => {}
         Some(ETHERTYPE_ARP) => return arp::answer_outside(packet, maps, slot),
+        Some(ETHERTYPE_IPV6) => return Ok(ipv6::outside::stage(maps, slot)),
         _ => return Ok(Action::Pass),
     }
     let Some(ip) = parse::ipv4(packet) else {
@@ -125,6 +128,8 @@ pub(crate) fn receive(
         sender,
         crosses: deliver::crosses(endpoint, ip.source),
         from: slot,
+        policy: endpoint.identity.set,
+        may_begin: true,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, maps.now())
 }

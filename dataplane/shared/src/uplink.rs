@@ -5,6 +5,7 @@
 //!                                         └─ to a port ─────────▶ deliver
 //!  for a public address ── outside::enter ─┬────────────────────▶ deliver
 //!                                          └─ by a NAT gateway ─▶ vxlan::send
+//!  IPv6 that is not of another host ──▶ ipv6::outside
 //!  all else ──▶ the host's own
 //! ```
 
@@ -94,6 +95,8 @@ fn from_host(
         sender: unwrapped.sender.peer,
         crosses: deliver::crosses(unwrapped.receiver, ip.source),
         from: UPLINK_SLOT,
+        policy: unwrapped.receiver.identity.set,
+        may_begin: true,
     };
     deliver(packet, maps, &arrival, &ip, &asked, None, now)
 }

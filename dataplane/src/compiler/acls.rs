@@ -5,7 +5,6 @@
 //! them says of each protocol and port makes up the other tree.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ocs_dataplane_shared::ipv6::layout as ipv6;
@@ -22,7 +21,7 @@ use crate::model::{Acl, AclEntry, Direction, Traffic};
 pub(super) fn add(entries: &mut Entries, numbers: &Numbers) -> Result<(), CompileError> {
     let addresses: Vec<(IpNet, u32)> = numbers
         .addresses()
-        .map(|((_, address), number)| (IpNet::from(IpAddr::V6(*address)), number))
+        .map(|((_, prefix), number)| (IpNet::V6(*prefix), number))
         .collect();
     for (acl, number) in numbers.acls() {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -59,8 +58,8 @@ fn add_direction(
     Ok(())
 }
 
-/// Adds the classes of IPv6 addresses, of which each that is numbered has its own unless it
-/// is that of all.
+/// Adds the classes of IPv6 addresses and places, of which each that is numbered has its own
+/// unless it is that of all.
 fn add_ipv6(
     entries: &mut Entries,
     acl: &Acl,

@@ -9,9 +9,8 @@
 //! finds that set's entries in the maps already.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv6Addr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use ocs_dataplane_shared::ipv6::layout::MAX_NUMBER;
 use ocs_dataplane_shared::layout::ATOM;
 
@@ -21,8 +20,8 @@ use crate::model::{Acl, GroupId, RouteTable, Vni};
 pub(crate) type Set = (Vni, BTreeSet<GroupId>);
 /// A rule's prefix of one network.
 pub(crate) type Atom = (Vni, IpNet);
-/// An IPv6 address of one network.
-pub(crate) type Numbered = (Vni, Ipv6Addr);
+/// An IPv6 prefix that one network sees as one, of an address the longest.
+pub(crate) type Numbered = (Vni, Ipv6Net);
 /// A route table of one network.
 pub(crate) type Table = (Vni, RouteTable);
 
@@ -106,7 +105,7 @@ impl Numbers {
                 {
                     return number;
                 }
-                // There are 128 for each that a host can have.
+                // There are 80 for each that a host can have.
                 loop {
                     next = (next + 1) % MAX_NUMBER;
                     if next != 0 && used.insert(next) {

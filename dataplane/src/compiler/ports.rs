@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ocs_dataplane_shared::ipv6::layout as ipv6;
 use ocs_dataplane_shared::layout::{
     Endpoint, EndpointKey, FIRST_PORT_SLOT, FORWARDS, ForwarderKey, Identity, MAX_SLOTS, METADATA,
@@ -11,10 +11,10 @@ use ocs_dataplane_shared::layout::{
 };
 use ocs_dataplane_shared::limit::Limits;
 
-use super::numbers::{Numbered, Table};
+use super::numbers::Table;
 use super::{
-    CompileError, Entries, Identities, NEXT_HOP, Numbers, check_size, ipv4_addresses, ipv6_ports,
-    rates, raw,
+    CompileError, Entries, Identities, NEXT_HOP, Numbers, Prefixed, check_size, ipv4_addresses,
+    ipv6_ports, rates, raw, routes,
 };
 use crate::model::{Acl, AclId, Mac, MeterId, Nat, Policy, Port, PortId, Remote, Tracking, Vni};
 
@@ -52,8 +52,8 @@ pub struct Slots {
     /// Slots of ports whose names are not known yet: those that a predecessor left.
     adopted: BTreeMap<u32, Tap>,
     adopted_nats: BTreeMap<EndpointKey, Endpoint>,
-    /// Numbers that a predecessor gave to IPv6 addresses.
-    adopted_numbers: BTreeMap<ipv6::EndpointKey, u32>,
+    /// Numbers that a predecessor gave to IPv6 addresses and prefixes.
+    adopted_numbers: BTreeMap<Prefixed<ipv6::PrefixKey>, u32>,
     /// Of each slot with a limit, the one on whose meters it spends.
     meters: BTreeMap<u32, u32>,
 }
@@ -70,20 +70,16 @@ impl Slots {
             ports: BTreeMap::new(),
             adopted: entries.taps.clone(),
             adopted_nats: nats.map(|(key, endpoint)| (*key, *endpoint)).collect(),
-            adopted_numbers: entries
-                .endpoints_ipv6
-                .iter()
-                .map(|(key, endpoint)| (*key, u32::from_be(endpoint.number)))
-                .collect(),
+            adopted_numbers: ipv6_ports::numbers(entries).collect(),
             meters: meters_of(entries),
         }
     }
 
     /// Takes over numbers that a predecessor of another layout gave to IPv6 addresses which
     /// have none here.
-    pub(crate) fn adopt_numbers(&mut self, numbers: Vec<(Numbered, u32)>) {
+    pub(crate) fn adopt_numbers(&mut self, numbers: Vec<((Vni, Ipv6Addr), u32)>) {
         for ((vni, address), number) in numbers {
-            let key = ipv6_ports::key(vni, address);
+            let key = routes::key_ipv6(vni.0, address.into());
             self.adopted_numbers.entry(key).or_insert(number);
         }
     }
@@ -202,9 +198,9 @@ impl Slots {
         self.meters = meters_of(entries);
     }
 
-    /// The number that a predecessor gave to an address.
-    pub(super) fn former_number(&self, vni: Vni, address: Ipv6Addr) -> Option<u32> {
-        let key = ipv6_ports::key(vni, address);
+    /// The number that a predecessor gave to a prefix.
+    pub(super) fn former_number(&self, vni: Vni, prefix: Ipv6Net) -> Option<u32> {
+        let key = routes::key_ipv6(vni.0, prefix);
         self.adopted_numbers.get(&key).copied()
     }
 

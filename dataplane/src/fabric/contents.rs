@@ -38,6 +38,8 @@ impl Entries {
             ("PORTS_IPV6", self.ports_ipv6.len()),
             ("ENDPOINTS_IPV6", self.endpoints_ipv6.len()),
             ("ROUTES_IPV6", self.routes_ipv6.len()),
+            ("PLACES_IPV6", self.places_ipv6.len()),
+            ("PUBLICS_IPV6", self.publics_ipv6.len()),
             ("DEVICES", self.devices.len()),
             ("NATS", self.nats.len()),
             ("LIMITS", self.limits.len()),
@@ -66,8 +68,13 @@ impl Entries {
             set: 0,
             atom: place.atom,
         });
+        let places_ipv6 = self.places_ipv6.values().map(|place| Identity {
+            set: 0,
+            atom: place.is.atom,
+        });
         taps.chain(endpoints)
             .chain(places)
+            .chain(places_ipv6)
             .flat_map(|Identity { set, atom }| [set, atom])
             .collect()
     }
@@ -88,6 +95,8 @@ pub(super) enum Change {
     Place(Prefixed<PrefixKey>, Option<Place>),
     Route(Prefixed<PrefixKey>, Option<Route>),
     RouteIpv6(Prefixed<ipv6::PrefixKey>, Option<Route>),
+    PlaceIpv6(Prefixed<ipv6::PrefixKey>, Option<ipv6::Place>),
+    PublicIpv6(ipv6::Address6, Option<u32>),
     AclClass(Prefixed<AclClassKey>, Option<u32>),
     AclRule(Prefixed<AclRuleKey>, Option<u32>),
     /// A slot's interface; in the taps' namespace.
@@ -140,6 +149,12 @@ impl Contents {
             }
             Change::RouteIpv6(key, value) => {
                 Change::RouteIpv6(key, put(&mut entries.routes_ipv6, key, value))
+            }
+            Change::PlaceIpv6(key, value) => {
+                Change::PlaceIpv6(key, put(&mut entries.places_ipv6, key, value))
+            }
+            Change::PublicIpv6(key, value) => {
+                Change::PublicIpv6(key, put(&mut entries.publics_ipv6, key, value))
             }
             Change::Forwarder(key, value) => {
                 Change::Forwarder(key, put(&mut entries.forwarders, key, value))

@@ -74,6 +74,9 @@ pub(super) fn explain(
             _ => guest::translate(&mut frame, &view, port.ifindex),
         };
     }
+    if let Action::Stage { .. } = action {
+        action = ipv6::outside::send(&mut frame, &view, port.ifindex);
+    }
     let (seen, reason) = view.end()?;
     let story = Story {
         names,
@@ -233,6 +236,7 @@ impl Story<'_> {
             Some(public) if public != 0 => {
                 format!("{from} leaves as {}", Ipv4Addr::from(public.to_ne_bytes()))
             }
+            _ if from.is_ipv6() => format!("{from} leaves as {from}"),
             _ => format!("no public address stands for {from}"),
         };
         Some(Step {

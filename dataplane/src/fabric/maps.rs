@@ -34,7 +34,7 @@ use super::error::{FabricError, map};
 use crate::compiler::{Entries, Prefixed};
 
 /// Every map of the object.
-pub(super) const NAMES: [&str; 35] = [
+pub(super) const NAMES: [&str; 39] = [
     TAPS,
     TAP_NAMES.cells,
     TAP_NAMES.entries,
@@ -46,6 +46,10 @@ pub(super) const NAMES: [&str; 35] = [
     PORTS_IPV6,
     ENDPOINTS_IPV6,
     ROUTES_IPV6,
+    PLACES_IPV6,
+    PUBLICS_IPV6,
+    SECRETS,
+    STRANGERS,
     FORWARDERS,
     SERVICES,
     RULES,
@@ -91,6 +95,10 @@ const HOST_NAMES: Names = Names {
 const PORTS_IPV6: &str = "PORTS_IPV6";
 pub(super) const ENDPOINTS_IPV6: &str = "ENDPOINTS_IPV6";
 const ROUTES_IPV6: &str = "ROUTES_IPV6";
+const PLACES_IPV6: &str = "PLACES_IPV6";
+const PUBLICS_IPV6: &str = "PUBLICS_IPV6";
+pub(super) const SECRETS: &str = "SECRETS";
+const STRANGERS: &str = "STRANGERS";
 const FORWARDERS: &str = "FORWARDERS";
 const SERVICES: &str = "SERVICES";
 const RULES: &str = "RULES";
@@ -127,6 +135,7 @@ impl Plain for ipv6::Port {}
 impl Plain for ipv6::Endpoint {}
 impl Plain for ipv6::EndpointKey {}
 impl Plain for ipv6::PrefixKey {}
+impl Plain for ipv6::Place {}
 impl Plain for Service {}
 impl Plain for RuleKey {}
 impl Plain for layout::Counters {}
@@ -170,6 +179,10 @@ pub(super) struct KernelMaps {
     ports_ipv6: Array<MapData, Raw<ipv6::Port>>,
     endpoints_ipv6: Hash<ipv6::EndpointKey, ipv6::Endpoint>,
     routes_ipv6: Trie<ipv6::PrefixKey, Raw<Route>>,
+    places_ipv6: Trie<ipv6::PrefixKey, Raw<ipv6::Place>>,
+    publics_ipv6: HashMap<MapData, ipv6::Address6, u32>,
+    secrets: Array<MapData, ipv6::Secret>,
+    strangers: HashMap<MapData, u32, ipv6::Address6>,
     forwarders: HashMap<MapData, Raw<ForwarderKey>, u32>,
     services: HashMap<MapData, u32, Raw<Service>>,
     rules: Trie<RuleKey, u32>,
@@ -274,6 +287,10 @@ impl KernelMaps {
             ports_ipv6: take(object, PORTS_IPV6)?,
             endpoints_ipv6: take(object, ENDPOINTS_IPV6)?,
             routes_ipv6: take(object, ROUTES_IPV6)?,
+            places_ipv6: take(object, PLACES_IPV6)?,
+            publics_ipv6: take(object, PUBLICS_IPV6)?,
+            secrets: take(object, SECRETS)?,
+            strangers: take(object, STRANGERS)?,
             forwarders: take(object, FORWARDERS)?,
             services: take(object, SERVICES)?,
             rules: take(object, RULES)?,
@@ -369,6 +386,12 @@ impl KernelMaps {
         .map_err(map(UPLINKS))
     }
 
+    /// Sets what numbers of IPv6 addresses outside are made with. For good: what is tracked goes
+    /// by them.
+    pub(super) fn set_secret(&mut self, secret: ipv6::Secret) -> Result<(), FabricError> {
+        self.secrets.set(0, secret, 0).map_err(map(SECRETS))
+    }
+
     /// Says how to reach another host, or no longer.
     pub(super) fn set_host(&mut self, address: u32, host: Option<Host>) -> Result<(), FabricError> {
         let directory = &mut self.host_directory;
@@ -402,6 +425,10 @@ impl Tables for KernelMaps {
             Change::RouteIpv6(key, value) => {
                 put_prefix(&mut self.routes_ipv6, key, value.map(Raw), ROUTES_IPV6)
             }
+            Change::PlaceIpv6(key, value) => {
+                put_prefix(&mut self.places_ipv6, key, value.map(Raw), PLACES_IPV6)
+            }
+            Change::PublicIpv6(key, value) => put(&mut self.publics_ipv6, key, value, PUBLICS_IPV6),
             Change::Forwarder(key, value) => put(&mut self.forwarders, Raw(key), value, FORWARDERS),
             Change::Service(key, value) => put(&mut self.services, key, value.map(Raw), SERVICES),
             Change::Public(key, value) => put(&mut self.publics, key, value.map(Raw), PUBLICS),

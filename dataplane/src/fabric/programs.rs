@@ -54,6 +54,9 @@ const PORT_BUFFER: &str = "port_buffer";
 const TRANSLATE_BUFFER: &str = "translate_buffer";
 const PORT_IPV6: &str = "port_ipv6";
 const UPLINK_IPV6: &str = "uplink_ipv6";
+const OUTSIDE_IPV6: &str = "outside_ipv6";
+const PORT_IPV6_OUT: &str = "port_ipv6_out";
+const PORT_IPV6_OUT_BUFFER: &str = "port_ipv6_out_buffer";
 const PORT_IPV6_BUFFER: &str = "port_ipv6_buffer";
 const PASS: &str = "pass";
 /// The link to the host's end of the pair to its network.
@@ -70,17 +73,24 @@ pub(super) enum Stage {
     PortIpv6 = layout::PORT_IPV6,
     /// It passes on other hosts' IPv6.
     UplinkIpv6 = layout::UPLINK_IPV6,
+    /// It passes on IPv6 from the outside.
+    OutsideIpv6 = layout::OUTSIDE_IPV6,
+    /// It passes on what a port's IPv6 sends outside.
+    PortIpv6Out = layout::PORT_IPV6_OUT,
 }
 
 impl Stage {
     /// Those that a host with these entries needs.
     pub(super) fn needed(entries: &Entries) -> impl Iterator<Item = Self> {
         let translates = !entries.nats.is_empty();
-        let speaks_ipv6 = !entries.endpoints_ipv6.is_empty();
+        let speaks_ipv6 = !entries.ports_ipv6.is_empty();
+        let leads_out = !entries.publics_ipv6.is_empty();
         [
             (Self::Translate, translates),
             (Self::PortIpv6, speaks_ipv6),
             (Self::UplinkIpv6, speaks_ipv6),
+            (Self::OutsideIpv6, leads_out),
+            (Self::PortIpv6Out, leads_out),
         ]
         .into_iter()
         .filter_map(|(stage, needed)| needed.then_some(stage))
@@ -195,7 +205,8 @@ impl Programs {
         let name = match stage {
             Stage::Translate => TRANSLATE_BUFFER,
             Stage::PortIpv6 => PORT_IPV6_BUFFER,
-            Stage::UplinkIpv6 => return Ok(None),
+            Stage::PortIpv6Out => PORT_IPV6_OUT_BUFFER,
+            Stage::UplinkIpv6 | Stage::OutsideIpv6 => return Ok(None),
         };
         let program = self.load_classifier(name)?;
         program.fd().map(Some).map_err(failed(name))
@@ -242,6 +253,8 @@ impl Programs {
             Stage::Translate => TRANSLATE,
             Stage::PortIpv6 => PORT_IPV6,
             Stage::UplinkIpv6 => UPLINK_IPV6,
+            Stage::OutsideIpv6 => OUTSIDE_IPV6,
+            Stage::PortIpv6Out => PORT_IPV6_OUT,
         };
         self.load(name)?.fd().map_err(failed(name))
     }
@@ -324,21 +337,25 @@ mod tests {
         let mut over = Vec::new();
         for (name, verified_limit, bytes_limit) in [
             (PORT, 366_000, 41_200),
-            (PORT_IPV6, 226_000, 40_100),
+            (PORT_IPV6, 262_000, 45_400),
             (UPLINK_IPV6, 58_000, 17_400),
+            (OUTSIDE_IPV6, 144_000, 26_000),
+            (PORT_IPV6_OUT, 66_200, 17_500),
             (SVC, 3_380, 7_280),
             (UPLINK, 220_000, 54_600),
             (OUTSIDE, 54_000, 35_000),
             (TRANSLATE, 122_000, 8_700),
             (PORT_BUFFER, 826_000, 41_600),
             (PORT_IPV6_BUFFER, 171_000, 41_600),
+            (PORT_IPV6_OUT_BUFFER, 36_400, 16_700),
             (TRANSLATE_BUFFER, 127_000, 8_800),
             (ONWARD, 100, 300),
             (PASS, 10, 100),
             (CLOCK, 50, 200),
         ] {
             let info = match name {
-                PORT_BUFFER | PORT_IPV6_BUFFER | TRANSLATE_BUFFER | ONWARD => programs
+                PORT_BUFFER | PORT_IPV6_BUFFER | PORT_IPV6_OUT_BUFFER | TRANSLATE_BUFFER
+                | ONWARD => programs
                     .load_classifier(name)
                     .expect("the kernel takes the program")
                     .info(),

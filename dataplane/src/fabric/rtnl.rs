@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope,
+};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::error::{FabricError, system};
@@ -111,6 +114,19 @@ fn set(
 /// Sets an interface up.
 pub(super) fn set_up(index: u32) -> Result<(), FabricError> {
     set("set up", index, LinkMessageBuilder::up)
+}
+
+/// Lets an interface hear all that is sent to many.
+pub(super) fn set_all_multicast(index: u32) -> Result<(), FabricError> {
+    run(
+        &format!("let interface {index} hear all multicast"),
+        |handle| async move {
+            let mut message = LinkUnspec::new_with_index(index).build();
+            message.header.flags |= LinkFlags::Allmulti;
+            message.header.change_mask |= LinkFlags::Allmulti;
+            handle.link().set(message).execute().await
+        },
+    )
 }
 
 /// Sets an interface's Ethernet address.
@@ -236,8 +252,8 @@ pub(super) fn link(name: &str) -> Result<Link, FabricError> {
     })
 }
 
-/// IPv4 neighbours of an interface whose Ethernet addresses are known.
-pub(super) fn neighbours(ifindex: u32) -> Result<BTreeMap<Ipv4Addr, [u8; 6]>, FabricError> {
+/// Neighbours of an interface whose Ethernet addresses are known.
+pub(super) fn neighbours(ifindex: u32) -> Result<BTreeMap<IpAddr, [u8; 6]>, FabricError> {
     run("list neighbours", |handle| async move {
         let mut neighbours = handle.neighbours().get().execute();
         let mut found = BTreeMap::new();
@@ -249,7 +265,10 @@ pub(super) fn neighbours(ifindex: u32) -> Result<BTreeMap<Ipv4Addr, [u8; 6]>, Fa
             for attribute in message.attributes {
                 match attribute {
                     NeighbourAttribute::Destination(NeighbourAddress::Inet(is)) => {
-                        address = Some(is);
+                        address = Some(IpAddr::V4(is));
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(is)) => {
+                        address = Some(IpAddr::V6(is));
                     }
                     NeighbourAttribute::LinkLayerAddress(is) => mac = is.try_into().ok(),
                     _ => {}
@@ -269,11 +288,11 @@ const NTF_EXT_MANAGED: u32 = 1;
 
 /// Lets the kernel find a neighbour's Ethernet address, and keep it up to date
 /// (Linux 5.16).
-pub(super) fn manage_neighbour(ifindex: u32, address: Ipv4Addr) -> Result<(), FabricError> {
+pub(super) fn manage_neighbour(ifindex: u32, address: IpAddr) -> Result<(), FabricError> {
     run(&format!("find neighbour {address}"), |handle| async move {
         let mut request = handle
             .neighbours()
-            .add(ifindex, address.into())
+            .add(ifindex, address)
             .state(NeighbourState::None)
             .replace();
         let flags = DefaultNla::new(NDA_FLAGS_EXT, NTF_EXT_MANAGED.to_ne_bytes().to_vec());
@@ -285,19 +304,21 @@ pub(super) fn manage_neighbour(ifindex: u32, address: Ipv4Addr) -> Result<(), Fa
     })
 }
 
-/// IPv4 routes of the main table by an interface.
-fn routes(ifindex: u32) -> Result<Vec<(Ipv4Addr, u8, Option<Ipv4Addr>)>, FabricError> {
+/// A route: its destination's address and length, and its gateway.
+type Way = (IpAddr, u8, Option<IpAddr>);
+
+/// Routes of the main table by an interface; `asked` says of which IP.
+fn routes(ifindex: u32, asked: RouteMessage) -> Result<Vec<Way>, FabricError> {
     run("list routes", |handle| async move {
-        let message = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = handle.route().get(message).execute();
+        let mut routes = handle.route().get(asked).execute();
         let mut found = Vec::new();
         while let Some(route) = routes.try_next().await? {
-            let (mut to, mut by, mut gateway) = (Ipv4Addr::UNSPECIFIED, None, None);
+            let (mut to, mut by, mut gateway) = (Ipv4Addr::UNSPECIFIED.into(), None, None);
             for attribute in route.attributes {
                 match attribute {
-                    RouteAttribute::Destination(RouteAddress::Inet(is)) => to = is,
+                    RouteAttribute::Destination(is) => to = ip(is).unwrap_or(to),
                     RouteAttribute::Oif(is) => by = Some(is),
-                    RouteAttribute::Gateway(RouteAddress::Inet(is)) => gateway = Some(is),
+                    RouteAttribute::Gateway(is) => gateway = ip(is),
                     _ => {}
                 }
             }
@@ -309,12 +330,19 @@ fn routes(ifindex: u32) -> Result<Vec<(Ipv4Addr, u8, Option<Ipv4Addr>)>, FabricE
     })
 }
 
-/// The gateway to an address by an interface; `None`: it is on the link, or not reached.
-pub(super) fn gateway_to(ifindex: u32, address: Ipv4Addr) -> Result<Option<Ipv4Addr>, FabricError> {
-    let covers = |to: Ipv4Addr, length: u8| {
-        ipnet::Ipv4Net::new(to, length).is_ok_and(|net| net.contains(&address))
-    };
-    let best = routes(ifindex)?
+fn ip(address: RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(is) => Some(is.into()),
+        RouteAddress::Inet6(is) => Some(is.into()),
+        _ => None,
+    }
+}
+
+/// The gateway to an IPv4 address by an interface; `None`: it is on the link, or not reached.
+pub(super) fn gateway_to(ifindex: u32, address: IpAddr) -> Result<Option<IpAddr>, FabricError> {
+    let covers =
+        |to: IpAddr, length: u8| IpNet::new(to, length).is_ok_and(|net| net.contains(&address));
+    let best = routes(ifindex, RouteMessageBuilder::<Ipv4Addr>::new().build())?
         .into_iter()
         .filter(|(to, length, _)| covers(*to, *length))
         .max_by_key(|(_, length, _)| *length);
@@ -322,21 +350,37 @@ pub(super) fn gateway_to(ifindex: u32, address: Ipv4Addr) -> Result<Option<Ipv4A
 }
 
 /// The gateway of an interface's default route.
-pub(super) fn default_gateway(ifindex: u32) -> Result<Option<Ipv4Addr>, FabricError> {
-    let routes = routes(ifindex)?;
-    Ok(routes
-        .into_iter()
-        .find_map(|(_, length, gateway)| gateway.filter(|_| length == 0)))
+pub(super) fn default_gateway(ifindex: u32) -> Result<Option<IpAddr>, FabricError> {
+    let routes = routes(ifindex, RouteMessageBuilder::<Ipv4Addr>::new().build())?;
+    Ok(of_default(&routes))
+}
+
+/// [`default_gateway`] of IPv6.
+pub(super) fn default_gateway_ipv6(ifindex: u32) -> Result<Option<IpAddr>, FabricError> {
+    let routes = routes(ifindex, RouteMessageBuilder::<Ipv6Addr>::new().build())?;
+    Ok(of_default(&routes))
+}
+
+fn of_default(routes: &[Way]) -> Option<IpAddr> {
+    routes
+        .iter()
+        .find_map(|(_, length, gateway)| gateway.filter(|_| *length == 0))
 }
 
 /// Adds a route to addresses that are on an interface's link.
-pub(super) fn add_link_route(ifindex: u32, prefix: ipnet::Ipv4Net) -> Result<(), FabricError> {
+pub(super) fn add_link_route(ifindex: u32, prefix: IpNet) -> Result<(), FabricError> {
     run(&format!("route {prefix}"), |handle| async move {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(prefix.network(), prefix.prefix_len())
-            .output_interface(ifindex)
-            .scope(RouteScope::Link)
-            .build();
+        let route = match prefix {
+            IpNet::V4(prefix) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(prefix.network(), prefix.prefix_len())
+                .output_interface(ifindex)
+                .scope(RouteScope::Link)
+                .build(),
+            IpNet::V6(prefix) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(prefix.network(), prefix.prefix_len())
+                .output_interface(ifindex)
+                .build(),
+        };
         handle.route().add(route).replace().execute().await
     })
 }

@@ -16,6 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::net::Ipv6Addr;
 
 use aya::maps::{ArrayOfMaps, DevMap, Map, MapData};
 use ocs_dataplane_shared::flow::{Bucket, WAYS};
@@ -29,9 +30,8 @@ use super::bpf;
 use super::bpffs::Before;
 use super::error::{FabricError, map};
 use super::maps::{self, DEVICES, ENDPOINTS, ENDPOINTS_IPV6, FLOWS, KernelMaps, NATS};
-use crate::compiler::numbers::Numbered;
 use crate::compiler::{Entries, ipv6_ports};
-use crate::model::Policy;
+use crate::model::{Policy, Vni};
 
 mod table;
 
@@ -42,7 +42,7 @@ const TRIES: usize = 100;
 
 /// The numbers that a predecessor gave to IPv6 addresses of a policy: its flows know them by
 /// these.
-pub(super) fn numbers(before: &Before, policy: &Policy) -> Vec<(Numbered, u32)> {
+pub(super) fn numbers(before: &Before, policy: &Policy) -> Vec<((Vni, Ipv6Addr), u32)> {
     let mut addresses = ipv6_ports::addresses(policy).peekable();
     if !is_known(before) || addresses.peek().is_none() {
         return Vec::new();

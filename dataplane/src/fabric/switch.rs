@@ -77,6 +77,7 @@ fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricErro
     let rules = Diff::of(&now.rules, &target.rules);
     let places = Diff::of(&now.places, &target.places);
     let one_step = places.is_empty()
+        && now.places_ipv6 == target.places_ipv6
         && changed_ports(now, target).len() <= 1
         && speak_of_nobody(&rules.come, now)
         && speak_of_nobody(&rules.go, target);
@@ -96,10 +97,12 @@ fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricErro
     let routes_ipv6 = Diff::of(&now.routes_ipv6, &target.routes_ipv6);
     routes.comes(&mut changes, Change::Route);
     routes_ipv6.comes(&mut changes, Change::RouteIpv6);
+    let places_ipv6 = Diff::of(&now.places_ipv6, &target.places_ipv6);
     acl_rules.comes(&mut changes, Change::AclRule);
     acl_classes.comes(&mut changes, Change::AclClass);
     make_slots(&mut changes, contents, target);
     places.comes(&mut changes, Change::Place);
+    places_ipv6.comes(&mut changes, Change::PlaceIpv6);
     // Those that became nobody are no longer as `now` has them, and different all the same.
     for new in [false, true] {
         write_ports(&mut changes, now, target, new);
@@ -108,6 +111,7 @@ fn plan(contents: &Contents, target: &Entries) -> Result<Vec<Change>, FabricErro
         rules.goes(&mut changes, Change::Rule);
     }
     places.goes(&mut changes, Change::Place);
+    places_ipv6.goes(&mut changes, Change::PlaceIpv6);
     routes.goes(&mut changes, Change::Route);
     routes_ipv6.goes(&mut changes, Change::RouteIpv6);
     acl_classes.goes(&mut changes, Change::AclClass);
@@ -309,6 +313,11 @@ fn remove_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries) {
             changes.push(Change::Public(*address, None));
         }
     }
+    for (address, vni) in &now.publics_ipv6 {
+        if target.publics_ipv6.get(address) != Some(vni) {
+            changes.push(Change::PublicIpv6(*address, None));
+        }
+    }
     for (key, address) in &now.forwarders {
         if target.forwarders.get(key) != Some(address) {
             changes.push(Change::Forwarder(*key, None));
@@ -380,6 +389,11 @@ fn write_ports(changes: &mut Vec<Change>, now: &Entries, target: &Entries, new: 
         for (address, key) in &target.publics {
             if now.publics.get(address) != Some(key) {
                 changes.push(Change::Public(*address, Some(*key)));
+            }
+        }
+        for (address, vni) in &target.publics_ipv6 {
+            if now.publics_ipv6.get(address) != Some(vni) {
+                changes.push(Change::PublicIpv6(*address, Some(*vni)));
             }
         }
     }

@@ -15,11 +15,13 @@
 //! ([`super::Fabric::refresh_hosts`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use ipnet::Ipv4Net;
-use ocs_dataplane_shared::layout::{Host, OUTSIDE_HOST, OUTSIDE_SLOT, UPLINK_SLOT, Uplink};
+use ipnet::IpNet;
+use ocs_dataplane_shared::layout::{
+    Host, OUTSIDE_HOST, OUTSIDE_HOST_IPV6, OUTSIDE_SLOT, UPLINK_SLOT, Uplink,
+};
 
 use super::error::FabricError;
 use super::{Fabric, State, links, netns, rtnl};
@@ -77,6 +79,13 @@ impl Fabric {
             ifindex: link.ifindex,
         };
         state.maps.set_uplink(UPLINK_SLOT, Some(uplink))?;
+        if config.outside {
+            // A pair of before leads nowhere now.
+            state.maps.set_uplink(OUTSIDE_SLOT, None)?;
+            // Whoever looks for an IPv6 address asks many, which an interface hears of those
+            // alone that its own addresses are among (RFC 4861 §7.2.2).
+            rtnl::set_all_multicast(link.ifindex)?;
+        }
         let outer = onward(link.ifindex);
         let onward0 = self.ensure_pair(&outer, ONWARD0)?;
         state.programs.attach_onward(&self.pins, &outer)?;
@@ -98,13 +107,24 @@ impl Fabric {
     /// Makes the pair to the host's network: `name` is the end that the host routes public
     /// addresses to, in the namespace of the thread that says so. Routes for `publics` are
     /// made.
-    pub fn set_outside_pair(&self, name: &str, publics: &[Ipv4Net]) -> Result<(), FabricError> {
+    pub fn set_outside_pair(&self, name: &str, publics: &[IpNet]) -> Result<(), FabricError> {
         let mut state = self.state();
         let state = &mut *state;
         let out0 = self.ensure_pair(name, OUT0)?;
         links::turn_off_tx_checksums(name)?;
         let outer = rtnl::link(name)?;
         state.programs.attach_outer(&self.pins, outer.ifindex)?;
+        if publics.iter().any(|prefix| matches!(prefix, IpNet::V6(_))) {
+            // The host asks for IPv6 neighbours from an address of this link, which nobody else
+            // has and nobody advertises.
+            for (name_of, value) in [
+                ("accept_ra", "0"),
+                ("accept_dad", "0"),
+                ("disable_ipv6", "0"),
+            ] {
+                netns::sysctl(&format!("ipv6/conf/{name}/{name_of}"), value)?;
+            }
+        }
         rtnl::set_up(outer.ifindex)?;
         for prefix in publics {
             rtnl::add_link_route(outer.ifindex, *prefix)?;
@@ -124,6 +144,7 @@ impl Fabric {
         };
         state.maps.set_uplink(OUTSIDE_SLOT, Some(uplink))?;
         let host = Host::new(OUTSIDE_HOST, outer.mac, 0, OUT0_MAC);
+        state.maps.set_host(OUTSIDE_HOST_IPV6, Some(host))?;
         state.maps.set_host(OUTSIDE_HOST, Some(host))
     }
 
@@ -164,11 +185,15 @@ pub(super) fn refresh_hosts(state: &mut State) -> Result<usize, FabricError> {
     let mut wanted: BTreeSet<u32> = state.contents.entries.hosts();
     if uplink.config.outside {
         wanted.insert(OUTSIDE_HOST);
+        if !state.contents.entries.publics_ipv6.is_empty() {
+            wanted.insert(OUTSIDE_HOST_IPV6);
+        }
     }
     let held = state.maps.hosts()?;
     let mut unknown = 0;
     for address in held.keys() {
-        let pair = *address == OUTSIDE_HOST && !uplink.config.outside;
+        let is_outside = matches!(*address, OUTSIDE_HOST | OUTSIDE_HOST_IPV6);
+        let pair = is_outside && !uplink.config.outside;
         if !wanted.contains(address) && !pair {
             state.maps.set_host(*address, None)?;
         }
@@ -195,12 +220,14 @@ pub(super) fn refresh_hosts(state: &mut State) -> Result<usize, FabricError> {
 fn next_hop(
     uplink: &Attached,
     address: u32,
-    known: &BTreeMap<Ipv4Addr, [u8; 6]>,
-) -> Result<Option<Ipv4Addr>, FabricError> {
-    if address == OUTSIDE_HOST {
-        return rtnl::default_gateway(uplink.ifindex);
+    known: &BTreeMap<IpAddr, [u8; 6]>,
+) -> Result<Option<IpAddr>, FabricError> {
+    match address {
+        OUTSIDE_HOST => return rtnl::default_gateway(uplink.ifindex),
+        OUTSIDE_HOST_IPV6 => return rtnl::default_gateway_ipv6(uplink.ifindex),
+        _ => {}
     }
-    let host = Ipv4Addr::from(address.to_ne_bytes());
+    let host = IpAddr::from(address.to_ne_bytes());
     if known.contains_key(&host) {
         return Ok(Some(host));
     }

@@ -177,6 +177,15 @@ impl Clock {
     }
 }
 
+/// An address as it lies in a packet.
+fn from_packet(address: [u32; 4]) -> Ipv6Addr {
+    let bytes = address.map(u32::to_ne_bytes);
+    bytes.as_flattened().try_into().map_or_else(
+        |_| Ipv6Addr::UNSPECIFIED,
+        |bytes: [u8; 16]| Ipv6Addr::from(bytes),
+    )
+}
+
 /// Addresses by what stands for them in a log.
 pub(super) struct Addresses(BTreeMap<u32, Ipv6Addr>);
 
@@ -184,23 +193,31 @@ impl Addresses {
     /// Those of a host with these entries.
     pub(super) fn of_host(entries: &Entries) -> Self {
         let endpoints = entries.endpoints_ipv6.iter();
-        let numbered = endpoints.map(|(key, endpoint)| {
-            let bytes = key.address.map(u32::to_ne_bytes);
-            let address = bytes.as_flattened().try_into().map_or_else(
-                |_| Ipv6Addr::UNSPECIFIED,
-                |bytes: [u8; 16]| Ipv6Addr::from(bytes),
-            );
-            (endpoint.number, address)
-        });
+        let numbered = endpoints.map(|(key, endpoint)| (endpoint.number, from_packet(key.address)));
         Self(numbered.collect())
     }
 
-    /// An IPv4 address is itself. `None`: a number whose address the host knows no more.
-    fn of(&self, raw: u32) -> Option<IpAddr> {
-        match raw.to_ne_bytes() {
-            [0, ..] => self.0.get(&raw).copied().map(IpAddr::V6),
-            bytes => Some(IpAddr::V4(Ipv4Addr::from(bytes))),
+    /// The addresses of a record. IPv4's are themselves, and one at least is a host's; numbers
+    /// of IPv6's are no IPv4 host's. `None`: a number whose address the host knows no more.
+    fn of(&self, maps: &KernelMaps, key: &LogKey) -> Result<Option<[IpAddr; 2]>, FabricError> {
+        let ends = [key.source, key.destination];
+        let is_number = |raw: &u32| matches!(raw.to_ne_bytes(), [0 | 224.., ..]);
+        if !ends.iter().all(is_number) {
+            let address = |raw: u32| IpAddr::V4(Ipv4Addr::from(raw.to_ne_bytes()));
+            return Ok(Some(ends.map(address)));
         }
+        let mut found = [IpAddr::V6(Ipv6Addr::UNSPECIFIED); 2];
+        for (found, number) in found.iter_mut().zip(ends) {
+            let address = match self.0.get(&number) {
+                Some(address) => *address,
+                None => match maps.stranger(number)? {
+                    Some(address) => from_packet(address),
+                    None => return Ok(None),
+                },
+            };
+            *found = IpAddr::V6(address);
+        }
+        Ok(Some(found))
     }
 }
 
@@ -225,8 +242,7 @@ pub(super) fn take_log(
             log.skipped_packets = packets;
             continue;
         }
-        let ends = (addresses.of(key.source), addresses.of(key.destination));
-        let (Some(source), Some(destination)) = ends else {
+        let Some([source, destination]) = addresses.of(maps, &key)? else {
             log.skipped_packets += packets;
             continue;
         };

@@ -233,7 +233,7 @@ fn routes_lead_within_the_network_or_nowhere() {
         routes: [
             route("fd00:0:0:2::/64", Target::Local),
             route("fd00:0:0:3::/64", Target::Blackhole),
-            route("2001:db8::/32", Target::Outside),
+            route("2001:db8::/32", Target::Peer(Vni(6))),
         ]
         .into(),
     };
@@ -245,11 +245,11 @@ fn routes_lead_within_the_network_or_nowhere() {
     let (a, c) = (bench.end(A, 4000), bench.end(C, 80));
     assert!(bench.passes(A, &tcp(a, c, SYN)));
     let to = |ip| tcp(a, End { ip, ..c }, SYN);
-    let outside = "2001:db8::1".parse().expect("an address");
+    let peered = "2001:db8::1".parse().expect("an address");
     for (ip, reason) in [
         (address(2, 99), Reason::NoEndpoint),
         (address(3, 1), Reason::Blackhole),
-        (outside, Reason::Blackhole),
+        (peered, Reason::Blackhole),
         (address(4, 1), Reason::NoRoute),
         (a.ip, Reason::NoEndpoint),
     ] {

@@ -19,11 +19,15 @@ const GROUPS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Ports of a policy: three to each of two networks, whose addresses overlap.
 pub const PORTS: usize = 6;
 const ADDRESSES: [[u8; 4]; 3] = [[10, 0, 0, 10], [10, 0, 0, 130], [10, 0, 1, 10]];
-/// Their IPv6 addresses: two of one subnet, as those above, and one of another.
-const IPV6: [Ipv6Addr; 3] = [
+/// Their IPv6 addresses, which are the outside's, too, and so nobody's twice: two of one subnet,
+/// as those above, and one of another; then the same of another network.
+const IPV6: [Ipv6Addr; 6] = [
     Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0x10),
     Ipv6Addr::new(0xfd00, 0, 0, 1, 0x8000, 0, 0, 0x10),
     Ipv6Addr::new(0xfd00, 0, 0, 2, 0, 0, 0, 0x10),
+    Ipv6Addr::new(0xfd00, 0, 0, 0x101, 0, 0, 0, 0x10),
+    Ipv6Addr::new(0xfd00, 0, 0, 0x101, 0x8000, 0, 0, 0x10),
+    Ipv6Addr::new(0xfd00, 0, 0, 0x102, 0, 0, 0, 0x10),
 ];
 
 fn peer() -> impl Strategy<Value = Peer> {
@@ -33,9 +37,10 @@ fn peer() -> impl Strategy<Value = Peer> {
             let prefix = format!("{}/{length}", Ipv4Addr::from(ADDRESSES[address]));
             Peer::Cidr(prefix.parse::<ipnet::IpNet>().expect("a prefix").trunc())
         }),
-        (0..IPV6.len(), prop_oneof![Just(0), 60..=66u8, 126..=128u8]).prop_map(
+        (0..=IPV6.len(), prop_oneof![Just(0), 60..=66u8, 126..=128u8]).prop_map(
             |(address, length)| {
-                let prefix = ipnet::Ipv6Net::new(IPV6[address], length).expect("a prefix");
+                let address = IPV6.get(address).copied().unwrap_or(STRANGER);
+                let prefix = ipnet::Ipv6Net::new(address, length).expect("a prefix");
                 Peer::Cidr(prefix.trunc().into())
             }
         ),
@@ -104,8 +109,10 @@ const ELSEWHERE: [Ipv4Addr; 3] = [
 const ELSEWHERE_IPV6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0x99),
     REMOTE_IPV6,
-    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7),
+    STRANGER,
 ];
+/// Someone outside.
+const STRANGER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 
 fn target() -> impl Strategy<Value = Target> {
     let hops = ADDRESSES.map(Ipv4Addr::from).into_iter().chain([REMOTE]);
@@ -113,6 +120,7 @@ fn target() -> impl Strategy<Value = Target> {
         3 => Just(Target::Local),
         1 => Just(Target::Blackhole),
         2 => Just(Target::Outside),
+        1 => Just(Target::EgressOnly),
         2 => proptest::sample::select(hops.collect::<Vec<_>>())
             .prop_map(|hop| Target::NextHop(hop.into())),
         1 => Just(Target::Peer(Vni(6))),
@@ -129,6 +137,8 @@ fn route_table() -> impl Strategy<Value = RouteTable> {
         "::/0",
         "fd00::/32",
         "fd00:0:0:2::/64",
+        "fd00:0:0:100::/56",
+        "2001:db8::/32",
         "fd00:0:0:2::10/128",
     ];
     let prefix = proptest::sample::select(prefixes.to_vec());
@@ -218,7 +228,7 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
                 );
                 let extra = &extras[index];
                 port.table = extra.table.map(|table| TableId(table.to_string()));
-                super::ipv6::give(&mut port, IPV6[index % 3]);
+                super::ipv6::give(&mut port, IPV6[index]);
                 port.acl = extra.acl.map(|acl| AclId(acl.to_string()));
                 port.source_dest_check = extra.check;
                 if extra.public {
@@ -231,10 +241,17 @@ pub fn policies(ifindexes: [u32; PORTS]) -> impl Strategy<Value = Policy> {
         let named = |index: usize| index.to_string();
         policy.tables = (0..).map(named).map(TableId).zip(tables).collect();
         policy.acls = (0..).map(named).map(AclId).zip(acls).collect();
-        for (vni, peer) in [(Vni(5), Vni(6)), (Vni(6), Vni(5))] {
+        let ipv6 = ["fd00::/56", "fd00:0:0:100::/56"].map(|net| net.parse().expect("a prefix"));
+        for (vni, peer, [own, theirs]) in
+            [(Vni(5), Vni(6), ipv6), (Vni(6), Vni(5), [ipv6[1], ipv6[0]])]
+        {
             let network = Network {
-                cidrs: ["10.0.0.0/16".parse().expect("a prefix")].into(),
-                peers: [("172.20.0.0/16".parse().expect("a prefix"), peer)].into(),
+                cidrs: ["10.0.0.0/16".parse().expect("a prefix"), own].into(),
+                peers: [
+                    ("172.20.0.0/16".parse().expect("a prefix"), peer),
+                    (theirs, peer),
+                ]
+                .into(),
             };
             policy.networks.insert(vni, network);
         }

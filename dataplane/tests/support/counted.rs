@@ -68,6 +68,26 @@ impl Maps for Counted<'_> {
         self.memory.route_ipv6(key)
     }
 
+    fn place_ipv6(&self, key: &ipv6::layout::PrefixKey) -> Option<ipv6::layout::Place> {
+        self.asked("place_ipv6");
+        self.memory.place_ipv6(key)
+    }
+
+    fn public_ipv6(&self, address: &ipv6::layout::Address6) -> Option<u32> {
+        self.asked("public_ipv6");
+        self.memory.public_ipv6(address)
+    }
+
+    fn secret(&self) -> Option<&ipv6::layout::Secret> {
+        self.asked("secret");
+        self.memory.secret()
+    }
+
+    fn name(&self, number: Address, address: &ipv6::layout::Address6) {
+        self.asked("name");
+        self.memory.name(number, address);
+    }
+
     fn service(&self, address: Address) -> Option<&Service> {
         self.asked("service");
         self.memory.service(address)

@@ -9,12 +9,15 @@ use ocs_dataplane::model::Policy;
 use ocs_dataplane::shared::flow::{Bucket, FlowKey, Progress, State, WAYS};
 use ocs_dataplane::shared::layout::{
     AclClassKey, AclRuleKey, Address, Direction, Endpoint, EndpointKey, FLOW_BUCKETS, ForwarderKey,
-    Host, NAT_BUCKETS, Place, PrefixKey, Reason, Route, RuleKey, Service, TRANSLATE, Tap, Uplink,
+    Host, NAT_BUCKETS, OUTSIDE_IPV6, Place, PrefixKey, Reason, Route, RuleKey, Service, TRANSLATE,
+    Tap, Uplink,
 };
 use ocs_dataplane::shared::limit::{Limits, Meter, Meters};
 use ocs_dataplane::shared::log::LogKey;
 use ocs_dataplane::shared::{Action, Maps, guest, ipv6, responder, uplink};
 
+/// What numbers of addresses outside are made with.
+const SECRET: ipv6::layout::Secret = [3, 5 << 40, 7 << 32, 11 << 36, 13 << 33];
 /// Jiffies of a second.
 pub const HZ: u32 = 100;
 
@@ -30,6 +33,8 @@ pub struct Memory {
     pub uplinks: BTreeMap<u32, Uplink>,
     counters: RefCell<BTreeMap<u32, Counters>>,
     logs: RefCell<BTreeMap<u32, Log>>,
+    /// What numbers of strangers stand for.
+    pub names: RefCell<BTreeMap<u32, ipv6::layout::Address6>>,
     hz: u32,
     pub now: u64,
 }
@@ -46,6 +51,7 @@ impl Memory {
     pub fn with_hz(policy: &Policy, hz: u32) -> Self {
         let mut memory = Self {
             logs: RefCell::default(),
+            names: RefCell::default(),
             entries: Entries::default(),
             slots: Slots::default(),
             numbers: Numbers::after(0, 0),
@@ -87,6 +93,9 @@ impl Memory {
                 _ => ipv6::receive(frame, self, ifindex),
             };
         }
+        if let Action::Stage { .. } = action {
+            action = ipv6::outside::send(frame, self, ifindex);
+        }
         self.carry_out(action)
     }
 
@@ -98,15 +107,22 @@ impl Memory {
     /// What the `uplink` program does.
     pub fn run_uplink(&self, frame: &mut Vec<u8>) -> Action {
         let mut action = uplink::receive(frame, self);
-        if let Action::Stage { .. } = action {
-            action = ipv6::receive_uplink(frame, self);
+        if let Action::Stage { stage, .. } = action {
+            action = match stage {
+                OUTSIDE_IPV6 => ipv6::outside::receive(frame, self),
+                _ => ipv6::receive_uplink(frame, self),
+            };
         }
         self.carry_out(action)
     }
 
     /// What the `outside` program does.
     pub fn run_outside(&self, frame: &mut Vec<u8>) -> Action {
-        self.carry_out(uplink::receive_outside(frame, self))
+        let mut action = uplink::receive_outside(frame, self);
+        if let Action::Stage { .. } = action {
+            action = ipv6::outside::receive(frame, self);
+        }
+        self.carry_out(action)
     }
 
     fn carry_out(&self, action: Action) -> Action {
@@ -205,6 +221,26 @@ fn longest<'a, Key: 'a, Value: Copy + 'a>(
         .map(|(_, value)| *value)
 }
 
+/// The value of the longest prefix of an IPv6 address.
+fn longest_ipv6<Value: Copy>(
+    entries: &BTreeMap<(ipv6::layout::PrefixKey, u32), Value>,
+    key: &ipv6::layout::PrefixKey,
+) -> Option<Value> {
+    let bits = |key: &ipv6::layout::PrefixKey| {
+        let words = key.address.map(u32::to_ne_bytes);
+        joined(words.as_flattened(), &[])
+    };
+    let entries = entries.iter();
+    entries
+        .filter(|((prefix, length), _)| {
+            let free = 160 - length;
+            let mask = u128::MAX.checked_shl(free).unwrap_or(0);
+            prefix.scope == key.scope && (bits(prefix) ^ bits(key)) & mask == 0
+        })
+        .max_by_key(|((_, length), _)| *length)
+        .map(|(_, value)| *value)
+}
+
 impl Maps for Memory {
     fn tap(&self, ifindex: u32) -> Option<&Tap> {
         self.entries.taps.get(&ifindex)
@@ -223,19 +259,23 @@ impl Maps for Memory {
     }
 
     fn route_ipv6(&self, key: &ipv6::layout::PrefixKey) -> Option<Route> {
-        let bits = |key: &ipv6::layout::PrefixKey| {
-            let words = key.address.map(u32::to_ne_bytes);
-            joined(words.as_flattened(), &[])
-        };
-        let routes = self.entries.routes_ipv6.iter();
-        routes
-            .filter(|((prefix, length), _)| {
-                let free = 160 - length;
-                let mask = u128::MAX.checked_shl(free).unwrap_or(0);
-                prefix.scope == key.scope && (bits(prefix) ^ bits(key)) & mask == 0
-            })
-            .max_by_key(|((_, length), _)| *length)
-            .map(|(_, route)| *route)
+        longest_ipv6(&self.entries.routes_ipv6, key)
+    }
+
+    fn place_ipv6(&self, key: &ipv6::layout::PrefixKey) -> Option<ipv6::layout::Place> {
+        longest_ipv6(&self.entries.places_ipv6, key)
+    }
+
+    fn public_ipv6(&self, address: &ipv6::layout::Address6) -> Option<u32> {
+        self.entries.publics_ipv6.get(address).copied()
+    }
+
+    fn secret(&self) -> Option<&ipv6::layout::Secret> {
+        Some(&SECRET)
+    }
+
+    fn name(&self, number: Address, address: &ipv6::layout::Address6) {
+        self.names.borrow_mut().insert(number, *address);
     }
 
     fn service(&self, address: Address) -> Option<&Service> {

@@ -125,7 +125,7 @@ struct Reaching {
     outside: Option<String>,
     /// Public addresses that the host's network finds there.
     #[arg(long, requires = "outside", value_delimiter = ',')]
-    public_cidrs: Vec<ipnet::Ipv4Net>,
+    public_cidrs: Vec<ipnet::IpNet>,
 }
 
 impl Reaching {

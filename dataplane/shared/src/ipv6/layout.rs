@@ -4,6 +4,10 @@
 //! PORTS_IPV6      slot              → Port      what a port is in IPv6
 //! ENDPOINTS_IPV6  (vni, address)    → Endpoint  who receives, and the address's number
 //! ROUTES_IPV6     (table, prefix)   → Route     the way to an address
+//! PLACES_IPV6     (vni, prefix)     → Place     what a network sees of an address
+//! PUBLICS_IPV6    address           → vni       whose an address is that is reached from outside
+//! SECRETS         0                 → Secret    what numbers of addresses outside are made with
+//! STRANGERS       number            → address   what they stand for, in flow logs
 //! ```
 
 use crate::layout::{self, Address};
@@ -74,6 +78,29 @@ pub const fn number(n: u32) -> Address {
     (n & (MAX_NUMBER - 1)).to_be()
 }
 
+/// Numbers of addresses that are no endpoint's are of 224.0.0.0/3, from where no IPv4 packet
+/// comes either (RFC 1112 §4, RFC 1122 §3.2.1.3).
+pub const STRANGER: Address = Address::from_ne_bytes([0xe0, 0, 0, 0]);
+
+/// What numbers of addresses outside are made with: random, and the host's own.
+pub type Secret = [u64; 5];
+
+/// The number of an address that is no endpoint's: 29 bits of a strongly universal hash
+/// (Lemire and Kaser, "Strongly universal string hashing is fast", §3), so that nobody who
+/// does not know the secret finds two addresses that share one, but by trying 2^29 of them.
+#[inline(always)]
+#[must_use]
+pub fn stranger(secret: &Secret, address: &Address6) -> Address {
+    let [begin, a, b, c, d] = *secret;
+    let [e, f, g, h] = address.map(u64::from);
+    let sum = begin
+        .wrapping_add(a.wrapping_mul(e))
+        .wrapping_add(b.wrapping_mul(f))
+        .wrapping_add(c.wrapping_mul(g))
+        .wrapping_add(d.wrapping_mul(h));
+    (sum >> 32) as u32 | STRANGER
+}
+
 /// `PORTS_IPV6`; without addresses, zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +111,8 @@ pub struct Port {
     pub subnet: [u32; 2],
     /// The first half of its subnet's mask: no subnet is smaller than a /64.
     pub mask: [u32; 2],
+    /// Its subnet's route table; 0 leads to its own network alone.
+    pub table: u32,
 }
 
 impl Port {
@@ -122,11 +151,21 @@ pub struct Endpoint {
     pub is: layout::Endpoint,
 }
 
-/// Key of `ROUTES_IPV6`, a prefix tree over `address`.
+/// `PLACES_IPV6`: what a network sees of an address that is no endpoint of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The atom it is in, and whose address space.
+    pub is: layout::Place,
+    /// The prefix's number, made by [`number`]: what network ACLs know its addresses by.
+    pub number: Address,
+}
+
+/// Key of `ROUTES_IPV6` and `PLACES_IPV6`, prefix trees over `address`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PrefixKey {
-    /// The route table.
+    /// The route table, or the network.
     pub scope: u32,
     /// An address.
     pub address: Address6,
@@ -136,7 +175,8 @@ pub struct PrefixKey {
 pub const PREFIX_BITS: u32 = 160;
 
 const _: () = {
-    assert!(size_of::<Port>() == 32);
+    assert!(size_of::<Port>() == 36);
+    assert!(size_of::<Place>() == 12);
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<Endpoint>() == 60);
     assert!(size_of::<PrefixKey>() * 8 == PREFIX_BITS as usize);

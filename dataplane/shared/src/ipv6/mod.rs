@@ -1,25 +1,28 @@
-//! IPv6 inside a network.
+//! IPv6 of networks, and from there out.
 //!
 //! ```text
 //!  port ── EtherType ──▶ stage PORT_IPV6    parse ─┬─ neighbour  answered in place
 //!                                                  ├─ service    to the responder
-//!                                                  └─ route ─ numbers ─▶ forward::by_way
+//!                                                  ├─ route ─ numbers ─▶ forward::by_way
+//!                                                  └─ route ─▶ stage PORT_IPV6_OUT
+//!                                                             numbers ─▶ forward::by_way
 //!  uplink ─ VXLAN of IPv6 ─▶ stage UPLINK_IPV6  unwrap ─ numbers ─▶ deliver
+//!         └ IPv6 ──────────▶ stage OUTSIDE_IPV6 outside ─ numbers ─▶ deliver
 //! ```
 //!
 //! An address is looked up once, among those that the host knows, and from then on goes by
 //! its *number*, which stands where an IPv4 address would: tracker, rules, network ACLs and
 //! flow log are the very same code and maps for both. No number is an IPv4 address, since
-//! numbers lie in 0.0.0.0/8, and none is given to another address while 2^24 others are
-//! left.
+//! an endpoint's lies in 0.0.0.0/8, and none is given to another address while 2^24 others
+//! are left; that of an address outside is a hash with a secret, in 224.0.0.0/3.
 //!
-//! So it reaches addresses of its own network alone: who sends for an address that no
-//! endpoint has, or to one, is dropped. Programs of their own, called last, keep IPv4's as
-//! they are, and their stack theirs.
+//! Programs of their own, called last, keep IPv4's as they are, and their stack theirs.
 
 pub mod layout;
 mod neighbour;
+pub mod outside;
 pub mod parse;
+mod peer;
 mod route;
 pub(crate) mod service;
 mod too_big;
@@ -27,7 +30,7 @@ mod too_big;
 use crate::deliver::{Arrival, deliver};
 use crate::forward;
 use crate::judge::{Asked, Peer};
-use crate::layout::{Direction, Reason, Tap, UPLINK_SLOT};
+use crate::layout::{Direction, PORT_IPV6_OUT, Reason, Tap, UPLINK_SLOT};
 use crate::maps::{Action, Maps};
 use crate::packet::Packet;
 use crate::parse::{self as frame, ETH_SOURCE, Ip};
@@ -81,7 +84,12 @@ fn from_port(
     if too_long::is(packet, tap) {
         return too_big::answer(packet, maps, tap, ip);
     }
-    let found = route::find(maps, tap, own, ip)?;
+    let Some(found) = route::find(maps, tap, own, ip)? else {
+        return Ok(Action::Stage {
+            stage: PORT_IPV6_OUT,
+            slot: tap.slot,
+        });
+    };
     let sender = Peer {
         address: sender.number,
         identity: sender.is.identity,
@@ -125,6 +133,8 @@ fn from_host(packet: &mut (impl Packet + ?Sized), maps: &impl Maps) -> Result<Ac
         },
         crosses: enters(maps, receiver, &ip.source),
         from: UPLINK_SLOT,
+        policy: receiver.is.identity.set,
+        may_begin: true,
     };
     let ip = ip.numbered(sender.number, receiver.number);
     let asked = Asked::read(packet, &ip, true).ok_or(Reason::Malformed)?;

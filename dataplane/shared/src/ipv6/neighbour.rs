@@ -17,10 +17,10 @@ use crate::parse::{ETH_LEN, ETH_TYPE, ETHERTYPE_IPV6, ICMPV6, Part};
 const LENGTH: usize = ETH_LEN + 4;
 pub(super) const MESSAGE: usize = ETH_LEN + HEADER_LEN;
 pub(super) const CHECKSUM: usize = MESSAGE + 2;
-const TARGET: usize = MESSAGE + 8;
+pub(super) const TARGET: usize = MESSAGE + 8;
 const OPTION: usize = MESSAGE + 24;
 
-const SOLICITATION: u16 = u16::from_ne_bytes([135, 0]);
+pub(super) const SOLICITATION: u16 = u16::from_ne_bytes([135, 0]);
 const ADVERTISEMENT: u16 = u16::from_ne_bytes([136, 0]);
 const ROUTER_SOLICITATION: u16 = u16::from_ne_bytes([133, 0]);
 const ROUTER_ADVERTISEMENT: u16 = u16::from_ne_bytes([134, 0]);
@@ -34,18 +34,18 @@ const MTU_OPTION: u32 = u32::from_ne_bytes([5, 1, 0, 0]);
 const VERSION: u32 = 0x6000_0000;
 /// Flags of an advertisement (RFC 4861 §4.4).
 const ROUTER_FLAG: u32 = 0x8000_0000;
-const SOLICITED: u32 = 0x4000_0000;
-const OVERRIDE: u32 = 0x2000_0000;
+pub(super) const SOLICITED: u32 = 0x4000_0000;
+pub(super) const OVERRIDE: u32 = 0x2000_0000;
 /// An option of 8 bytes that holds an Ethernet address (RFC 2464 §6).
 const SOURCE_MAC: u16 = u16::from_ne_bytes([1, 1]);
 const TARGET_MAC: u16 = u16::from_ne_bytes([2, 1]);
 /// A message that has crossed no router (RFC 4861 §7.1.1).
-const NO_HOPS: u8 = 255;
+pub(super) const NO_HOPS: u8 = 255;
 
 /// Words of the longest message that is answered with: an error with its quote.
 pub(super) const CHECKSUM_WORDS: usize = (8 + too_big::QUOTE) / 4;
 
-const UNSPECIFIED: Address6 = [0; 4];
+pub(super) const UNSPECIFIED: Address6 = [0; 4];
 const ALL_NODES: Address6 = address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
 /// Whether a packet is for the port's link: to or from a link-local address or none
@@ -62,12 +62,12 @@ pub(super) fn is_for_link(packet: &(impl Packet + ?Sized), ip: &Ipv6) -> bool {
 }
 
 #[inline(always)]
-fn is_many(address: &Address6) -> bool {
+pub(super) fn is_many(address: &Address6) -> bool {
     address[0].to_ne_bytes()[0] == 0xff
 }
 
 #[inline(always)]
-fn is_link_local(address: &Address6) -> bool {
+pub(super) fn is_link_local(address: &Address6) -> bool {
     let [first, second, ..] = address[0].to_ne_bytes();
     first == 0xfe && second & 0xc0 == 0x80
 }
@@ -118,7 +118,7 @@ pub(super) fn answer(
         let mac = owner_of(maps, tap, own, &target).ok_or(Reason::ArpUnanswered)?;
         (mac, SOLICITED | OVERRIDE)
     };
-    advertise(packet, tap, ip, &target, mac, flags).ok_or(Reason::Malformed)?;
+    advertise(packet, tap.mac, ip, &target, mac, flags).ok_or(Reason::Malformed)?;
     maps.count(tap.slot, Direction::Egress, Reason::Answered);
     Ok(Action::Bounce)
 }
@@ -138,9 +138,9 @@ fn owner_of(maps: &impl Maps, tap: &Tap, own: &Port, target: &Address6) -> Optio
 /// an option, in whose place the answer is; what asks the neighbour itself need not, and
 /// then the answer needs none.
 #[inline(always)]
-fn advertise(
+pub(super) fn advertise(
     packet: &mut (impl Packet + ?Sized),
-    tap: &Tap,
+    to: [u8; 6],
     ip: &Ipv6,
     target: &Address6,
     mac: [u8; 6],
@@ -152,7 +152,7 @@ fn advertise(
     }
     let length = if named { 32 } else { 24 };
     packet.truncate(MESSAGE + length)?;
-    store_ethernet(packet, tap.mac, mac)?;
+    store_ethernet(packet, to, mac)?;
     packet.store_u16(LENGTH, (length as u16).to_be())?;
     store_address(packet, SOURCE, target)?;
     store_address(packet, DESTINATION, &ip.source)?;

@@ -234,22 +234,24 @@ pub(crate) fn icmp(
 }
 
 /// Reads the packet that an ICMPv6 error quotes, if it is one that the error's receiver sent
-/// to the error's sender. `ip` is the error's. The quote's lengths speak of the packet that
-/// was, so they are not checked.
+/// to the error's sender, or to the address of number `about`. `ip` is the error's. The quote's
+/// lengths speak of the packet that was, so they are not checked.
 #[inline(always)]
 pub(crate) fn quoted(
     packet: &(impl Packet + ?Sized),
     at: usize,
     ip: &Ip,
+    about: Option<u32>,
 ) -> Option<(Ip, Transport)> {
     if packet.load_u8(at)? >> 4 != 6 {
         return None;
     }
     for word in 0..4 {
         let (from, to) = (SOURCE + 4 * word, DESTINATION + 4 * word);
-        if packet.load_u32(at + 8 + 4 * word)? != packet.load_u32(to)?
-            || packet.load_u32(at + 24 + 4 * word)? != packet.load_u32(from)?
-        {
+        if packet.load_u32(at + 8 + 4 * word)? != packet.load_u32(to)? {
+            return None;
+        }
+        if about.is_none() && packet.load_u32(at + 24 + 4 * word)? != packet.load_u32(from)? {
             return None;
         }
     }
@@ -282,7 +284,7 @@ pub(crate) fn quoted(
     let inner = Ip {
         family: Family::V6,
         source: ip.destination,
-        destination: ip.source,
+        destination: about.unwrap_or(ip.source),
         protocol,
         ttl: 0,
         id: 0,

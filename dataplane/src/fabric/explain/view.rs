@@ -56,6 +56,7 @@ pub(super) struct View<'a> {
     taps: Kept<Tap>,
     endpoints: Kept<Endpoint>,
     ports_ipv6: Kept<ipv6::Port>,
+    secrets: Kept<ipv6::Secret>,
     endpoints_ipv6: Kept<ipv6::Endpoint>,
     buckets: Kept<Bucket>,
     hosts: Kept<Host>,
@@ -73,6 +74,7 @@ impl<'a> View<'a> {
             taps: Kept::default(),
             endpoints: Kept::default(),
             ports_ipv6: Kept::default(),
+            secrets: Kept::default(),
             endpoints_ipv6: Kept::default(),
             buckets: Kept::default(),
             hosts: Kept::default(),
@@ -135,6 +137,22 @@ impl Maps for View<'_> {
         self.saw(Seen::Route(key.scope, route));
         route
     }
+
+    fn place_ipv6(&self, key: &ipv6::PrefixKey) -> Option<ipv6::Place> {
+        self.found(self.maps.place_ipv6(key))
+    }
+
+    // What comes in from outside is not explained.
+    fn public_ipv6(&self, _address: &ipv6::Address6) -> Option<u32> {
+        None
+    }
+
+    fn secret(&self) -> Option<&ipv6::Secret> {
+        let secret = self.found(self.maps.secret().map(Some))?;
+        Some(self.secrets.keep(secret))
+    }
+
+    fn name(&self, _number: Address, _address: &ipv6::Address6) {}
 
     // The responder's answers are not explained.
     fn service(&self, _address: Address) -> Option<&Service> {

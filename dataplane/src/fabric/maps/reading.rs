@@ -16,8 +16,8 @@ use ocs_dataplane_shared::limit::{Limits, Meters};
 
 use super::{
     ACL_CLASSES, ACL_RULES, COUNTERS, DEVICES, ENDPOINTS, ENDPOINTS_IPV6, FLOWS, FORWARDERS, HOSTS,
-    KernelMaps, LIMITS, METERS, NATS, PLACES, PORTS_IPV6, PUBLICS, Plain, ROUTES, ROUTES_IPV6,
-    RULES, Raw, SERVICES, TAPS, TableMap, Trie,
+    KernelMaps, LIMITS, METERS, NATS, PLACES, PLACES_IPV6, PORTS_IPV6, PUBLICS, PUBLICS_IPV6,
+    Plain, ROUTES, ROUTES_IPV6, RULES, Raw, SECRETS, SERVICES, STRANGERS, TAPS, TableMap, Trie,
 };
 use crate::compiler::{Entries, Prefixed};
 use crate::fabric::Counters;
@@ -62,6 +62,11 @@ impl KernelMaps {
         entries.places = read_trie(&self.places, PLACES, |Raw(value)| value)?;
         entries.routes = read_trie(&self.routes, ROUTES, |Raw(value)| value)?;
         entries.routes_ipv6 = read_trie(&self.routes_ipv6, ROUTES_IPV6, |Raw(value)| value)?;
+        entries.places_ipv6 = read_trie(&self.places_ipv6, PLACES_IPV6, |Raw(value)| value)?;
+        for entry in self.publics_ipv6.iter() {
+            let (address, vni) = entry.map_err(map(PUBLICS_IPV6))?;
+            entries.publics_ipv6.insert(address, vni);
+        }
         entries.acl_classes = read_trie(&self.acl_classes, ACL_CLASSES, |value| value)?;
         entries.acl_rules = read_trie(&self.acl_rules, ACL_RULES, |value| value)?;
         entries.devices = read_devices(&self.devices)?;
@@ -169,6 +174,28 @@ impl KernelMaps {
     ) -> Result<Option<EndpointKey>, FabricError> {
         let found = present(self.publics.get(&address, 0)).map_err(map(PUBLICS))?;
         Ok(found.map(|Raw(key)| key))
+    }
+
+    /// What a network sees of an IPv6 address.
+    pub(in crate::fabric) fn place_ipv6(
+        &self,
+        key: &ipv6::PrefixKey,
+    ) -> Result<Option<ipv6::Place>, FabricError> {
+        let found = find(&self.places_ipv6, *key, ipv6::PREFIX_BITS, PLACES_IPV6)?;
+        Ok(found.map(|Raw(place)| place))
+    }
+
+    /// What numbers of IPv6 addresses outside are made with; nothing but zeros: not set.
+    pub(in crate::fabric) fn secret(&self) -> Result<ipv6::Secret, FabricError> {
+        self.secrets.get(&0, 0).map_err(map(SECRETS))
+    }
+
+    /// The IPv6 address outside that a number stands for in flow logs.
+    pub(in crate::fabric) fn stranger(
+        &self,
+        number: u32,
+    ) -> Result<Option<ipv6::Address6>, FabricError> {
+        present(self.strangers.get(&number, 0)).map_err(map(STRANGERS))
     }
 
     /// How to reach another host, as the programs find it.
