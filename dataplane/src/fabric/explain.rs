@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ocs_dataplane_shared::layout::{
-    ATOM, Direction as Way, Endpoint, PORT_IPV6, RESPONDER_SLOT, ROUTE_NETWORK, ROUTE_NEXT_HOP,
-    ROUTE_OUTSIDE, Reason, Route, RuleKey, UPLINK_SLOT,
+    ATOM, Direction as Way, Endpoint, PORT_IPV6, RESPONDER_SLOT, ROUTE_EGRESS_ONLY, ROUTE_NETWORK,
+    ROUTE_NEXT_HOP, ROUTE_OUTSIDE, Reason, Route, RuleKey, UPLINK_SLOT,
 };
 use ocs_dataplane_shared::{Action, guest, ipv6};
 
@@ -143,6 +143,7 @@ impl Story<'_> {
                 ROUTE_NETWORK => format!("to network {}", route.vni),
                 ROUTE_NEXT_HOP => format!("by {}", hop(route)),
                 ROUTE_OUTSIDE => "out of the host".to_owned(),
+                ROUTE_EGRESS_ONLY => "out of the host, and nothing new back".to_owned(),
                 _ => "nowhere (blackhole)".to_owned(),
             },
         };
@@ -178,7 +179,7 @@ impl Story<'_> {
         let own = self.port.vni.0;
         match self.found_route().and_then(|(_, route)| route) {
             Some(route) => match route.kind {
-                ROUTE_OUTSIDE => None,
+                ROUTE_OUTSIDE | ROUTE_EGRESS_ONLY => None,
                 ROUTE_NEXT_HOP => Some((route.vni, hop(route).into())),
                 ROUTE_NETWORK => Some((route.vni, to)),
                 _ => Some((own, to)),
@@ -247,8 +248,10 @@ impl Story<'_> {
 
     fn egress(&self) -> Option<Side<'_>> {
         let to = self.packet.destination;
+        let route = self.found_route().and_then(|(_, route)| route);
+        let by_hop = route.is_some_and(|route| route.kind == ROUTE_NEXT_HOP);
         let peer_groups = match self.next() {
-            Some((vni, address)) if address == to => groups(self.names.policy, Vni(vni), to),
+            Some((vni, _)) if !by_hop => groups(self.names.policy, Vni(vni), to),
             // Whom others forward to is known by its address alone.
             _ => &NOBODY,
         };
