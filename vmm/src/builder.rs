@@ -30,7 +30,7 @@ use crate::{inherit, layout};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use ocs_vmm_spec::console::RingWriter;
-use ocs_vmm_spec::{Boot, Restore, Source, Spec, Transport};
+use ocs_vmm_spec::{Boot, Restore, Source, Spec};
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -76,6 +76,8 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
         rtc: Rtc::default(),
         power: Power::new(ioapic.line(layout::EVENT_GSI)?),
         ioapic,
+        // With virtio over MMIO no ACPI table names the bus, but its bridge answers: a kernel
+        // that finds no mechanism at all complains on the console, a hundred exits long.
         pci: PciRoot::default(),
         mmio: MmioBus::default(),
         hotplug: Hotplug::new(share(&news)?),
@@ -112,7 +114,7 @@ pub fn build(spec: &Spec, files: Files, epoll: &Arc<Epoll>, started_ns: u64) -> 
                 smbios::write_tables(&ram, identity)?;
             }
             reset::write_vector(&ram)?;
-            let cmdline = command_line(boot, spec.transport);
+            let cmdline = format!("{}{}", spec.transport.words(), boot.cmdline);
             let kernel = (files.kernel, files.initrd);
             boot_from(boot, cmdline, kernel, &ram, &devices, &outcome)?
         }
@@ -157,18 +159,6 @@ fn memory_of(
     let ram = restore::map(files.memory, &loading.machine, files.verify)?;
     Ok((ram, Some(loading), None))
 }
-
-/// What the kernel is told. With virtio over MMIO no ACPI table names the bus, but its bridge
-/// answers: a kernel that finds no mechanism at all complains on the console, a hundred exits long.
-/// Nor need it look early for chipsets with faults, which takes another hundred.
-fn command_line(boot: &Boot, transport: Transport) -> String {
-    match transport {
-        Transport::Pci => boot.cmdline.clone(),
-        Transport::Mmio => format!("{NO_EARLY_LOOK} {}", boot.cmdline),
-    }
-}
-
-const NO_EARLY_LOOK: &str = "pci=noearly";
 
 /// Fills new memory, now or once the disk that has the kernel can be read.
 fn boot_from(

@@ -137,7 +137,7 @@ impl Ioapic {
         };
         pin.entry = entry & WRITABLE;
         if let Err(error) = pin.update(&self.irqs) {
-            tracing::debug!(%error, pin = index, "KVM refused an interrupt line");
+            tracing::warn!(%error, pin = index, "KVM refused an interrupt line");
         }
     }
 

@@ -105,11 +105,16 @@ impl Irqs {
         if *slot == message {
             return Ok(());
         }
-        *slot = message;
+        let before = std::mem::replace(slot, message);
         if routes.deferred.is_some() {
             return Ok(());
         }
-        self.commit(&routes)
+        self.commit(&routes).inspect_err(|_| {
+            // KVM has the table as it was.
+            if let Some(slot) = routes.messages.get_mut(index_of(gsi)) {
+                *slot = before;
+            }
+        })
     }
 
     /// Lets `event` raise `gsi`. An event signalled before fires at once.

@@ -361,9 +361,10 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-fn own(tx: &Tx<'_>, text: &str) -> Result<OwnImage, ApiError> {
+fn own(view: &View, scope: &Scope, text: &str) -> Result<OwnImage, ApiError> {
     let id = ImageId::parse(text)?;
-    let row = tx.get::<OwnImage>(&id).ok_or_else(|| not_found(text))?;
+    let row = view.get::<OwnImage>(scope, &id);
+    let row = row.ok_or_else(|| not_found(text))?;
     Ok(row.as_ref().clone())
 }
 
@@ -380,7 +381,7 @@ struct Deregister {
 pub async fn deregister(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Deregister = ctx.params(action, request)?;
     ctx.write(|tx| {
-        let row = own(tx, &params.image_id)?;
+        let row = own(tx.view, &tx.scope, &params.image_id)?;
         tx.delete::<OwnImage>(&row.id);
         Ok(json!({"Return": true}))
     })

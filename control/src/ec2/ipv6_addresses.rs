@@ -70,11 +70,6 @@ impl Wanted {
         either(named, count(number)?)
     }
 
-    /// Whether a request names any, or their number.
-    pub fn is_asked(&self) -> bool {
-        !self.named.is_empty() || self.count.is_some()
-    }
-
     /// How many there will be in a subnet.
     pub fn total(&self, subnet: &Subnet) -> usize {
         let by_subnet = u32::from(subnet.assign_ipv6);
@@ -107,19 +102,27 @@ fn block(subnet: &Subnet) -> Result<Ipv6Net, ApiError> {
     })
 }
 
-/// Addresses of a subnet that no interface has yet.
+/// Which addresses of a subnet interfaces have, but for those that `tx` gave.
+pub fn held(tx: &Tx<'_>, subnet: SubnetId) -> BTreeSet<Ipv6Addr> {
+    let rows = tx.view.all::<Interface>(&tx.scope);
+    let here = rows.filter(|row| row.subnet == subnet);
+    here.flat_map(|row| row.ipv6.iter().copied()).collect()
+}
+
+/// Addresses of a subnet that no interface has yet, and which are `held` then.
 ///
 /// # Errors
 /// `InvalidParameterValue`, `InvalidIPAddress.InUse`.
-pub fn take(tx: &Tx<'_>, subnet: &Subnet, wanted: &Wanted) -> Result<Vec<Ipv6Addr>, ApiError> {
+pub fn take(
+    held: &mut BTreeSet<Ipv6Addr>,
+    subnet: &Subnet,
+    wanted: &Wanted,
+) -> Result<Vec<Ipv6Addr>, ApiError> {
     let total = wanted.total(subnet);
     if total == 0 {
         return Ok(Vec::new());
     }
     let block = block(subnet)?;
-    let rows = tx.rows::<Interface>();
-    let here = rows.iter().filter(|row| row.subnet == subnet.id);
-    let mut taken: BTreeSet<Ipv6Addr> = here.flat_map(|row| row.ipv6.iter().copied()).collect();
     for address in &wanted.named {
         if !block.contains(address) || is_reserved(block, *address) {
             return Err(ApiError::value(
@@ -128,7 +131,7 @@ pub fn take(tx: &Tx<'_>, subnet: &Subnet, wanted: &Wanted) -> Result<Vec<Ipv6Add
                 "The address is not one of the subnet's that interfaces may have.",
             ));
         }
-        if !taken.insert(*address) {
+        if !held.insert(*address) {
             return Err(ApiError::new(
                 "InvalidIPAddress.InUse",
                 format!("Address {address} is in use."),
@@ -138,7 +141,7 @@ pub fn take(tx: &Tx<'_>, subnet: &Subnet, wanted: &Wanted) -> Result<Vec<Ipv6Add
     let mut given = wanted.named.clone();
     while given.len() < total {
         let address = random(block)?;
-        if !is_reserved(block, address) && taken.insert(address) {
+        if !is_reserved(block, address) && held.insert(address) {
             given.push(address);
         }
     }
@@ -187,11 +190,15 @@ pub async fn assign(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         // What it has is its own already.
         let mut wanted = wanted.clone();
         wanted.named.retain(|address| !row.ipv6.contains(address));
-        let given = match wanted.named.is_empty() && wanted.count.unwrap_or(0) == 0 {
-            true => Vec::new(),
-            false => take(tx, &subnet, &wanted)?,
+        let more = match wanted.named.is_empty() && wanted.count.unwrap_or(0) == 0 {
+            true => 0,
+            false => wanted.total(&subnet),
         };
-        private_addresses::room_at(tx, &row, row.ipv6.len() + given.len())?;
+        private_addresses::room_at(tx, &row, row.ipv6.len().saturating_add(more))?;
+        let given = match more {
+            0 => Vec::new(),
+            _ => take(&mut held(tx, subnet.id), &subnet, &wanted)?,
+        };
         row.ipv6.extend(&given);
         interfaces::regroup(tx, &row)?;
         let answer = json!({

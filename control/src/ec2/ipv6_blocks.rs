@@ -199,6 +199,7 @@ pub async fn associate(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
             "SubnetId": row.id.to_string(),
             "Ipv6CidrBlockAssociation": of_subnet(id, block, "associating"),
         });
+        vpcs::retell(tx, row.vpc)?;
         tx.put(row)?;
         Ok(answer)
     })

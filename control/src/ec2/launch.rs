@@ -8,8 +8,8 @@ use super::{Ctx, ipv6_addresses, place, public};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::ApiError;
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// A launch, resolved.
@@ -183,10 +183,16 @@ pub fn launch(
              one instance.",
         ));
     }
-    let mut maps: BTreeMap<SubnetId, Addresses> = BTreeMap::new();
+    let mut maps: BTreeMap<SubnetId, Held> = BTreeMap::new();
     let mut free = max;
     for nic in &plan.nics {
-        if let NicSource::New { subnet, wanted, .. } = &nic.source {
+        if let NicSource::New {
+            subnet,
+            wanted,
+            ipv6,
+            ..
+        } = &nic.source
+        {
             let here = plan.nics.iter().filter(|n| n.subnet() == subnet.id);
             let needed: usize = here.map(Nic::addresses).sum();
             let map = addresses_of(tx, subnet.id)?;
@@ -198,7 +204,13 @@ pub fn launch(
             for wanted in wanted.primary.iter().chain(&wanted.secondary) {
                 take_this(&mut map.clone(), *wanted)?;
             }
-            maps.insert(subnet.id, map);
+            let held = maps.entry(subnet.id).or_insert_with(|| Held {
+                ipv4: map,
+                ipv6: BTreeSet::new(),
+            });
+            if held.ipv6.is_empty() && ipv6.total(subnet) > 0 {
+                held.ipv6 = ipv6_addresses::held(tx, subnet.id);
+            }
         }
     }
     let only = node_of(&plan.disks)?;
@@ -218,8 +230,16 @@ pub fn launch(
     for (index, place) in (0_u32..).zip(nodes) {
         instances.push(one(ctx, tx, plan, id, index, place, &mut maps)?);
     }
-    maps.into_values().try_for_each(|map| tx.put(map))?;
+    maps.into_values().try_for_each(|held| tx.put(held.ipv4))?;
     Ok((id, instances))
+}
+
+/// Which addresses of a subnet interfaces have.
+struct Held {
+    /// To be written back.
+    ipv4: Addresses,
+    /// Known where any are wanted.
+    ipv6: BTreeSet<Ipv6Addr>,
 }
 
 /// A subnet's address map, to be written back.
@@ -342,7 +362,7 @@ fn plug(
     tx: &mut Tx<'_>,
     plan: &Plan,
     instance: InstanceId,
-    maps: &mut BTreeMap<SubnetId, Addresses>,
+    maps: &mut BTreeMap<SubnetId, Held>,
     at_s: i64,
 ) -> Result<Vec<Interface>, ApiError> {
     let mut rows = Vec::with_capacity(plan.nics.len());
@@ -357,14 +377,14 @@ fn plug(
                 description,
                 public,
             } => {
-                let map = maps.get_mut(&subnet.id);
-                let map = map.ok_or_else(|| SubnetId::not_found(subnet.id))?;
+                let held = maps.get_mut(&subnet.id);
+                let held = held.ok_or_else(|| SubnetId::not_found(subnet.id))?;
                 let mut row = Interface {
                     description: description.clone(),
                     tags: plan.interface_tags.clone(),
                     wants_public: *public != Public::No,
-                    ipv6: ipv6_addresses::take(tx, subnet, ipv6)?,
-                    ..interface(subnet, map, wanted, groups.clone())?
+                    ipv6: ipv6_addresses::take(&mut held.ipv6, subnet, ipv6)?,
+                    ..interface(subnet, &mut held.ipv4, wanted, groups.clone())?
                 };
                 public::assign(&ctx.core, tx, &mut row)?;
                 if *public == Public::Asked && row.public_ip.is_none() {
@@ -396,7 +416,7 @@ fn one(
     reservation: ReservationId,
     launch_index: u32,
     place: place::Place,
-    maps: &mut BTreeMap<SubnetId, Addresses>,
+    maps: &mut BTreeMap<SubnetId, Held>,
 ) -> Result<InstanceId, ApiError> {
     let (id, at_s) = (InstanceId::random(), now_s());
     let node = place.node;

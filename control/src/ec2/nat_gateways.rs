@@ -271,6 +271,8 @@ fn carrier(core: &Core, tx: &Tx<'_>) -> Option<String> {
     let carried = |node: &Node| {
         let rows = tx.view.shards().flat_map(|(scope, _)| {
             let rows = tx.view.all::<NatGateway>(scope);
+            // As this transaction has them: it may move several.
+            let rows = rows.filter_map(|row| tx.get_in::<NatGateway>(scope, &row.id));
             rows.filter(|row| row.node == node.name && row.deleted_at_s.is_none())
         });
         rows.count()

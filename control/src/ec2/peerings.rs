@@ -261,10 +261,10 @@ struct Offered {}
 /// is not offered.
 pub async fn options(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Options = ctx.params(action, request)?;
-    ctx.write(|tx| {
+    ctx.read(|view| {
         let id = PeeringId::parse(&params.vpc_peering_connection_id)?;
-        let row = tx
-            .get::<Peering>(&id)
+        let row = view
+            .get::<Peering>(&ctx.scope, &id)
             .ok_or_else(|| PeeringId::not_found(id))?;
         if row.state != PeeringState::Active {
             return Err(ApiError::new(

@@ -108,7 +108,7 @@ impl Wanted {
 
     /// How many there will be.
     pub fn total(&self) -> usize {
-        1 + self.secondary.len() + usize::try_from(self.more).unwrap_or(usize::MAX)
+        (1 + self.secondary.len()).saturating_add(usize::try_from(self.more).unwrap_or(usize::MAX))
     }
 }
 
@@ -129,7 +129,17 @@ pub fn room(kind: types::InstanceType, total: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The type of the instance that an interface is attached to allows so many addresses.
+/// Some type allows an interface so many addresses.
+///
+/// # Errors
+/// `PrivateIpAddressLimitExceeded`.
+pub fn room_anywhere(total: usize) -> Result<(), ApiError> {
+    let most = types::TYPES.iter().max_by_key(|kind| kind.network.1);
+    most.map_or(Ok(()), |kind| room(*kind, total))
+}
+
+/// The type of the instance that an interface is attached to allows so many addresses; without
+/// one any type does.
 ///
 /// # Errors
 /// Those of [`room`].
@@ -138,7 +148,7 @@ pub fn room_at(tx: &Tx<'_>, row: &Interface, total: usize) -> Result<(), ApiErro
     let instance = attachment.and_then(|held| tx.get::<Instance>(&held.instance));
     match instance {
         Some(instance) => room(types::find(&instance.instance_type)?, total),
-        None => Ok(()),
+        None => room_anywhere(total),
     }
 }
 
@@ -178,7 +188,8 @@ pub async fn assign(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let new: BTreeSet<Ipv4Addr> = named.iter().copied().collect();
         let new = new.into_iter().filter(|ip| !row.secondary.contains(ip));
         let new: Vec<Ipv4Addr> = new.collect();
-        let total = 1 + row.secondary.len() + new.len() + usize::try_from(more).unwrap_or(0);
+        let more_too = usize::try_from(more).unwrap_or(usize::MAX);
+        let total = (1 + row.secondary.len() + new.len()).saturating_add(more_too);
         room_at(tx, &row, total)?;
         let mut addresses = launch::addresses_of(tx, row.subnet)?;
         let mut given = Vec::new();

@@ -448,6 +448,7 @@ fn nic(
     if row.attachment.is_some() {
         return Err(interfaces::in_use(row.id));
     }
+    private_addresses::room(kind, row.private_ips().count().max(row.ipv6.len()))?;
     let (zone, vpc) = (row.zone.clone(), row.vpc);
     let nic = Nic {
         index,

@@ -11,6 +11,7 @@ use super::params::TagSpecification;
 use super::{Ctx, public_blocks, tags};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use serde::Deserialize;
 use serde_json::json;
@@ -225,7 +226,7 @@ struct Delete {
 pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Delete = ctx.params(action, request)?;
     ctx.write(|tx| {
-        let mut row = own(tx, &params.snapshot_id)?;
+        let mut row = own(tx.view, &tx.scope, &params.snapshot_id)?;
         let id = row.id;
         let user = tx.view.all::<OwnImage>(&tx.scope).find(|image| {
             image
@@ -252,9 +253,9 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-fn own(tx: &Tx<'_>, text: &str) -> Result<Snapshot, ApiError> {
+fn own(view: &View, scope: &Scope, text: &str) -> Result<Snapshot, ApiError> {
     let id = SnapshotId::parse(text)?;
-    tx.get::<Snapshot>(&id)
+    view.get::<Snapshot>(scope, &id)
         .filter(|row| row.state != SnapshotState::Deleting)
         .map(|row| row.as_ref().clone())
         .ok_or_else(|| SnapshotId::not_found(id))
@@ -277,8 +278,8 @@ fn unknown_attribute(attribute: &str) -> ApiError {
 /// EC2's codes.
 pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Attribute = ctx.params(action, request)?;
-    ctx.write(|tx| {
-        let row = own(tx, &params.snapshot_id)?;
+    ctx.read(|view| {
+        let row = own(view, &ctx.scope, &params.snapshot_id)?;
         let id = row.id.to_string();
         match params.attribute.as_str() {
             "createVolumePermission" => Ok(json!({
@@ -324,7 +325,7 @@ pub async fn modify_attribute(ctx: &Ctx, action: &str, request: Value) -> Result
         &params.group_names,
     )?;
     ctx.write(|tx| {
-        let mut row = own(tx, &params.snapshot_id)?;
+        let mut row = own(tx.view, &tx.scope, &params.snapshot_id)?;
         let before = row.shared_with.clone();
         flat.apply(&mut row.shared_with)?;
         if let Some(permissions) = &params.create_volume_permission {
@@ -353,7 +354,7 @@ pub async fn reset_attribute(ctx: &Ctx, action: &str, request: Value) -> Result<
         return Err(unknown_attribute(&params.attribute));
     }
     ctx.write(|tx| {
-        let mut row = own(tx, &params.snapshot_id)?;
+        let mut row = own(tx.view, &tx.scope, &params.snapshot_id)?;
         row.shared_with.clear();
         tx.put(row)?;
         Ok(json!({}))

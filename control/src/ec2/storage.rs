@@ -146,8 +146,13 @@ pub async fn modify_attribute(ctx: &Ctx, action: &str, request: Value) -> Result
 /// EC2's codes.
 pub async fn enable_io(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Delete = ctx.params(action, request)?;
-    ctx.write(|tx| one(tx, &params.volume_id).map(|_| json!({})))
-        .await
+    let id = VolumeId::parse(&params.volume_id)?;
+    ctx.read(|view| {
+        let row = view.get::<Volume>(&ctx.scope, &id);
+        row.map(|_| json!({}))
+            .ok_or_else(|| VolumeId::not_found(id))
+    })
+    .await
 }
 
 fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<Volume>, ApiError> {

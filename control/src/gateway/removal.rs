@@ -77,9 +77,6 @@ fn lives(row: &Instance) -> bool {
 /// Why a node is not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemovalError {
-    /// There is none of that name.
-    #[error("there is no host {0:?}")]
-    Unknown(String),
     /// It holds what would be lost.
     #[error(
         "{name} holds {} instances, {} volumes and {} snapshots: terminate and delete them, or \
@@ -97,11 +94,12 @@ pub enum RemovalError {
     Store(#[from] ApiError),
 }
 
-/// Removes a node. Its certificates that begin no later than `void_until_s` (Unix seconds)
-/// are void from then on. Gives what it held: without `force`, nothing that is lost.
+/// Removes a node, whether it has come yet or not. Its certificates that begin no later than
+/// `void_until_s` (Unix seconds) are void from then on. Gives what it held: without `force`,
+/// nothing that is lost.
 ///
 /// # Errors
-/// Where there is no such node, or it would lose something and is not forced to.
+/// Where it would lose something and is not forced to.
 pub async fn remove(
     core: &Core,
     name: &str,
@@ -114,7 +112,18 @@ pub async fn remove(
         .write(&global, |tx| {
             let held = Held::by_node(tx.view).remove(name).unwrap_or_default();
             if tx.get::<Node>(&id).is_none() {
-                return Ok(Err(RemovalError::Unknown(id.clone())));
+                // Its certificate may be about before it has ever come, or come again.
+                let known = tx.get::<RemovedNode>(&id);
+                let void_until_s = known
+                    .as_ref()
+                    .map_or(void_until_s, |row| row.void_until_s.max(void_until_s));
+                let done = known.is_none_or(|row| row.done);
+                tx.put(RemovedNode {
+                    name: id.clone(),
+                    void_until_s,
+                    done,
+                })?;
+                return Ok(Ok(held));
             }
             if held.is_lost() && !force {
                 let name = id.clone();

@@ -310,6 +310,26 @@ fn addresses_are_given_told_moved_and_taken_back() {
         &[in_home, ("Ipv6AddressCount", "2")],
     );
     assert_eq!(text(&made, "ipv6Address").len(), 2);
+
+    // One that is not attached may have as many as some type allows, a launch what its own does.
+    let limit = "PrivateIpAddressLimitExceeded";
+    let alone = first(&made, "networkInterfaceId");
+    let eni = ("NetworkInterfaceId", alone.as_str());
+    for most in ["2147483647", "200"] {
+        let count = ("Ipv6AddressCount", most);
+        control.refused("CreateNetworkInterface", &[in_home, count], limit);
+        control.refused("AssignIpv6Addresses", &[eni, count], limit);
+        let count = ("SecondaryPrivateIpAddressCount", most);
+        control.refused("CreateNetworkInterface", &[in_home, count], limit);
+        control.refused("AssignPrivateIpAddresses", &[eni, count], limit);
+    }
+    control.ok("AssignIpv6Addresses", &[eni, ("Ipv6AddressCount", "10")]);
+    let existing = [
+        ("InstanceType", "t3.nano"),
+        ("NetworkInterface.1.DeviceIndex", "0"),
+        ("NetworkInterface.1.NetworkInterfaceId", alone.as_str()),
+    ];
+    launch(&existing, limit);
 }
 
 fn names(ip: &str) -> (&str, &str) {

@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often the accounts of those that can be held are looked at.
+/// How often the accounts of those that may soon be held are looked at.
 pub(super) const TICK: Duration = Duration::from_secs(1);
+const TICK_MS: u64 = 1_000;
 /// Every so many looks, all accounts are, and are written down.
 const TICKS_OF_ALL: u32 = 60;
 /// What a stopped instance keeps is lost after a week (EC2: T3 and later).
@@ -96,6 +97,9 @@ struct Account {
     at_ms: u64,
     /// Nothing is left: it has the baseline.
     held: bool,
+    /// When a look may first change that.
+    #[serde(skip)]
+    due_ms: u64,
 }
 
 impl Account {
@@ -116,6 +120,7 @@ impl Account {
             usage_ns,
             at_ms,
             held: false,
+            due_ms: at_ms,
         }
     }
 
@@ -133,6 +138,13 @@ impl Account {
         // It never spends until the next look what it does not have.
         let enough = terms.tick_ns() * if self.held { 2 } else { 1 };
         self.held = !terms.unlimited && self.balance_ns < enough;
+        // At full use it has this long.
+        let left_ticks = u64::try_from(self.balance_ns / terms.tick_ns()).unwrap_or(0);
+        let ticks = match self.held || terms.unlimited {
+            true => 1,
+            false => left_ticks.clamp(1, u64::from(TICKS_OF_ALL)),
+        };
+        self.due_ms = at_ms + (ticks - 1) * TICK_MS;
     }
 }
 
@@ -213,6 +225,7 @@ impl Engine {
         credits.accounts.retain(|id, _| units.contains_key(id));
         credits.told.retain(|id, _| units.contains_key(id));
         let mut write = known != credits.accounts.len() || all && known > 0;
+        let now = now_ms();
         for (id, unit) in &self.units {
             let (Some(desired), Some(run)) = (&unit.desired, &unit.body.seen.run) else {
                 continue;
@@ -227,16 +240,18 @@ impl Engine {
                 .told
                 .get(id)
                 .is_some_and(|told| told.0 == run.starts);
-            let held = credits.accounts.get(id).is_some_and(|account| account.held);
-            if standard || held || all || !told {
+            let account = credits.accounts.get(id);
+            let held = account.is_some_and(|account| account.held);
+            let due = account.is_none_or(|account| account.due_ms <= now);
+            if standard && due || held || all || !told {
                 write |= credits.look(&self.machine.cgroups, desired, run.starts);
             }
         }
         if write {
             let path = self.machine.config.layout.cpu_credits();
             let written = match credits.accounts.is_empty() {
-                true => durable::remove(&path, Lasts::ThisBoot),
-                false => durable::replace(&path, &credits.accounts, Lasts::ThisBoot),
+                true => durable::remove(&path, Lasts::Always),
+                false => durable::replace(&path, &credits.accounts, Lasts::Always),
             };
             if let Err(error) = written {
                 tracing::error!(%error, "the CPU credits are not written down");
@@ -307,6 +322,28 @@ mod tests {
             assert!(expected.contains(&busy_s), "{busy_s}");
             assert_eq!(account.balance_ns < 0, unlimited);
         }
+    }
+
+    #[test]
+    fn who_has_much_is_looked_at_seldom_and_still_owes_nothing() {
+        let terms = nano(false);
+        let mut account = Account::opened(None, &terms, 1, 0, 0);
+        account.balance_ns = ns(6_000);
+        account.observe(&terms, 0, 0);
+        let (mut looks, mut used) = (0, 0);
+        for second in 1..=300_u64 {
+            used += if account.held {
+                100_000_000
+            } else {
+                2_000_000_000
+            };
+            if account.held || account.due_ms <= second * 1_000 {
+                looks += u32::from(!account.held);
+                account.observe(&terms, used, second * 1_000);
+            }
+            assert!(account.balance_ns >= 0, "{second}");
+        }
+        assert!(account.held && looks <= 12, "{looks}");
     }
 
     #[test]

@@ -203,5 +203,11 @@ mod tests {
             BTreeSet::from(["i-1".to_owned(), "i-2".to_owned()])
         );
         assert_eq!(slice.instances.len(), 1);
+
+        // A removed host that dies before it has ended all knows of it when it is back.
+        slice.replace(super::super::session::nothing_desired());
+        slice.save(&path).unwrap();
+        let back = Slice::load(&path).unwrap();
+        assert!(back.instances.is_empty() && back.revision > 0);
     }
 }

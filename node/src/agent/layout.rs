@@ -35,13 +35,14 @@ impl Layout {
         self.root.join("node/slice.json")
     }
 
-    /// One durable record an instance.
+    /// CPU credits of all instances.
     #[must_use]
     pub fn cpu_credits(&self) -> PathBuf {
         self.root.join("node/cpu-credits.json")
     }
 
-    /// One file an instance.
+    /// One durable record an instance.
+    #[must_use]
     pub fn ledger(&self) -> PathBuf {
         self.root.join("node/instances")
     }

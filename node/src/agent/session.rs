@@ -62,6 +62,15 @@ pub struct Reach {
     pub outside: bool,
 }
 
+/// What a removed host hears: instances end, volumes are left as they are. It counts as said,
+/// for revision 0 is silence, in which nothing ends.
+pub(super) fn nothing_desired() -> api::Snapshot {
+    api::Snapshot {
+        revision: 1,
+        ..api::Snapshot::default()
+    }
+}
+
 impl Session {
     /// Keeps a session for as long as the engine listens.
     pub async fn keep(self, outbox: Arc<Outbox>, words: mpsc::Sender<Word>) {
@@ -73,8 +82,7 @@ impl Session {
                 let status = error.downcast_ref::<tonic::Status>();
                 let now = status.is_some_and(|status| status.code() == api::REMOVED);
                 if now && !std::mem::replace(&mut removed, now) {
-                    // Nothing is desired of us: instances end, volumes are left as they are.
-                    let _ = words.send(Word::Snapshot(api::Snapshot::default())).await;
+                    let _ = words.send(Word::Snapshot(nothing_desired())).await;
                 }
                 tracing::warn!(
                     control = self.control,

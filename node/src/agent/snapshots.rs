@@ -78,19 +78,26 @@ impl Engine {
         if unit.busy || waits || (!absent && (unit.settled || runs)) {
             return;
         }
-        unit.busy = true;
-        let jobs = match desired.copy {
-            Some(_) if !absent => &self.copies,
-            _ => &self.jobs,
+        let copy = match (&desired.copy, absent) {
+            // One that has to wait is looked at when another ends: it may be unwanted by then.
+            (Some(_), false) => match Arc::clone(&self.copies).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => return,
+            },
+            _ => None,
         };
+        unit.busy = true;
         let (machine, events, permits, id) = (
             Arc::clone(&self.machine),
             self.events.clone(),
-            Arc::clone(jobs),
+            Arc::clone(&self.jobs),
             id.to_owned(),
         );
         tokio::spawn(async move {
-            let permit = permits.acquire_owned().await;
+            let permit = match copy {
+                Some(permit) => Some(permit),
+                None => permits.acquire_owned().await.ok(),
+            };
             tokio::task::spawn_blocking(move || {
                 let blocks = machine.blocks.as_ref();
                 let result = if absent {
@@ -106,6 +113,30 @@ impl Engine {
 
     /// What came of it.
     pub(super) fn on_snapshot_done(
+        &mut self,
+        desired: &api::VolumeSnapshot,
+        absent: bool,
+        result: Result<Option<SnapshotStatus>, EffectError>,
+    ) {
+        self.settle_snapshot(desired, absent, result);
+        if desired.copy.is_some() && !absent {
+            self.reconsider_copies();
+        }
+    }
+
+    /// Begins copies that waited for others to end.
+    fn reconsider_copies(&mut self) {
+        let waiting = self.pending_snapshots().filter(|row| row.copy.is_some());
+        let waiting: Vec<String> = waiting.map(|row| row.id.clone()).collect();
+        for id in waiting {
+            if self.copies.available_permits() == 0 {
+                return;
+            }
+            self.reconsider_snapshot(&id);
+        }
+    }
+
+    fn settle_snapshot(
         &mut self,
         desired: &api::VolumeSnapshot,
         absent: bool,

@@ -31,10 +31,11 @@ impl Spec {
     }
 
     fn check_boot(&self, boot: &Boot) -> Result<(), SpecError> {
+        let before = self.transport.words().len();
         must(
-            boot.cmdline.len() <= 2047,
+            before + boot.cmdline.len() <= 2047,
             "boot.cmdline",
-            "is longer than 2047 bytes",
+            "is longer than 2047 bytes, with what the transport puts before it",
         )?;
         if let Some(smbios) = &boot.smbios {
             smbios.check("boot.smbios")?;

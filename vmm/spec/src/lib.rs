@@ -176,6 +176,18 @@ pub enum Transport {
     Mmio,
 }
 
+impl Transport {
+    /// What stands before a kernel's command line. With virtio over MMIO there is a host bridge
+    /// and nothing behind it, so Linux need not look early for chipsets with faults.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Pci => "",
+            Self::Mmio => "pci=noearly ",
+        }
+    }
+}
+
 /// A kernel, or a disk that has one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -39,7 +39,9 @@ pub fn run() -> Result<String> {
     let console = at("console");
     let mut qemu = Guarded(
         Command::new("qemu-system-x86_64")
-            .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            // One thread for both processors: a kernel that patches its code while the other one
+            // runs it hits its own breakpoints under two.
+            .args(["-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max"])
             .args(["-smp", "2", "-m", MEMORY, "-display", "none", "-no-reboot"])
             .args(["-nic", "none", "-append", "console=ttyS0 quiet panic=-1"])
             // Sealed against shrinking and growing, which storaged insists on.

@@ -24,15 +24,15 @@ fn unknown(attribute: &str) -> ApiError {
 /// EC2's codes.
 pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Attribute = ctx.params(action, request)?;
-    ctx.write(|tx| {
-        let row = own(tx, &params.image_id)?;
+    ctx.read(|view| {
+        let row = own(view, &ctx.scope, &params.image_id)?;
         let mut answer = json!({"ImageId": row.id.to_string()});
         match params.attribute.as_str() {
             "description" => answer["Description"] = json!({"Value": row.description}),
             "launchPermission" => answer["LaunchPermissions"] = permissions(&row.shared_with),
             "productCodes" => answer["ProductCodes"] = json!([]),
             "blockDeviceMapping" => {
-                let shown = present(tx.view, &tx.scope, &row);
+                let shown = present(view, &ctx.scope, &row);
                 answer["BlockDeviceMappings"] = shown["BlockDeviceMappings"].clone();
             }
             "imdsSupport" => answer["ImdsSupport"] = json!({"Value": row.imds_support}),
@@ -76,7 +76,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         &params.user_groups,
     )?;
     ctx.write(|tx| {
-        let mut row = own(tx, &params.image_id)?;
+        let mut row = own(tx.view, &tx.scope, &params.image_id)?;
         match params.attribute.as_deref() {
             Some("description") => {
                 row.description = snapshots::description(params.value.as_deref())?;
@@ -109,7 +109,7 @@ pub async fn reset(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Api
         return Err(unknown(&params.attribute));
     }
     ctx.write(|tx| {
-        let mut row = own(tx, &params.image_id)?;
+        let mut row = own(tx.view, &tx.scope, &params.image_id)?;
         row.shared_with.clear();
         tx.put(row)?;
         Ok(json!({}))

@@ -34,7 +34,14 @@ pub async fn data(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
                 "DeleteOnTermination": attachment.delete_on_termination,
                 "VolumeSize": volume.size_gib,
                 "VolumeType": volume.volume_type,
+                "Encrypted": volume.encrypted,
             });
+            if let Some(iops) = volume.iops {
+                ebs["Iops"] = iops.into();
+            }
+            if let Some(throughput) = volume.throughput_mib_s {
+                ebs["Throughput"] = throughput.into();
+            }
             if let Some(snapshot) = volume.snapshot {
                 ebs["SnapshotId"] = snapshot.to_string().into();
             }
@@ -43,13 +50,18 @@ pub async fn data(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
         let interfaces = row.interfaces.iter().filter_map(|id| {
             let interface = view.get::<Interface>(scope, id)?;
             let attachment = interface.attachment.as_ref()?;
-            Some(json!({
+            let mut item = json!({
                 "DeleteOnTermination": attachment.delete_on_termination,
                 "Description": interface.description,
                 "DeviceIndex": attachment.device_index,
                 "Groups": interface.groups.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "SubnetId": interface.subnet.to_string(),
-            }))
+            });
+            // How many, since two interfaces cannot have the same ones.
+            if !interface.ipv6.is_empty() {
+                item["Ipv6AddressCount"] = interface.ipv6.len().into();
+            }
+            Some(item)
         });
         let behaviour = if row.terminate_on_shutdown {
             "terminate"
@@ -72,9 +84,13 @@ pub async fn data(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             "HttpTokens",
             "HttpPutResponseHopLimit",
             "HttpEndpoint",
+            "HttpProtocolIpv6",
             "InstanceMetadataTags",
         ] {
             data["MetadataOptions"][name] = metadata[name].clone().into();
+        }
+        if let Some(credits) = &row.credits {
+            data["CreditSpecification"] = json!({"CpuCredits": credits});
         }
         if !row.key_name.is_empty() {
             data["KeyName"] = row.key_name.clone().into();

@@ -98,7 +98,7 @@ impl Inner {
         if self.notify_register.is_none() {
             return self.msix.repeat(vector);
         }
-        // All vectors are one pin, which is never masked here; a register says what it is about.
+        // All vectors are one pin; a register says what it is about.
         self.config_changed |= index.is_none();
         let event = match index {
             Some(_) => self.msix.event(vector),
