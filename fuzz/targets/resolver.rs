@@ -6,7 +6,7 @@ use ocs_node::responder::dns::{By, Verdict, answer};
 use ocs_node::responder::record::Record;
 use std::sync::LazyLock;
 
-const RECORD: &str = include_str!("resolver.json");
+const RECORD: &str = include_str!("../data/record.json");
 
 fuzz_target!(|data: &[u8]| {
     static OWN: LazyLock<Record> =

@@ -4,8 +4,7 @@
 //!  DISCOVER → OFFER        REQUEST, ours → ACK       INFORM → ACK without a lease
 //!                          REQUEST, other → NAK      RELEASE, DECLINE: no answer
 //! ```
-//! Nothing is remembered: the address belongs to the ENI whether it is leased or
-//! not. There is no resolver behind the DNS option yet.
+//! Nothing is remembered: the address belongs to the ENI whether it is leased or not.
 
 use super::record::{Interface, Record};
 use dhcproto::v4::{

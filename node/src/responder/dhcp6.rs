@@ -40,11 +40,52 @@ pub fn answer(datagram: &[u8], record: &Record) -> Option<Vec<u8>> {
     if interface.ipv6.addresses.is_empty() {
         return None;
     }
-    let asked = Message::decode(&mut Decoder::new(datagram)).ok()?;
+    let asked = Message::decode(&mut Decoder::new(&what_counts(datagram)?)).ok()?;
     let reply = reply_to(&asked, interface)?;
     let mut bytes = Vec::new();
     reply.encode(&mut Encoder::new(&mut bytes)).ok()?;
     Some(bytes)
+}
+
+/// A message without the options that no answer depends on, which its decoder is then not
+/// trusted with: of some it takes a length that is too small for a huge one.
+fn what_counts(message: &[u8]) -> Option<Vec<u8>> {
+    let (head, options) = message.split_at_checked(4)?;
+    let address = |code, data: &[u8]| match code {
+        OptionCode::IAAddr => data.get(..24).map(<[u8]>::to_vec),
+        _ => None,
+    };
+    let options = kept(options, |code, data| match code {
+        OptionCode::ClientId | OptionCode::ServerId | OptionCode::ORO => Some(data.to_vec()),
+        OptionCode::IAPD => data.get(..12).map(<[u8]>::to_vec),
+        OptionCode::IANA => {
+            let (association, options) = data.split_at_checked(12)?;
+            Some([association, &kept(options, address)].concat())
+        }
+        _ => None,
+    });
+    Some([head, &options].concat())
+}
+
+/// Options (RFC 8415 §21.1) with what `keep` leaves of each, up to one that is cut short.
+fn kept(mut options: &[u8], keep: impl Fn(OptionCode, &[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut kept = Vec::new();
+    while let Some(([a, b, c, d], rest)) = options.split_first_chunk() {
+        let length = u16::from_be_bytes([*c, *d]);
+        let Some((data, next)) = rest.split_at_checked(length.into()) else {
+            break;
+        };
+        options = next;
+        let code = u16::from_be_bytes([*a, *b]);
+        if let Some(data) = keep(code.into(), data)
+            && let Ok(length) = u16::try_from(data.len())
+        {
+            kept.extend(code.to_be_bytes());
+            kept.extend(length.to_be_bytes());
+            kept.extend(data);
+        }
+    }
+    kept
 }
 
 fn reply_to(asked: &Message, interface: &Interface) -> Option<Message> {
@@ -359,6 +400,30 @@ mod tests {
             vec![wants(OptionCode::DomainSearchList)],
         );
         assert_eq!(resolver(other), None);
+    }
+
+    #[test]
+    fn options_that_nothing_depends_on_harm_nobody() {
+        let mut message = vec![1, 1, 2, 3, 0, 1, 0, 14];
+        message.extend_from_slice(CLIENT);
+        let expected = answer(&message, &eni());
+        assert!(expected.is_some());
+        for code in 3..64 {
+            for length in 0..4 {
+                let mut more = message.clone();
+                more.extend([0, code, 0, length]);
+                more.extend(std::iter::repeat_n(0, 4));
+                if !matches!(code, 3 | 6 | 25) {
+                    assert_eq!(answer(&more, &eni()), expected, "{code} of {length}");
+                }
+                // Within an association, too.
+                let mut within = message.clone();
+                within.extend([0, 3, 0, 20]);
+                within.extend([0; 12]);
+                within.extend([0, code, 0, length, 0, 0, 0, 0]);
+                assert!(answer(&within, &eni()).is_some(), "{code} of {length}");
+            }
+        }
     }
 
     #[test]

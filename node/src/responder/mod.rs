@@ -11,8 +11,8 @@
 //! process above it: what it may tell is in the records, and the key of its
 //! tokens is on disk.
 
-mod dhcp;
-mod dhcp6;
+pub mod dhcp;
+pub mod dhcp6;
 pub mod dns;
 mod identity;
 mod imds;
