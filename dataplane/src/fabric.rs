@@ -253,6 +253,29 @@ impl Fabric {
         })
     }
 
+    /// Says that the guest of a tap made by [`Self::create_offload_tap`] neither leaves work to
+    /// others nor takes any, now and for as long as the tap lives: its frames go by the XDP
+    /// program instead of its twin. There is no frame that meets neither or both. Said again,
+    /// it changes nothing.
+    ///
+    /// Fails while a predecessor of another layout is in force: programs of ours would know
+    /// nobody.
+    pub fn finish_tap(&self, ifindex: u32) -> Result<(), FabricError> {
+        let mut state = self.state();
+        if state.succeeds {
+            return Err(FabricError::Succeeds);
+        }
+        let buffer = self.pins.buffer_link(ifindex);
+        if !buffer.exists() {
+            return Ok(());
+        }
+        let programs = &mut state.programs;
+        netns::within(self.taps_netns.as_fd(), || {
+            programs.attach_port(&self.pins, ifindex)
+        })?;
+        programs::detach(&buffer)
+    }
+
     /// Puts the program on a tap again after [`Fabric::detach`].
     pub fn attach(&self, ifindex: u32) -> Result<(), FabricError> {
         let mut state = self.state();
@@ -265,9 +288,15 @@ impl Fabric {
     /// Takes the program off a tap, which then passes nothing.
     pub fn detach(&self, ifindex: u32) -> Result<(), FabricError> {
         let _state = self.state();
-        let pins = [self.pins.port_link(ifindex), self.pins.buffer_link(ifindex)];
-        let [port, buffer] = &pins;
-        programs::detach(if buffer.exists() { buffer } else { port })
+        let (port, buffer) = (self.pins.port_link(ifindex), self.pins.buffer_link(ifindex));
+        if buffer.exists() {
+            programs::detach(&buffer)?;
+            // Both are there if we died in `finish_tap`.
+            if !port.exists() {
+                return Ok(());
+            }
+        }
+        programs::detach(&port)
     }
 
     /// Makes the maps say what `policy` says. At no moment does a packet pass that

@@ -6,9 +6,11 @@ mod linux;
 mod support;
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use ocs_dataplane::fabric::FabricError;
 use ocs_dataplane::model::{Direction, Peer, Port, PortId, Rule, Traffic};
-use ocs_dataplane::shared::layout::{Direction as Way, Reason};
+use ocs_dataplane::shared::layout::{Direction as Way, LAYOUT_VERSION, Reason};
 use support::policy::{all_out, cidr, end, policy, port, tcp_in};
 use support::{Guest, HEADER, Lab, frames, ipv6};
 
@@ -254,6 +256,105 @@ fn what_is_left_unfinished_arrives_as_its_receiver_can_take_it() {
     let counters = guests.lab.counters(&guests.id).expect("counters");
     let counted = counters.get(Way::Egress, Reason::Forwarded);
     assert_eq!(counted, forwarded.iter().sum());
+}
+
+/// A guest that declined offloads goes by the XDP program from then on, and what others leave
+/// unfinished arrives at it finished.
+#[test]
+fn a_guest_that_declined_offloads_goes_by_xdp() {
+    let mut guests = guests();
+    let links = guests.lab.pins_of(LAYOUT_VERSION).join("links");
+    let (_, declines, _) = &guests.receivers[1];
+    let declined = declines.ifindex;
+    let twin = links.join(format!("buffer-{declined}"));
+    assert!(twin.exists());
+    let before = guests.lab.inventory().expect("an inventory").links;
+    for _ in 0..2 {
+        guests.lab.finish_tap(declined).expect("a tap by XDP");
+        assert!(!twin.exists() && links.join(declined.to_string()).exists());
+    }
+    let after = guests.lab.inventory().expect("an inventory").links;
+    let by_xdp = guests.receivers[0].1.ifindex;
+    assert_eq!(after[&declined], after[&by_xdp], "the XDP program");
+    assert_ne!(after[&declined], before[&declined]);
+    for ip in [V4, V6] {
+        unfinished_arrives(&mut guests, ip);
+        // And back, which a TCX program does not see.
+        let data = [7; MSS];
+        let (_, guest, own) = &mut guests.receivers[1];
+        let frame = ip.tcp(own, &guests.sender, &data);
+        guest.send(&frame);
+        let heard = guests.from.poll().expect("a frame");
+        assert!(ip.checksums_hold(&heard));
+        assert_eq!(heard[14..22], frame[14..22]);
+    }
+    // A restarted loader keeps it, and says the same again.
+    guests.lab.restart();
+    guests.lab.finish_tap(declined).expect("a tap by XDP");
+    let (_, guest, own) = &mut guests.receivers[1];
+    guest.send(&V4.tcp(own, &guests.sender, b"again"));
+    guests.from.poll().expect("a frame");
+    guests.lab.detach(declined).expect("a tap without program");
+    let (_, guest, own) = &mut guests.receivers[1];
+    guest.send(&V4.tcp(own, &guests.sender, b"closed"));
+    guests.from.hears_nothing();
+}
+
+/// While a program of another layout is in force, ours, which would know nobody, stays off.
+#[test]
+fn a_tap_goes_by_xdp_only_once_its_policy_is_there() {
+    let mut guests = guests();
+    guests.lab.succeed();
+    let declined = guests.from.ifindex;
+    let refused = guests.lab.finish_tap(declined);
+    assert!(matches!(refused, Err(FabricError::Succeeds)), "{refused:?}");
+    let receivers = guests.receivers.iter().map(|(_, guest, _)| guest.ifindex);
+    let ports = (10..).zip([declined].into_iter().chain(receivers));
+    let ports: Vec<_> = ports.map(|(last, ifindex)| at(ifindex, last)).collect();
+    let policy = policy(ports, [("sg", open())]);
+    guests.lab.apply(&policy).expect("a policy");
+    guests.lab.finish_tap(declined).expect("a tap by XDP");
+    let frame = V4.tcp(&guests.sender, &guests.receivers[0].2, b"by XDP");
+    guests.from.send(&frame);
+    guests.receivers[0].1.poll().expect("a frame");
+}
+
+/// No frame is lost, sent twice or overtaken while a tap's program becomes another.
+#[test]
+fn nothing_is_lost_while_a_tap_changes_over() {
+    const FRAMES: u32 = 1_000;
+    let Guests {
+        lab,
+        mut from,
+        sender,
+        mut receivers,
+        ..
+    } = guests();
+    let (_, mut to, receiver) = receivers.swap_remove(0);
+    let declined = from.ifindex;
+    let (at, changed) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let mut after = 0;
+            for n in 0_u32.. {
+                from.send(&V4.udp(&sender, &receiver, &n.to_be_bytes()));
+                let heard = to.poll().unwrap_or_else(|| panic!("frame {n} is lost"));
+                assert_eq!(heard[42..46], n.to_be_bytes());
+                to.hears_nothing();
+                at.store(n, Ordering::Relaxed);
+                after += u32::from(changed.load(Ordering::Relaxed));
+                if after == FRAMES {
+                    break;
+                }
+            }
+        });
+        while at.load(Ordering::Relaxed) < FRAMES && !sending.is_finished() {
+            std::thread::yield_now();
+        }
+        let changed_over = lab.finish_tap(declined);
+        changed.store(true, Ordering::Relaxed);
+        changed_over.expect("a tap by XDP");
+    });
 }
 
 /// How many frames went.

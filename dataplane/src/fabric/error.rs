@@ -96,6 +96,9 @@ pub enum FabricError {
         /// Where it would go.
         destination: IpAddr,
     },
+    /// Programs of another layout are in force until a policy is applied.
+    #[error("a predecessor's programs are in force until a policy is applied")]
+    Succeeds,
     /// A tap's name is empty, too long or has bytes that names cannot have.
     #[error("tap name {name:?} is not an interface name of 1 to 15 bytes")]
     TapName {

@@ -23,6 +23,8 @@ const MIN_BUFFER_BYTES: usize = 1526;
 const FEATURE_MTU: u64 = 1 << 3;
 const CONFIG_MTU: usize = 10;
 const USUAL_MTU: u16 = 1500;
+/// It may leave checksums to the device (§5.1.3); it never does.
+pub const FEATURE_CSUM: u64 = 1;
 /// What [`PciTransport::new`] should accept.
 pub const FEATURES: u64 = FEATURE_MTU;
 

@@ -21,6 +21,7 @@ mod stream;
 use crate::console::say;
 use crate::machine::Start;
 use crate::net::Net;
+use crate::net::device::FEATURE_CSUM;
 use crate::net::dhcp::Lease;
 use crate::net::ipv6;
 use crate::virtio::disk::Disk;
@@ -44,6 +45,7 @@ pub struct Board {
     /// By index; a hot-plugged one takes the first place that is free.
     disks: RefCell<Vec<Option<Rc<Disk>>>>,
     report_us: Cell<u64>,
+    net_features: u64,
 }
 
 impl Board {
@@ -61,6 +63,7 @@ pub async fn main(start: Start, acpi: Acpi) {
         net: RefCell::default(),
         disks: RefCell::default(),
         report_us: Cell::new(REPORT_US),
+        net_features: net_features(&start),
     });
     match acpi.ecam.and_then(Root::new) {
         Some(root) => {
@@ -105,6 +108,14 @@ async fn events(acpi: Acpi, mut rack: Option<Rack>) {
             power::off(&acpi);
         }
     }
+}
+
+/// What NICs accept beyond what they need: with the word `offloads` on the command line, what a
+/// stock kernel would.
+fn net_features(start: &Start) -> u64 {
+    let mut words = start.cmdline().split(|byte| *byte == b' ');
+    let accepts = words.any(|word| word.trim_ascii_end() == b"offloads");
+    if accepts { FEATURE_CSUM } else { 0 }
 }
 
 /// Orders behind `orders=`, separated by `;`: the way in for bare tests.

@@ -81,7 +81,8 @@ impl Rack {
     }
 
     fn start_net(&mut self, function: &Function, later: bool) -> Option<Device> {
-        let device = PciTransport::new(function, vector(function), device::FEATURES)
+        let features = device::FEATURES | self.board.net_features;
+        let device = PciTransport::new(function, vector(function), features)
             .map_err(net_error)
             .ok()?;
         let device = NetDevice::new(device).map_err(net_error).ok()?;

@@ -6,8 +6,8 @@
 //!  timer ──── wake ─────▶ └───▲────┘ ◀──────────── done ─────────────────┘
 //!                             └── outbox: what is observed
 //! ```
-//! Nothing here polls but for CPU credits that may soon be spent: a unit at rest costs a pidfd
-//! and some memory.
+//! Nothing here polls but for CPU credits that may soon be spent: a unit at rest costs a pidfd, a
+//! connection to its VMM and some memory.
 
 use super::cpu_credits::{self, CpuCredits};
 use super::desired::{Changed, Slice};

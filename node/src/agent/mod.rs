@@ -24,6 +24,7 @@ pub mod config;
 mod cpu_credits;
 pub mod desired;
 mod disks;
+mod drivers;
 pub mod durable;
 pub mod engine;
 pub mod error;

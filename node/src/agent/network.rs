@@ -11,6 +11,8 @@ pub trait Network: Send + Sync {
     /// A tap that dies with its descriptor and passes nothing until a policy names it. Its guest
     /// may leave checksums and segmentation to others.
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError>;
+    /// The guest of a tap neither leaves work to others nor takes any, for as long as it lives.
+    fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError>;
     /// `policy` shall be what the packet path does.
     fn apply(&self, policy: &Policy) -> Result<(), EffectError>;
     /// Forgets taps that are gone.
@@ -25,6 +27,10 @@ impl Network for Fabric {
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
         let tap = Fabric::create_offload_tap(self, name).doing(format_args!("tap {name}"))?;
         Ok((tap.fd, tap.ifindex))
+    }
+
+    fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
+        Fabric::finish_tap(self, ifindex).doing(format_args!("XDP on tap {ifindex}"))
     }
 
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
@@ -51,6 +57,10 @@ impl<N: Network + ?Sized> Network for Arc<N> {
         (**self).create_tap(name)
     }
 
+    fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
+        (**self).finish_tap(ifindex)
+    }
+
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
         (**self).apply(policy)
     }
@@ -73,6 +83,10 @@ impl Network for Frozen {
         Err(EffectError::Permanent(format!(
             "tap {name}: the host goes down"
         )))
+    }
+
+    fn finish_tap(&self, _ifindex: u32) -> Result<(), EffectError> {
+        Ok(())
     }
 
     fn apply(&self, _policy: &Policy) -> Result<(), EffectError> {

@@ -13,6 +13,9 @@ impl Network for Arc<Seen> {
     fn create_tap(&self, _name: &str) -> Result<(OwnedFd, u32), EffectError> {
         Err(EffectError::Permanent("not asked for".into()))
     }
+    fn finish_tap(&self, _ifindex: u32) -> Result<(), EffectError> {
+        Err(EffectError::Permanent("not asked for".into()))
+    }
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
         if self.broken.load(Ordering::Relaxed) {
             return Err(EffectError::Transient("broken".into()));

@@ -1,5 +1,6 @@
 //! The engine's units: one an instance, planned for whenever something happens to it.
 
+use super::drivers;
 use super::engine::{Engine, Event, backoff};
 use super::error::EffectError;
 use super::machine::{Body, Machine};
@@ -282,7 +283,7 @@ impl Engine {
         });
     }
 
-    /// Waits for the unit's process to end, once.
+    /// Waits for the unit's process to end, and hears of its guest's drivers until then; once.
     fn watch(&mut self, id: &str) {
         let Some(unit) = self.units.get_mut(id) else {
             return;
@@ -295,10 +296,12 @@ impl Engine {
         }
         unit.watched = Some(process.id());
         let (events, id) = (self.events.clone(), id.to_owned());
+        let hearing = tokio::spawn(drivers::hear(Arc::clone(&self.machine), id.clone()));
         tokio::spawn(async move {
             if let Err(error) = until_exit(&process).await {
                 tracing::error!(instance = id, %error, "cannot watch the VMM");
             }
+            hearing.abort();
             process.reap();
             let _ = events.send(Event::Exited(id));
         });

@@ -39,6 +39,11 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     with_short_path(path, |name| UnixListener::bind(name))
 }
 
+/// A connection to the VMM in `run`.
+pub fn connect(run: &RunDir) -> io::Result<UnixStream> {
+    with_short_path(&run.control_socket(), |name| UnixStream::connect(name))
+}
+
 /// One request to the VMM in `run`, one reply within `timeout`. In the request `{"fd": N}`
 /// names the `N`th of the descriptors `passed`.
 pub fn call(
@@ -47,7 +52,7 @@ pub fn call(
     passed: &[BorrowedFd<'_>],
     timeout: Duration,
 ) -> io::Result<Reply> {
-    let mut stream = with_short_path(&run.control_socket(), |name| UnixStream::connect(name))?;
+    let mut stream = connect(run)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     let mut line = serde_json::to_vec(request)?;

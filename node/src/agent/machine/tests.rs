@@ -82,6 +82,12 @@ fn life(fuse: u32) -> bool {
             .map(|eni| eni.id.clone())
             .collect();
         assert_eq!(ports(), cards.len());
+        let taps = RunDir::of(&host.layout, ID).owner().unwrap().taps;
+        let finished = world.inner.lock().unwrap().finished.clone();
+        assert!(
+            taps.values().all(|tap| finished.contains(tap)),
+            "{taps:?} {finished:?}"
+        );
         assert_eq!(nics(), cards);
         assert_eq!(
             attached(),

@@ -45,6 +45,10 @@ pub(super) struct Inner {
     /// Likewise.
     pub(super) devices: BTreeMap<String, DeviceStatus>,
     pub(super) taps: u32,
+    /// Interfaces of the VMM that was started last that offer no offloads any more.
+    pub(super) withdrawn: BTreeSet<String>,
+    /// Taps that go by XDP.
+    pub(super) finished: BTreeSet<u32>,
 }
 
 /// What a VMM says of its network credits when it ends: beyond what comes meanwhile.
@@ -153,6 +157,16 @@ impl Network for Fake {
         });
         Ok((File::open("/dev/null").unwrap().into(), ifindex))
     }
+    fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
+        self.0.touch(|w| {
+            assert!(
+                !w.withdrawn.is_empty(),
+                "it may still send unfinished frames"
+            );
+            w.finished.insert(ifindex);
+        });
+        Ok(())
+    }
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
         self.0.touch(|w| w.policy = policy.clone());
         Ok(())
@@ -202,6 +216,7 @@ impl Vmms for Fake {
             w.vmms.push(child);
             w.credits = spec.transmit.credits;
             w.devices = devices;
+            w.withdrawn.clear();
             pid
         });
         Process::open_pid(i32::try_from(pid).unwrap())?.ok_or_else(|| io::Error::other("gone"))
@@ -230,6 +245,10 @@ impl Vmms for Fake {
                     let before = w.devices.insert(net.0.clone(), net.1);
                     assert_eq!(before, None, "plugged twice");
                 });
+                Ok(Reply::Ok)
+            }
+            Request::WithdrawOffloads { id } => {
+                self.0.touch(|w| w.withdrawn.insert(id.clone()));
                 Ok(Reply::Ok)
             }
             Request::RemoveNet { id, .. } => {
@@ -357,6 +376,10 @@ impl Host {
             let step = plan(&want, &body.seen, Instant::now());
             if step == Step::Rest {
                 node.board.settle().unwrap();
+                let devices = self.world.inner.lock().unwrap().devices.clone();
+                if body.process.is_some() {
+                    node.finish_taps(ID, &devices).unwrap();
+                }
                 return body.seen;
             }
             node.execute(ID, &step, Some(desired), &mut body).unwrap();
