@@ -37,7 +37,7 @@ struct Common {
     #[arg(long)]
     quick: bool,
     /// Only the cases whose names contain one of these; their figures go among those that
-    /// the report has. Areas: block, qos.
+    /// the report has. Areas: block, net, qos.
     #[arg(long)]
     only: Vec<String>,
     /// Where the built programs lie; beside this one where not given.
@@ -158,7 +158,7 @@ fn main() -> Result<()> {
             let rows = qos::measure(&common, &disk_dir)?;
             common.publish("qos", rows)
         }
-        Area::Net { common } => common.publish("net", net::measure(common.quick)?),
+        Area::Net { common } => common.publish("net", net::measure(&common)?),
         Area::Api {
             common,
             moto,

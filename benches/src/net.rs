@@ -15,6 +15,8 @@ mod ours;
 #[allow(dead_code, reason = "the packet path's tests use more of it")]
 mod stack;
 mod stream;
+mod uniform;
+mod victim;
 
 use crate::alternate::alternate;
 use crate::report::{Better, Row, median};
@@ -43,13 +45,29 @@ pub fn cpu_s() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// Measures the area.
-pub fn measure(quick: bool) -> Result<Vec<Row>> {
+/// Measures the area; cases: established, new, stream, groups, uniform, victim.
+pub fn measure(common: &crate::Common) -> Result<Vec<Row>> {
+    let quick = common.quick;
     let (runs, frames) = if quick { (5, 400_000) } else { (15, 2_000_000) };
-    let mut rows = established(runs, frames)?;
-    rows.extend(new_flows(runs, frames / 4)?);
-    rows.extend(stream::measure(quick)?);
-    rows.push(group_changes(runs)?);
+    let mut rows = Vec::new();
+    if common.takes("established") {
+        rows.extend(established(runs, frames)?);
+    }
+    if common.takes("new") {
+        rows.extend(new_flows(runs, frames / 4)?);
+    }
+    if common.takes("stream") {
+        rows.extend(stream::measure(quick)?);
+    }
+    if common.takes("groups") {
+        rows.push(group_changes(runs)?);
+    }
+    if common.takes("uniform") {
+        rows.extend(uniform::measure(runs, frames)?);
+    }
+    if common.takes("victim") {
+        rows.extend(victim::measure(quick)?);
+    }
     Ok(rows)
 }
 

@@ -519,6 +519,11 @@ impl Fabric {
         self.state().programs.port_program()
     }
 
+    /// The `uplink` program, likewise.
+    pub fn uplink_program(&self) -> Result<OwnedFd, FabricError> {
+        self.state().programs.uplink_program()
+    }
+
     /// Jiffies since boot, as programs know them.
     pub fn jiffies(&self) -> Result<u64, FabricError> {
         self.state().programs.jiffies()

@@ -49,6 +49,7 @@ const EXIT: Instruction = Instruction {
 const XDP_PASS: i32 = 2;
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 /// `BPF_XDP`: what the loader of the path's programs names, too, or none could call them.
 const BPF_XDP: u32 = 37;
@@ -82,6 +83,58 @@ fn another_flow(bits: u16) -> [Instruction; 10] {
         instruction(0x6b, 7, 0, 34, 0),
         instruction(0xbf, 1, 6, 0, 0),
     ]
+}
+
+/// Makes each frame that is wrapped in VXLAN another flow's, to one of many addresses: of the
+/// inner source port and of the inner destination's last 16 bits, which begin at `first`, these
+/// bits by chance. The last 16 of its Ethernet address are the same, and those of the IP header's
+/// identification make up for them in its checksum, where the frame says 0xffff there. Leaves
+/// the context in register 6.
+fn another_flow_inside(first: u16, addresses: u16, ports: u16) -> [Instruction; 22] {
+    [
+        instruction(0xbf, 6, 1, 0, 0),
+        instruction(0x61, 7, 1, 0, 0),
+        instruction(0x61, 3, 1, 4, 0),
+        instruction(0xbf, 4, 7, 0, 0),
+        instruction(0x07, 4, 0, 0, 86),
+        // A shorter frame is left as it is.
+        instruction(0x2d, 4, 3, 15, 0),
+        instruction(0x85, 0, 0, 0, 7),
+        instruction(0xbf, 1, 0, 0, 0),
+        instruction(0x57, 1, 0, 0, i32::from(ports)),
+        instruction(0x6b, 7, 1, 84, 0),
+        instruction(0x77, 0, 0, 0, 16),
+        instruction(0x57, 0, 0, 0, i32::from(addresses)),
+        instruction(0xbf, 1, 0, 0, 0),
+        instruction(0x07, 1, 0, 0, i32::from(first)),
+        instruction(0xdc, 1, 0, 0, 16),
+        instruction(0x6b, 7, 1, 82, 0),
+        instruction(0x6b, 7, 1, 54, 0),
+        mov(1, 0xffff),
+        instruction(0x1f, 1, 0, 0, 0),
+        instruction(0xdc, 1, 0, 0, 16),
+        instruction(0x6b, 7, 1, 68, 0),
+        instruction(0xbf, 1, 6, 0, 0),
+    ]
+}
+
+/// Looks one of so many keys of 16 bytes up by chance, a power of two, and reads its value.
+fn look_up(map: &OwnedFd, keys: u32) -> Result<[Instruction; 12]> {
+    Ok([
+        instruction(0x85, 0, 0, 0, 7),
+        instruction(0x57, 0, 0, 0, i32::try_from(keys)? - 1),
+        instruction(0x7b, 10, 0, -16, 0),
+        mov(1, 0),
+        instruction(0x7b, 10, 1, -8, 0),
+        // Register 1 is the map's address, in two instructions.
+        instruction(0x18, 1, 1, 0, map.as_raw_fd()),
+        instruction(0, 0, 0, 0, 0),
+        instruction(0xbf, 2, 10, 0, 0),
+        instruction(0x07, 2, 0, 0, -16),
+        instruction(0x85, 0, 0, 0, 1),
+        instruction(0x15, 0, 0, 1, 0),
+        instruction(0x79, 0, 0, 0, 0),
+    ])
 }
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
@@ -119,6 +172,18 @@ struct Update {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+impl Update {
+    fn new<K, V>(map: &OwnedFd, key: &K, value: &V) -> Result<Self> {
+        Ok(Self {
+            map: u32::try_from(map.as_raw_fd())?,
+            padding: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: 0,
+        })
+    }
 }
 
 /// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
@@ -159,7 +224,7 @@ struct XdpContext {
 pub struct Program {
     fd: OwnedFd,
     /// A program array forgets its programs when nobody holds it.
-    _calls: Option<OwnedFd>,
+    _map: Option<OwnedFd>,
 }
 
 impl Program {
@@ -197,6 +262,49 @@ impl Program {
     /// Gives each frame, another flow's each of those that differ in these bits of their source
     /// port, to a program.
     pub fn call_with_flows(program: &OwnedFd, bits: u16) -> Result<Self> {
+        Self::call_after(&another_flow(bits), program)
+    }
+
+    /// The same of frames wrapped in VXLAN, with [`another_flow_inside`]'s bits.
+    pub fn call_with_flows_inside(
+        program: &OwnedFd,
+        first: u16,
+        addresses: u16,
+        ports: u16,
+    ) -> Result<Self> {
+        Self::call_after(&another_flow_inside(first, addresses, ports), program)
+    }
+
+    /// [`Self::redirect`] after one look-up among so many keys, a power of two, in no order.
+    pub fn redirect_after_look_up(ifindex: u32, keys: u32) -> Result<Self> {
+        let create = Create {
+            kind: BPF_MAP_TYPE_HASH,
+            key_size: 16,
+            value_size: 8,
+            entries: keys,
+        };
+        let map = bpf(BPF_MAP_CREATE, &create).context("cannot make a hash map")?;
+        // SAFETY: BPF_MAP_CREATE answered with a descriptor that is ours alone.
+        let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(map)?) };
+        for number in 0..u64::from(keys) {
+            let (key, value) = ([number, 0], number);
+            let update = Update::new(&map, &key, &value)?;
+            bpf(BPF_MAP_UPDATE_ELEM, &update).context("cannot fill a hash map")?;
+        }
+        let redirect = [
+            mov(1, i32::try_from(ifindex)?),
+            mov(2, 0),
+            CALL_REDIRECT,
+            EXIT,
+        ];
+        let program = Self::load(&[&look_up(&map, keys)?[..], &redirect].concat())?;
+        Ok(Self {
+            _map: Some(map),
+            ..program
+        })
+    }
+
+    fn call_after(before: &[Instruction], program: &OwnedFd) -> Result<Self> {
         let create = Create {
             kind: BPF_MAP_TYPE_PROG_ARRAY,
             key_size: 4,
@@ -209,7 +317,7 @@ impl Program {
         let (key, value) = (0_u32, u32::try_from(program.as_raw_fd())?);
         let caller = Self::load(
             &[
-                &another_flow(bits)[..],
+                before,
                 &[
                     // Register 2 is the map's address, in two instructions.
                     instruction(0x18, 2, 1, 0, map.as_raw_fd()),
@@ -223,16 +331,10 @@ impl Program {
             ]
             .concat(),
         )?;
-        let update = Update {
-            map: u32::try_from(map.as_raw_fd())?,
-            padding: 0,
-            key: (&raw const key) as u64,
-            value: (&raw const value) as u64,
-            flags: 0,
-        };
+        let update = Update::new(&map, &key, &value)?;
         bpf(BPF_MAP_UPDATE_ELEM, &update).context("cannot call the path's program")?;
         Ok(Self {
-            _calls: Some(map),
+            _map: Some(map),
             ..caller
         })
     }
@@ -249,7 +351,7 @@ impl Program {
         let fd = bpf(BPF_PROG_LOAD, &attributes).context("cannot load the sender's program")?;
         // SAFETY: BPF_PROG_LOAD answered with a descriptor that is ours alone.
         let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) };
-        Ok(Self { fd, _calls: None })
+        Ok(Self { fd, _map: None })
     }
 
     /// Sends `frame` `repeat` times as if `ifindex` (of this thread's namespace) received it.

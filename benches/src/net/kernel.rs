@@ -169,15 +169,24 @@ pub struct Redirect(Worker);
 impl Redirect {
     /// Sets it up. `new_flows`: with the sender that makes each frame another flow's.
     pub fn new(new_flows: bool) -> Result<Self> {
+        Self::by(move |ifindex| match new_flows {
+            true => Program::redirect_new_flows(ifindex),
+            false => Program::redirect(ifindex),
+        })
+    }
+
+    /// The same after one look-up in a hash map of so many entries, in no order.
+    pub fn after_look_up(entries: u32) -> Result<Self> {
+        Self::by(move |ifindex| Program::redirect_after_look_up(ifindex, entries))
+    }
+
+    fn by(program: impl FnOnce(u32) -> Result<Program> + Send + 'static) -> Result<Self> {
         Worker::start(move || {
             let (tap_a, mut tap_b) = (Tap::new("tap-a")?, Tap::new("tap-b")?);
             for link in ["tap-a", "tap-b"] {
                 run(&format!("ip link set {link} up"))?;
             }
-            let redirect = match new_flows {
-                true => Program::redirect_new_flows(tap_b.index)?,
-                false => Program::redirect(tap_b.index)?,
-            };
+            let redirect = program(tap_b.index)?;
             let frame = udp_frame((&MAC_A, ADDRESS_A, PORT), (&MAC_B, ADDRESS_B, PORT));
             redirect.send(tap_a.index, &frame, 1)?;
             ensure!(tap_b.drain()? > 0, "the redirect delivers nothing");

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 const UDP: u8 = 17;
-const PORT: u16 = 10_020;
+pub const PORT: u16 = 10_020;
 /// Live frames in flight, as the peer's sender has them.
 const BATCH: u32 = 64;
 
@@ -87,28 +87,9 @@ impl Path {
         let mut policy = Policy::default();
         policy.groups.insert(GroupId("sg".into()), Group { rules });
         for (name, last, tap) in [("a", 10, &tap_a), ("b", 11, &tap_b)] {
-            policy.ports.insert(
-                PortId(name.into()),
-                Port {
-                    ifindex: tap.ifindex,
-                    vni: Vni(1),
-                    mac: mac(last),
-                    addresses: [IpAddr::V4(address(last))].into(),
-                    subnet: IpNet::new(IpAddr::V4(address(0)), 24)?,
-                    ipv6_subnet: None,
-                    groups: [GroupId("sg".into())].into(),
-                    service_address: Ipv4Addr::new(169, 254, 1, last),
-                    resolver: None,
-                    rate: Rate::default(),
-                    meter: None,
-                    table: None,
-                    acl: None,
-                    source_dest_check: true,
-                    publics: BTreeMap::new(),
-                    tracking: Tracking::default(),
-                    mtu: 1500,
-                },
-            );
+            let service_address = Ipv4Addr::new(169, 254, 1, last);
+            let port = port(tap.ifindex, mac(last), address(last), service_address)?;
+            policy.ports.insert(PortId(name.into()), port);
         }
         fabric.apply(&policy)?;
         let end = |last: u8| (mac(last).0, address(last).octets());
@@ -167,6 +148,28 @@ impl Path {
         Ok([end(&self.tap_a, 10)?, end(&self.tap_b, 11)?])
     }
 
+    /// Two more guests, of the same group.
+    pub fn neighbours(
+        &mut self,
+        create_tap: impl Fn(&Fabric, &str) -> Result<Tap, FabricError>,
+    ) -> Result<[End; 2]> {
+        let fabric = self.fabric.as_ref().context("the fabric is gone")?;
+        let mut make = |name: &str, last| {
+            let tap = create_tap(fabric, name)?;
+            let service_address = Ipv4Addr::new(169, 254, 1, last);
+            let port = port(tap.ifindex, mac(last), address(last), service_address)?;
+            self.policy.ports.insert(PortId(name.into()), port);
+            anyhow::Ok(End {
+                file: tap.fd.into(),
+                mac: mac(last).0,
+                address: address(last),
+            })
+        };
+        let ends = [make("tap-c", 13)?, make("tap-d", 14)?];
+        fabric.apply(&self.policy)?;
+        Ok(ends)
+    }
+
     /// Sends frames of which each but a few is another flow's: there are 65,536 source
     /// ports, and each port's table holds 4,096 flows.
     pub fn send_new_mpps(&self, frames: u32) -> Result<f64> {
@@ -216,8 +219,10 @@ pub struct Encap {
 }
 
 /// Where the other host is, and whom it has.
-const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-const FAR: u8 = 12;
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Where we are.
+pub const OWN_HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const FAR: u8 = 12;
 
 impl Encap {
     /// Sets it up, and shows that a frame leaves wrapped.
@@ -227,7 +232,8 @@ impl Encap {
             .remotes
             .insert((Vni(1), IpAddr::V4(address(FAR))), remote(FAR));
         let mut uplink = std::thread::scope(|scope| {
-            let uplink = scope.spawn(|| path.attach_uplink());
+            let fabric = path.fabric.as_ref().context("the fabric is gone")?;
+            let uplink = scope.spawn(|| attach_uplink(fabric, &path.policy));
             uplink
                 .join()
                 .unwrap_or_else(|_| bail!("the uplink's thread panicked"))
@@ -258,7 +264,7 @@ impl Encap {
     }
 }
 
-fn remote(last: u8) -> Remote {
+pub fn remote(last: u8) -> Remote {
     Remote {
         host: HOST,
         mac: mac(last),
@@ -317,31 +323,49 @@ impl Regroup {
     }
 }
 
-impl Path {
-    /// In a namespace of its own: a tap as uplink, and a neighbour behind it.
-    fn attach_uplink(&self) -> Result<kernel::Tap> {
-        let Some(fabric) = &self.fabric else {
-            bail!("the fabric is gone")
-        };
-        // SAFETY: changes this thread's network namespace alone.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        let uplink = kernel::Tap::new("up0")?;
-        kernel::run("ip address add 192.0.2.1/24 dev up0")?;
-        kernel::run("ip link set up0 up")?;
-        kernel::run(&format!(
-            "ip neighbour add {HOST} lladdr 02:00:00:00:02:02 dev up0 nud permanent"
-        ))?;
-        fabric.set_uplink(UplinkConfig {
-            interface: "up0".into(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            outside: false,
-        })?;
-        fabric.apply(&self.policy)?;
-        ensure!(fabric.refresh_hosts()? == 0, "the other host is not known");
-        Ok(uplink)
+/// In a namespace of the thread's own: a tap as uplink, and a neighbour behind it.
+pub fn attach_uplink(fabric: &Fabric, policy: &Policy) -> Result<kernel::Tap> {
+    // SAFETY: changes this thread's network namespace alone.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
     }
+    let uplink = kernel::Tap::new("up0")?;
+    kernel::run(&format!("ip address add {OWN_HOST}/24 dev up0"))?;
+    kernel::run("ip link set up0 up")?;
+    kernel::run(&format!(
+        "ip neighbour add {HOST} lladdr 02:00:00:00:02:02 dev up0 nud permanent"
+    ))?;
+    fabric.set_uplink(UplinkConfig {
+        interface: "up0".into(),
+        address: OWN_HOST,
+        outside: false,
+    })?;
+    fabric.apply(policy)?;
+    ensure!(fabric.refresh_hosts()? == 0, "the other host is not known");
+    Ok(uplink)
+}
+
+/// A port in group `sg` of 10.0.0.0/16.
+pub fn port(ifindex: u32, mac: Mac, address: Ipv4Addr, service: Ipv4Addr) -> Result<Port> {
+    Ok(Port {
+        ifindex,
+        vni: Vni(1),
+        mac,
+        addresses: [IpAddr::V4(address)].into(),
+        subnet: IpNet::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 16)?,
+        ipv6_subnet: None,
+        groups: [GroupId("sg".into())].into(),
+        service_address: service,
+        resolver: None,
+        rate: Rate::default(),
+        meter: None,
+        table: None,
+        acl: None,
+        source_dest_check: true,
+        publics: BTreeMap::new(),
+        tracking: Tracking::default(),
+        mtu: 1500,
+    })
 }
 
 fn forwarded(fabric: &Fabric) -> Result<u64> {
@@ -359,10 +383,10 @@ impl Drop for Path {
     }
 }
 
-fn mac(last: u8) -> Mac {
+pub fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 1, last])
 }
 
-fn address(last: u8) -> Ipv4Addr {
+pub fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, last)
 }

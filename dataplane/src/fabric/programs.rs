@@ -304,7 +304,16 @@ impl Programs {
 
     /// See [`super::Fabric::port_program`].
     pub(super) fn port_program(&self) -> Result<OwnedFd, FabricError> {
-        let program = self.get(PORT)?.fd().map_err(failed(PORT))?;
+        self.copy_of(PORT)
+    }
+
+    /// See [`super::Fabric::uplink_program`].
+    pub(super) fn uplink_program(&self) -> Result<OwnedFd, FabricError> {
+        self.copy_of(UPLINK)
+    }
+
+    fn copy_of(&self, name: &'static str) -> Result<OwnedFd, FabricError> {
+        let program = self.get(name)?.fd().map_err(failed(name))?;
         let copy = program.as_fd().try_clone_to_owned();
         copy.map_err(system("copy a program's descriptor"))
     }
