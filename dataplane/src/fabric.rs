@@ -258,6 +258,9 @@ impl Fabric {
     /// program instead of its twin. There is no frame that meets neither or both. Said again,
     /// it changes nothing.
     ///
+    /// On a host with an uplink the twin stays: not every device sends what XDP redirects to it,
+    /// and what one does not is lost unsaid.
+    ///
     /// Fails while a predecessor of another layout is in force: programs of ours would know
     /// nobody.
     pub fn finish_tap(&self, ifindex: u32) -> Result<(), FabricError> {
@@ -266,7 +269,7 @@ impl Fabric {
             return Err(FabricError::Succeeds);
         }
         let buffer = self.pins.buffer_link(ifindex);
-        if !buffer.exists() {
+        if !buffer.exists() || self.pins.link(programs::UPLINK).exists() {
             return Ok(());
         }
         let programs = &mut state.programs;

@@ -46,7 +46,7 @@ pub(super) struct Programs {
 
 const PORT: &str = "port";
 const SVC: &str = "svc";
-const UPLINK: &str = "uplink";
+pub(super) const UPLINK: &str = "uplink";
 const OUTSIDE: &str = "outside";
 const TRANSLATE: &str = "translate";
 const ONWARD: &str = "onward";

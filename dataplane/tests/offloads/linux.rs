@@ -94,6 +94,14 @@ fn what_leaves_the_host_is_finished_at_the_uplink() {
         }
         lab.apply(&desired).expect("a policy");
     }
+    // Nor does a guest's declining change that: not every uplink sends what XDP redirects to it.
+    for ((lab, _, _), tap) in hosts.iter().zip(&taps) {
+        lab.finish_tap(tap.ifindex).expect("a tap by its twin");
+        let links = lab
+            .pins_of(ocs_dataplane_shared::layout::LAYOUT_VERSION)
+            .join("links");
+        assert!(links.join(format!("buffer-{}", tap.ifindex)).exists());
+    }
     for (lab, netns, _) in &hosts {
         for _ in 0..100 {
             if netns.within(|| lab.refresh_hosts()).expect("hosts") == 0 {
