@@ -22,6 +22,7 @@ mod ports;
 mod rates;
 mod routes;
 mod rules;
+mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,7 +39,7 @@ use crate::model::{GroupId, Policy, Port, Vni};
 use numbers::{Names, Suggested};
 
 pub use numbers::Numbers;
-pub use ports::Slots;
+pub use slots::Slots;
 
 /// Next hop of the responder's route to the ports.
 pub const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);

@@ -1,15 +1,12 @@
 //! What numbers of IPv6 addresses outside are made with: random, made once, and kept as long as
 //! anything is tracked by them.
 
-use std::fs::File;
-use std::io::Read;
-
 use aya::maps::MapData;
 use ocs_dataplane_shared::ipv6::layout::Secret;
 
 use super::bpf;
 use super::bpffs::Pins;
-use super::error::{FabricError, file, map};
+use super::error::{FabricError, map, system};
 use super::maps::{KernelMaps, SECRETS};
 
 /// Makes sure that there is one: a predecessor's, else a new one.
@@ -32,9 +29,8 @@ pub(super) fn ensure(maps: &mut KernelMaps, pins: &Pins) -> Result<(), FabricErr
         }
     }
     let mut bytes = [[0; 8]; 5];
-    let path = "/dev/urandom".as_ref();
-    File::open(path)
-        .and_then(|mut random| random.read_exact(bytes.as_flattened_mut()))
-        .map_err(file("read", path))?;
+    getrandom::fill(bytes.as_flattened_mut())
+        .map_err(std::io::Error::other)
+        .map_err(system("get random numbers"))?;
     maps.set_secret(bytes.map(u64::from_ne_bytes))
 }

@@ -96,6 +96,7 @@ fn what_leaves_the_host_is_finished_at_the_uplink() {
     }
     // Nor does a guest's declining change that: not every uplink sends what XDP redirects to it.
     for ((lab, _, _), tap) in hosts.iter().zip(&taps) {
+        assert!(!lab.finishes_taps());
         lab.finish_tap(tap.ifindex).expect("a tap by its twin");
         let links = lab
             .pins_of(ocs_dataplane_shared::layout::LAYOUT_VERSION)

@@ -23,8 +23,12 @@ use tokio::net::UnixStream;
 const TELLS_OF_DRIVERS: u32 = 3;
 
 /// Acts on what the drivers of instance `id` do, until its VMM is too old to tell of it or the
-/// task is ended.
+/// task is ended; not where the packet path does nothing about it, lest offers be withdrawn for
+/// nothing.
 pub(super) async fn hear(machine: Arc<Machine>, id: String) {
+    if !machine.board.network().finishes_taps() {
+        return;
+    }
     let mut failures = 0;
     while let Err(error) = hear_connected(&machine, &id, &mut failures).await {
         failures += 1;

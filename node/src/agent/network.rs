@@ -11,6 +11,8 @@ pub trait Network: Send + Sync {
     /// A tap that dies with its descriptor and passes nothing until a policy names it. Its guest
     /// may leave checksums and segmentation to others.
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError>;
+    /// Whether [`Self::finish_tap`] changes anything, on this host.
+    fn finishes_taps(&self) -> bool;
     /// The guest of a tap neither leaves work to others nor takes any, for as long as it lives.
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError>;
     /// `policy` shall be what the packet path does.
@@ -27,6 +29,10 @@ impl Network for Fabric {
     fn create_tap(&self, name: &str) -> Result<(OwnedFd, u32), EffectError> {
         let tap = Fabric::create_offload_tap(self, name).doing(format_args!("tap {name}"))?;
         Ok((tap.fd, tap.ifindex))
+    }
+
+    fn finishes_taps(&self) -> bool {
+        Fabric::finishes_taps(self)
     }
 
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
@@ -57,6 +63,10 @@ impl<N: Network + ?Sized> Network for Arc<N> {
         (**self).create_tap(name)
     }
 
+    fn finishes_taps(&self) -> bool {
+        (**self).finishes_taps()
+    }
+
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
         (**self).finish_tap(ifindex)
     }
@@ -83,6 +93,10 @@ impl Network for Frozen {
         Err(EffectError::Permanent(format!(
             "tap {name}: the host goes down"
         )))
+    }
+
+    fn finishes_taps(&self) -> bool {
+        false
     }
 
     fn finish_tap(&self, _ifindex: u32) -> Result<(), EffectError> {

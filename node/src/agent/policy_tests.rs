@@ -13,6 +13,9 @@ impl Network for Arc<Seen> {
     fn create_tap(&self, _name: &str) -> Result<(OwnedFd, u32), EffectError> {
         Err(EffectError::Permanent("not asked for".into()))
     }
+    fn finishes_taps(&self) -> bool {
+        false
+    }
     fn finish_tap(&self, _ifindex: u32) -> Result<(), EffectError> {
         Err(EffectError::Permanent("not asked for".into()))
     }

@@ -157,6 +157,9 @@ impl Network for Fake {
         });
         Ok((File::open("/dev/null").unwrap().into(), ifindex))
     }
+    fn finishes_taps(&self) -> bool {
+        true
+    }
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
         self.0.touch(|w| {
             assert!(
