@@ -19,7 +19,9 @@ use super::machine::Machine;
 use ocs_node_api as api;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::task::JoinHandle;
 
 /// How often the accounts of those that may soon be held are looked at.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -155,6 +157,9 @@ pub(super) struct CpuCredits {
     /// What each control group was last told.
     told: BTreeMap<String, (u64, Option<u64>)>,
     ticks: u32,
+    /// What is on disk is of before.
+    unwritten: bool,
+    writing: Option<JoinHandle<()>>,
 }
 
 impl CpuCredits {
@@ -212,6 +217,26 @@ impl CpuCredits {
         }
         opened
     }
+
+    /// Writes the accounts down, aside, if what is on disk is of before; while that is under way
+    /// the next tick does.
+    fn write(&mut self, path: PathBuf) {
+        let busy = self.writing.as_ref().is_some_and(|one| !one.is_finished());
+        if !self.unwritten || busy {
+            return;
+        }
+        self.unwritten = false;
+        let accounts = self.accounts.clone();
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            let written = match accounts.is_empty() {
+                true => durable::remove(&path, Lasts::Always),
+                false => durable::replace(&path, &accounts, Lasts::Always),
+            };
+            if let Err(error) = written {
+                tracing::error!(%error, "the CPU credits are not written down");
+            }
+        }));
+    }
 }
 
 impl Engine {
@@ -247,16 +272,8 @@ impl Engine {
                 write |= credits.look(&self.machine.cgroups, desired, run.starts);
             }
         }
-        if write {
-            let path = self.machine.config.layout.cpu_credits();
-            let written = match credits.accounts.is_empty() {
-                true => durable::remove(&path, Lasts::Always),
-                false => durable::replace(&path, &credits.accounts, Lasts::Always),
-            };
-            if let Err(error) = written {
-                tracing::error!(%error, "the CPU credits are not written down");
-            }
-        }
+        credits.unwritten |= write;
+        credits.write(self.machine.config.layout.cpu_credits());
     }
 }
 
