@@ -155,7 +155,9 @@ async fn act(request: Request, core: &Core, sealer: &Sealer) -> Result<Value> {
             void_until_s,
         } => {
             let held = removal::remove(core, &name, force, void_until_s).await?;
-            Ok(json!({"removed": name, "held": held}))
+            let had_joined = held.is_some();
+            let held = held.unwrap_or_default();
+            Ok(json!({"removed": name, "had_joined": had_joined, "held": held}))
         }
         Request::ListHosts {} => core.peek(|view| {
             let mut held = Held::by_node(view);

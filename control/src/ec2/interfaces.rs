@@ -91,11 +91,10 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let groups = groups::or_default(tx, &params.groups, subnet.vpc, subnet.id)?;
         private_addresses::room_anywhere(wanted.total().max(ipv6.total(&subnet)))?;
         let mut addresses = launch::addresses_of(tx, subnet.id)?;
-        let mut held = ipv6_addresses::held(tx, subnet.id);
         let row = Interface {
             description: params.description.clone().unwrap_or_default(),
             tags: tags.clone(),
-            ipv6: ipv6_addresses::take(&mut held, &subnet, &ipv6)?,
+            ipv6: ipv6_addresses::take(tx, &mut None, &subnet, &ipv6)?,
             ..launch::interface(&subnet, &mut addresses, &wanted, groups)?
         };
         let mut answer = json!({"NetworkInterface": present::interface(tx.view, &tx.scope, &row)});

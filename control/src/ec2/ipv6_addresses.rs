@@ -103,18 +103,20 @@ fn block(subnet: &Subnet) -> Result<Ipv6Net, ApiError> {
 }
 
 /// Which addresses of a subnet interfaces have, but for those that `tx` gave.
-pub fn held(tx: &Tx<'_>, subnet: SubnetId) -> BTreeSet<Ipv6Addr> {
+fn held(tx: &Tx<'_>, subnet: SubnetId) -> BTreeSet<Ipv6Addr> {
     let rows = tx.view.all::<Interface>(&tx.scope);
     let here = rows.filter(|row| row.subnet == subnet);
     here.flat_map(|row| row.ipv6.iter().copied()).collect()
 }
 
-/// Addresses of a subnet that no interface has yet, and which are `held` then.
+/// Addresses of a subnet that no interface has yet. `held` are those that interfaces have, and
+/// these are among them then; who takes from a subnet again passes it again.
 ///
 /// # Errors
 /// `InvalidParameterValue`, `InvalidIPAddress.InUse`.
 pub fn take(
-    held: &mut BTreeSet<Ipv6Addr>,
+    tx: &Tx<'_>,
+    held: &mut Option<BTreeSet<Ipv6Addr>>,
     subnet: &Subnet,
     wanted: &Wanted,
 ) -> Result<Vec<Ipv6Addr>, ApiError> {
@@ -123,6 +125,7 @@ pub fn take(
         return Ok(Vec::new());
     }
     let block = block(subnet)?;
+    let held = held.get_or_insert_with(|| self::held(tx, subnet.id));
     for address in &wanted.named {
         if !block.contains(address) || is_reserved(block, *address) {
             return Err(ApiError::value(
@@ -190,15 +193,11 @@ pub async fn assign(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         // What it has is its own already.
         let mut wanted = wanted.clone();
         wanted.named.retain(|address| !row.ipv6.contains(address));
-        let more = match wanted.named.is_empty() && wanted.count.unwrap_or(0) == 0 {
-            true => 0,
-            false => wanted.total(&subnet),
-        };
-        private_addresses::room_at(tx, &row, row.ipv6.len().saturating_add(more))?;
-        let given = match more {
-            0 => Vec::new(),
-            _ => take(&mut held(tx, subnet.id), &subnet, &wanted)?,
-        };
+        // Whatever the subnet gives new interfaces.
+        wanted.count.get_or_insert(0);
+        let total = row.ipv6.len().saturating_add(wanted.total(&subnet));
+        private_addresses::room_at(tx, &row, total)?;
+        let given = take(tx, &mut None, &subnet, &wanted)?;
         row.ipv6.extend(&given);
         interfaces::regroup(tx, &row)?;
         let answer = json!({

@@ -94,9 +94,9 @@ pub enum RemovalError {
     Store(#[from] ApiError),
 }
 
-/// Removes a node, whether it has come yet or not. Its certificates that begin no later than
-/// `void_until_s` (Unix seconds) are void from then on. Gives what it held: without `force`,
-/// nothing that is lost.
+/// Removes a node. Its certificates that begin no later than `void_until_s` (Unix seconds) are
+/// void from then on. Gives what it held: without `force`, nothing that is lost; `None`: no node
+/// of that name has come, so that a certificate of it is all that there may have been.
 ///
 /// # Errors
 /// Where it would lose something and is not forced to.
@@ -105,25 +105,22 @@ pub async fn remove(
     name: &str,
     force: bool,
     void_until_s: i64,
-) -> Result<Held, RemovalError> {
+) -> Result<Option<Held>, RemovalError> {
     let global = Scope::global();
     let id = name.to_owned();
     let begun = core
         .write(&global, |tx| {
             let held = Held::by_node(tx.view).remove(name).unwrap_or_default();
             if tx.get::<Node>(&id).is_none() {
-                // Its certificate may be about before it has ever come, or come again.
-                let known = tx.get::<RemovedNode>(&id);
-                let void_until_s = known
-                    .as_ref()
-                    .map_or(void_until_s, |row| row.void_until_s.max(void_until_s));
-                let done = known.is_none_or(|row| row.done);
+                let before = tx.get::<RemovedNode>(&id);
+                let before = before.as_deref();
                 tx.put(RemovedNode {
                     name: id.clone(),
-                    void_until_s,
-                    done,
+                    void_until_s: before
+                        .map_or(void_until_s, |row| void_until_s.max(row.void_until_s)),
+                    done: before.is_none_or(|row| row.done),
                 })?;
-                return Ok(Ok(held));
+                return Ok(Ok(None));
             }
             if held.is_lost() && !force {
                 let name = id.clone();
@@ -135,7 +132,7 @@ pub async fn remove(
                 void_until_s,
                 done: false,
             })?;
-            Ok(Ok(held))
+            Ok(Ok(Some(held)))
         })
         .await?;
     let held = begun?;

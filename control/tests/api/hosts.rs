@@ -44,7 +44,7 @@ fn try_connect(
 fn the_certificate_of_a_host_that_has_not_come_yet_can_be_voided() {
     let world = world(1);
     let removed = remove(&world, "other", false, CERTIFIED_S);
-    assert_eq!(removed["held"]["instances"], 0);
+    assert_eq!(removed["had_joined"], false);
     let late = try_connect(&world, "other", "other", THERE, 1450);
     assert_eq!(late.err().unwrap().code(), ocs_node_api::REMOVED);
     assert_eq!(hosts(&world), ["fake"]);
@@ -267,6 +267,7 @@ fn a_removed_host_takes_with_it_what_it_held() {
     assert_eq!(world.state(&ids[0]), "running");
 
     let removed = remove(&world, "fake", true, CERTIFIED_S);
+    assert_eq!(removed["had_joined"], true);
     assert_eq!(
         removed["held"],
         json!({"instances": 1, "volumes": 2, "snapshots": 1, "nat_gateways": 1})
