@@ -190,6 +190,7 @@ pub enum LogError {
 }
 
 /// A map as it was when its writer died.
+#[derive(Clone)]
 pub struct Recovered {
     /// The volume's size.
     pub size_bytes: u64,

@@ -32,6 +32,7 @@ impl Place {
     }
 }
 
+#[derive(Clone)]
 enum Chunk {
     Uniform(Place),
     Mixed(Box<[Place; CHUNK_GRAINS]>),
@@ -39,6 +40,7 @@ enum Chunk {
 
 /// The places of all grains. Memory: at most one byte a grain, and none for chunks
 /// that lie in one place.
+#[derive(Clone)]
 pub struct Map {
     grains: u64,
     chunks: Vec<Chunk>,

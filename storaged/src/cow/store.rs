@@ -97,11 +97,16 @@ pub fn layer_name() -> io::Result<String> {
 /// Makes an empty layer for a volume of `size_bytes`.
 pub fn create_layer(dir: &Path, size_bytes: u64) -> io::Result<String> {
     let name = layer_name()?;
-    let file = create(&dir.join(&name))?;
-    file.set_len(grains(size_bytes) * GRAIN_BYTES)?;
-    file.sync_all()?;
-    sync_dir(dir)?;
-    Ok(name)
+    let path = dir.join(&name);
+    let outcome = create(&path).and_then(|file| {
+        file.set_len(grains(size_bytes) * GRAIN_BYTES)?;
+        file.sync_all()?;
+        sync_dir(dir)
+    });
+    if outcome.is_err() {
+        let _ = std::fs::remove_file(&path);
+    }
+    outcome.map(|()| name)
 }
 
 /// Opens the map of `name` for serving. What its writer's death left is made good.

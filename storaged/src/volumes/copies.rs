@@ -8,7 +8,7 @@
 //! to outlive what it is of. A copy that ends before the table names it is let go of, at
 //! once or at the next start.
 
-use super::layered::{Base, compact, full, remove};
+use super::layered::{Base, compact, full};
 use super::refusal::{Refused, check_name, failed, refused};
 use super::table::Snapshot;
 use super::transfer::{GoOn, read_grain};
@@ -40,11 +40,12 @@ impl Volumes {
         };
         let _claim = self.claim(name);
         if let Some(known) = self.store.table().snapshots().get(name) {
-            return if known.volume == from {
+            let same = known.copy_of.as_ref() == Some(of)
+                && (known.size_bytes, known.encrypted) == (size_bytes, encrypted);
+            return if same {
                 Ok(())
             } else {
-                let why = format!("{name} is a snapshot of {}", known.volume);
-                Err(refused(ErrorCode::Conflict, why))
+                Err(known.is_another(name))
             };
         }
         let full_bytes = self.share(name, of, size_bytes, encrypted)?;
@@ -58,6 +59,7 @@ impl Volumes {
         };
         let row = Snapshot {
             volume: from.to_owned(),
+            copy_of: Some(of.clone()),
             size_bytes,
             encrypted,
             changed_bytes: full_bytes,
@@ -116,14 +118,14 @@ impl Volumes {
             Origin::Zeros => Base::Nothing,
         };
         let store = &self.store;
-        let copied = store.begun(size_bytes, base).and_then(|(mut layers, map)| {
+        let copied = store.begun(size_bytes, base).and_then(|(layers, map)| {
+            let full = map.grains() - map.count(Place::ZERO);
             if layers.is_empty() {
                 // A map names one at least.
-                let file = store::create_layer(&store.dir, size_bytes)?;
-                layers.push(LayerRef { file, key: None });
+                store.top_off(name, size_bytes, layers, map, None)?;
+            } else {
+                store::save(&store.dir, name, store.boot, size_bytes, &layers, &map)?;
             }
-            let full = map.grains() - map.count(Place::ZERO);
-            store::save(&store.dir, name, store.boot, size_bytes, &layers, &map)?;
             Ok(full * GRAIN_BYTES)
         });
         copied.map_err(|error| failed(name, &error))
@@ -156,7 +158,7 @@ impl Store {
             file: store::create_layer(&self.dir, size_bytes)?,
             key: Some(wrapped),
         };
-        let path = self.dir.join(&own.file);
+        let layer = own.file.clone();
         let saved = self
             .pour_sealed(&layers, &own, &runs, &mut map, go_on)
             .and_then(|()| {
@@ -166,14 +168,7 @@ impl Store {
                 store::save(&self.dir, name, self.boot, size_bytes, &layers, &map)?;
                 self.free_unused(&found.layers, None, volumes)
             });
-        if saved.is_err() {
-            // If a map names it after all, letting go of that one removes it.
-            let named = store::load(&self.dir, name, Trust::Committed);
-            if named.is_ok_and(|(found, _)| !found.layers.iter().any(|l| path.ends_with(&l.file))) {
-                remove(&path)?;
-            }
-        }
-        saved
+        self.or_drop(name, &layer, saved)
     }
 
     /// Copies `runs` from `layers` to the layer `own`, and has the map say so.

@@ -1,8 +1,7 @@
-//! Volumes and snapshots as maps over layers: made, frozen, grown, let go.
+//! Volumes and snapshots as maps over layers: made, grown, let go.
 //!
 //! ```text
 //!  make     layer (empty) ─▶ NAME.map
-//!  freeze   top synced ─▶ new layer ─▶ NAME.map on it ─▶ SNAPSHOT.map ─▶ table
 //!  let go   (table) ─▶ layers' grains that no map has: freed ─▶ NAME.map
 //! ```
 //! Who uses a layer is never written down: it follows from the maps. So nothing can
@@ -27,15 +26,6 @@ pub enum Base<'a> {
     Image(&'a str),
     /// A snapshot.
     Snapshot(&'a str),
-}
-
-/// How large a snapshot is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frozen {
-    /// Bytes in grains that changed since the volume's snapshot before.
-    pub changed_bytes: u64,
-    /// Bytes in grains that are not zeros.
-    pub full_bytes: u64,
 }
 
 /// Leaves out layers that no grain lies in; the last stays.
@@ -112,7 +102,7 @@ impl Store {
     }
 
     /// Puts an empty layer on top of `layers` and writes the map of `name`.
-    fn top_off(
+    pub(super) fn top_off(
         &self,
         name: &str,
         size_bytes: u64,
@@ -124,13 +114,43 @@ impl Store {
             return Err(full("the volume stands on 255 layers; delete snapshots"));
         }
         let file = store::create_layer(&self.dir, size_bytes)?;
-        layers.push(LayerRef { file, key });
-        store::save(&self.dir, name, self.boot, size_bytes, &layers, &map).map(drop)
+        layers.push(LayerRef {
+            file: file.clone(),
+            key,
+        });
+        let saved = store::save(&self.dir, name, self.boot, size_bytes, &layers, &map);
+        self.or_drop(name, &file, saved).map(drop)
+    }
+
+    /// Passes on how the map of `name` was saved that names `layer`, a new one; which goes
+    /// after an error, unless the map is there and only its syncing failed.
+    pub(super) fn or_drop<T, E>(
+        &self,
+        name: &str,
+        layer: &str,
+        saved: Result<T, E>,
+    ) -> Result<T, E> {
+        let names_it = || -> io::Result<bool> {
+            let (found, _) = match self.is_layered(name) {
+                true => store::load(&self.dir, name, Trust::Committed)?,
+                false => return Ok(false),
+            };
+            Ok(found.layers.iter().any(|named| named.file == layer))
+        };
+        if saved.is_err()
+            && let Err(error) = names_it().and_then(|named| match named {
+                true => Ok(()),
+                false => remove(&self.dir.join(layer)),
+            })
+        {
+            tracing::error!(name, layer, %error, "stays until the next start");
+        }
+        saved
     }
 
     /// The state of volume `name`, which nobody serves; synced. A volume without a map
     /// has its file as its only layer from now on, under a second name.
-    fn settled(&self, name: &str, size_bytes: u64) -> io::Result<Recovered> {
+    pub(super) fn settled(&self, name: &str, size_bytes: u64) -> io::Result<Recovered> {
         if !self.is_layered(name) {
             let raw = content::path(&self.dir, name);
             let file = File::options().read(true).write(true).open(&raw)?;
@@ -138,58 +158,20 @@ impl Store {
             file.sync_all()?;
             let layer = store::layer_name()?;
             std::fs::hard_link(&raw, self.dir.join(&layer))?;
-            sync_dir(&self.dir)?;
-            let map = store::map_of(&file, size_bytes)?;
             let layers = [LayerRef {
-                file: layer,
+                file: layer.clone(),
                 key: None,
             }];
-            store::save(&self.dir, name, self.boot, size_bytes, &layers, &map)?;
+            let saved = sync_dir(&self.dir)
+                .and_then(|()| store::map_of(&file, size_bytes))
+                .and_then(|map| store::save(&self.dir, name, self.boot, size_bytes, &layers, &map));
+            self.or_drop(name, &layer, saved)?;
             content::remove(&self.dir, name)?;
         }
         let (found, _) = store::load(&self.dir, name, Trust::Since(self.boot))?;
         let own = found.layers.last().ok_or(io::ErrorKind::InvalidData)?;
         File::open(self.dir.join(&own.file))?.sync_data()?;
         Ok(found)
-    }
-
-    /// Makes durable what can be before a volume's service pauses.
-    pub fn presync(&self, name: &str) -> io::Result<()> {
-        if self.is_layered(name) {
-            let (found, _) = store::load(&self.dir, name, Trust::Committed)?;
-            let own = found.layers.last().ok_or(io::ErrorKind::InvalidData)?;
-            return File::open(self.dir.join(&own.file))?.sync_data();
-        }
-        File::open(content::path(&self.dir, name))?.sync_data()
-    }
-
-    /// Freezes volume `name`, which nobody serves, as `snapshot`. The caller holds
-    /// [`Store::layers`].
-    pub fn freeze(&self, name: &str, size_bytes: u64, snapshot: &str) -> io::Result<Frozen> {
-        let found = self.settled(name, size_bytes)?;
-        let top = Place::layer(found.layers.len() - 1);
-        let zeros = found.map.count(Place::ZERO);
-        let frozen = Frozen {
-            changed_bytes: found.map.count(top) * GRAIN_BYTES,
-            full_bytes: (found.map.grains() - zeros) * GRAIN_BYTES,
-        };
-        let (layers, mut map) = (found.layers, found.map);
-        let key = layers.last().and_then(|own| own.key.clone());
-        let (mut below, mut shown) = (layers.clone(), Map::new(size_bytes));
-        for (first, count, place) in map.runs() {
-            shown.set(first, count, place);
-        }
-        compact(&mut below, &mut map);
-        // A last layer that holds nothing is not stood upon.
-        if below.len() > 1 && map.count(Place::layer(below.len() - 1)) == 0 {
-            below.pop();
-        }
-        // The volume first: what the snapshot names is frozen before it exists.
-        self.top_off(name, size_bytes, below, map, key)?;
-        let mut layers = layers;
-        compact(&mut layers, &mut shown);
-        store::save(&self.dir, snapshot, self.boot, size_bytes, &layers, &shown)?;
-        Ok(frozen)
     }
 
     /// Grows volume `name`, which nobody serves.

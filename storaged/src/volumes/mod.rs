@@ -14,10 +14,12 @@
 //! volume that is named and not there. Requests for one volume run one by one.
 
 mod attachment;
+mod claims;
 mod content;
 mod copies;
 mod credits;
 mod erasure;
+mod freeze;
 mod handover;
 mod images;
 mod keys;
@@ -92,16 +94,6 @@ pub struct Volumes {
     /// A hand-over waits: what takes long ends.
     closing: AtomicBool,
     findings: Arc<Findings>,
-}
-
-/// The right to change one volume.
-struct Claim<'a>(&'a Volumes, &'a str);
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.0.live().claimed.remove(self.1);
-        self.0.released.notify_all();
-    }
 }
 
 impl Volumes {
@@ -439,17 +431,6 @@ impl Volumes {
         let record = self.store.table().volumes().get(name).cloned()?;
         let volume = self.live().volumes.get(name).cloned()?;
         Some((record, volume))
-    }
-
-    fn claim<'a>(&'a self, name: &'a str) -> Claim<'a> {
-        let mut live = self.live();
-        while !live.claimed.insert(name.to_owned()) {
-            live = self
-                .released
-                .wait(live)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        Claim(self, name)
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

@@ -6,6 +6,7 @@
 //! completed before is in the snapshot, nothing that began after; of several volumes
 //! that are frozen together that holds for all of them at once.
 
+use super::freeze::Wanted;
 use super::refusal::{Refused, check_name, failed, not_found, refused};
 use super::table::Snapshot;
 use super::{MAX_BYTES, MAX_SNAPSHOTS, Volumes};
@@ -15,6 +16,22 @@ use std::io;
 
 /// Most snapshots of one instant: more than an instance has disks.
 const MAX_TOGETHER: usize = 64;
+
+impl Snapshot {
+    /// Refuses a repeat that asks for something else.
+    pub(super) fn is_another(&self, name: &str) -> Refused {
+        let Self {
+            volume, size_bytes, ..
+        } = self;
+        let how = match (&self.copy_of, self.encrypted) {
+            (None, _) => "snapshot",
+            (Some(_), false) => "copy",
+            (Some(_), true) => "encrypted copy",
+        };
+        let why = format!("{name} is there: the {how} of {volume:?}, of {size_bytes} bytes");
+        refused(ErrorCode::Conflict, why)
+    }
+}
 
 impl Volumes {
     /// Runs `change` while nobody serves these volumes, which the caller has claimed. All
@@ -58,57 +75,46 @@ impl Volumes {
         for other in with {
             wanted.push((check_name(&other.volume)?, check_name(&other.snapshot)?));
         }
-        // Always the volumes first, in their order: two that wait for each other cannot be.
         wanted.sort_unstable();
         if wanted.len() > MAX_TOGETHER || wanted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
             let why = format!("with: at most {MAX_TOGETHER} snapshots, one a volume");
             return Err(refused(ErrorCode::Invalid, why));
         }
-        let _claims: Vec<_> = wanted.iter().map(|(name, _)| self.claim(name)).collect();
+        let _claims = self.claim_all(
+            wanted
+                .iter()
+                .flat_map(|(name, snapshot)| [*name, *snapshot]),
+        );
         if let Some(known) = self.store.table().snapshots().get(snapshot) {
-            return if known.volume == name {
+            return if known.volume == name && known.copy_of.is_none() {
                 Ok(())
             } else {
-                let why = format!("{snapshot} is a snapshot of {}", known.volume);
-                Err(refused(ErrorCode::Conflict, why))
+                Err(known.is_another(snapshot))
             };
         }
-        let mut sizes = Vec::new();
-        for (name, _) in &wanted {
-            let (record, _) = self.find(name).ok_or_else(|| not_found(name))?;
+        let mut freezing = Vec::new();
+        for (volume, snapshot) in wanted {
+            let (record, _) = self.find(volume).ok_or_else(|| not_found(volume))?;
             if record.kind == VolumeKind::Ephemeral {
-                let why = format!("{name} is an instance store, which has no snapshots");
+                let why = format!("{volume} is an instance store, which has no snapshots");
                 return Err(refused(ErrorCode::Invalid, why));
             }
-            sizes.push((record.size_bytes, record.encrypted));
+            freezing.push(Wanted {
+                volume,
+                size_bytes: record.size_bytes,
+                encrypted: record.encrypted,
+                snapshot,
+            });
         }
         let _layers = self.store.layers();
-        self.check_new_snapshots(wanted.iter().map(|(_, snapshot)| *snapshot))?;
-        let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
+        self.check_new_snapshots(freezing.iter().map(|wanted| wanted.snapshot))?;
+        let names: Vec<&str> = freezing.iter().map(|wanted| wanted.volume).collect();
         for name in &names {
             self.store
                 .presync(name)
                 .map_err(|error| failed(name, &error))?;
         }
-        let rows = self.pause(&names, || {
-            let mut rows = Vec::new();
-            for ((name, snapshot), (size_bytes, encrypted)) in wanted.iter().zip(sizes) {
-                let frozen = self.store.freeze(name, size_bytes, snapshot)?;
-                let row = Snapshot {
-                    volume: (*name).to_owned(),
-                    size_bytes,
-                    encrypted,
-                    changed_bytes: frozen.changed_bytes,
-                    full_bytes: frozen.full_bytes,
-                };
-                rows.push(((*snapshot).to_owned(), row));
-            }
-            Ok(rows)
-        })?;
-        self.store
-            .table()
-            .update(|contents| contents.snapshots.extend(rows))
-            .map_err(|error| failed("the table", &error))
+        self.pause(&names, || self.store.freeze(&freezing))
     }
 
     /// Refuses snapshots that cannot come to be; the caller holds the layers.

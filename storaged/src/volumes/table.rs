@@ -6,7 +6,7 @@
 use super::refusal::is_name;
 use crate::cow::store::sync_dir;
 use ocs_storaged_api::erasure::Trace;
-use ocs_storaged_api::{Limits, VolumeKind, VolumeLimits};
+use ocs_storaged_api::{Limits, Origin, VolumeKind, VolumeLimits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,6 +60,9 @@ pub struct Snapshot {
     /// The volume that it is of, or the snapshot or image that it is a copy of; which may
     /// be gone.
     pub volume: String,
+    /// What it is a copy of, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<Origin>,
     /// That volume's size.
     pub size_bytes: u64,
     /// Its bytes are encrypted, and those of volumes made from it.

@@ -9,12 +9,11 @@
 //! removed at once or, after a crash, at the next start; the volume holds what it held.
 
 use super::content;
-use super::layered::remove;
 use super::refusal::{Refused, check_name, failed, not_found, refused};
 use super::table::Record;
 use super::volume::Store;
 use super::{MAX_BYTES, Volumes};
-use crate::cow::log::{LayerRef, Recovered, Trust};
+use crate::cow::log::{LayerRef, Trust};
 use crate::cow::map::{GRAIN_BYTES, Map, Place};
 use crate::cow::store;
 use crate::crypt::{Key, is_zero};
@@ -158,30 +157,16 @@ impl Store {
             store::save(&self.dir, name, self.boot, size_bytes, &own, &map)?;
             Ok(old)
         };
-        match put() {
-            Ok(old) => {
-                // The volume is what it shall be; what it was goes now or, whole layers
-                // and the plain file, at the next start.
-                let _layers = self.layers();
-                let freed = content::remove(&self.dir, name)
-                    .and_then(|()| self.free_unused(&old, None, volumes));
-                if let Err(error) = freed {
-                    tracing::error!(volume = name, %error, "what an import replaced stays");
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // Its map may be there after all, and only its syncing have failed.
-                let named = |(found, _): (Recovered, bool)| {
-                    found.layers.iter().any(|named| named.file == layer)
-                };
-                let loaded = store::load(&self.dir, name, Trust::Committed).map(named);
-                if matches!(loaded, Ok(false)) || !self.is_layered(name) {
-                    let _ = remove(&self.dir.join(&layer));
-                }
-                Err(error)
-            }
+        let old = self.or_drop(name, &layer, put())?;
+        // The volume is what it shall be; what it was goes now or, whole layers and the
+        // plain file, at the next start.
+        let _layers = self.layers();
+        let freed =
+            content::remove(&self.dir, name).and_then(|()| self.free_unused(&old, None, volumes));
+        if let Err(error) = freed {
+            tracing::error!(volume = name, %error, "what an import replaced stays");
         }
+        Ok(())
     }
 
     /// Writes the disk of `reader` to a new layer; returns the map of it alone.
