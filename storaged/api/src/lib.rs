@@ -118,7 +118,7 @@ pub enum Request {
         with: Vec<SnapshotOf>,
     },
     /// The snapshot shall exist, and hold what another one holds, or an image. Neither
-    /// needs the other from then on.
+    /// needs the other from then on. One that was asked for otherwise is refused.
     CopySnapshot {
         /// Its name, which no volume has.
         snapshot: VolumeName,
