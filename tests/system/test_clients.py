@@ -109,6 +109,7 @@ class Clients(unittest.TestCase):
         needed = {"GetManagedPrefixListEntries": {"PrefixListId": listed["PrefixListId"]},
                   "DescribeLaunchTemplateVersions": {"Versions": ["$Latest"]},
                   "GetSecurityGroupsForVpc": {"VpcId": vpc},
+                  "DescribeStaleSecurityGroups": {"VpcId": vpc},
                   "GetManagedPrefixListAssociations": {"PrefixListId": listed["PrefixListId"]}}
         paged = 0
         for action in sorted(OFFERED):

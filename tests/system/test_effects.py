@@ -459,6 +459,74 @@ class Ways(unittest.TestCase):
         up.ec2.delete_subnet(SubnetId=other)
         up.ec2.disassociate_vpc_cidr_block(AssociationId=block)
 
+    def test_a_reserved_range_is_given_by_name_alone_until_it_is_no_more(self):
+        _, subnet = vpc_with_subnet("10.19.0.0/16", "10.19.3.0/28")
+        held = up.ec2.create_subnet_cidr_reservation(
+            SubnetId=subnet, Cidr="10.19.3.0/29", ReservationType="explicit",
+        )["SubnetCidrReservation"]["SubnetCidrReservationId"]
+        first = up.run("addresses", SubnetId=subnet)
+        self.assertEqual(first.address, "10.19.3.8")
+        named = up.run("addresses", SubnetId=subnet, PrivateIpAddress="10.19.3.4")
+        for guest in (first, named):
+            guest.wait_line("addresses: held=1", guest.address)
+        up.ec2.delete_subnet_cidr_reservation(SubnetCidrReservationId=held)
+        second = up.run("addresses", SubnetId=subnet)
+        second.wait_line("addresses: held=1", "10.19.3.5")
+        for guest in (first, named, second):
+            guest.terminate()
+
+    def test_a_rule_names_a_group_beyond_a_peering_until_it_is_deleted(self):
+        (a, near), (b, far) = (vpc_with_subnet("10.17.0.0/16", "10.17.1.0/24"),
+                               vpc_with_subnet("10.18.0.0/16", "10.18.1.0/24"))
+        peering = up.ec2.create_vpc_peering_connection(
+            VpcId=a, PeerVpcId=b)["VpcPeeringConnection"]["VpcPeeringConnectionId"]
+        up.ec2.accept_vpc_peering_connection(VpcPeeringConnectionId=peering)
+        for vpc, block in ((a, "10.18.0.0/16"), (b, "10.17.0.0/16")):
+            table = up.ec2.describe_route_tables(
+                Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+            up.ec2.create_route(RouteTableId=table, DestinationCidrBlock=block,
+                                VpcPeeringConnectionId=peering)
+        servers = up.ec2.create_security_group(
+            VpcId=b, GroupName="servers", Description="x")["GroupId"]
+        clients = up.ec2.create_security_group(
+            VpcId=a, GroupName="clients", Description="x")["GroupId"]
+        server = up.run("listen tcp 7", SubnetId=far, PrivateIpAddress="10.18.1.10",
+                        SecurityGroupIds=[servers])
+        order, topic = "connect 10.18.1.10:7 every 200ms", "connect: 10.18.1.10:7"
+        client = up.run(order, SubnetId=near, SecurityGroupIds=[clients])
+        other = up.run(order, SubnetId=near)
+        client.wait_line(topic, " timeout ")
+        rule = {"GroupId": servers, "IpPermissions": [
+            {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+             "UserIdGroupPairs": [{"GroupId": clients}]}]}
+        up.ec2.authorize_security_group_ingress(**rule)
+        client.wait_line(topic, " ok ", after_s=client.now())
+        other.wait_line(topic, " timeout ", after_s=other.now())
+        self.assertEqual(
+            up.ec2.describe_security_group_references(
+                GroupId=[clients])["SecurityGroupReferenceSet"],
+            [{"GroupId": clients, "ReferencingVpcId": b, "VpcPeeringConnectionId": peering}])
+        self.assertEqual(
+            up.ec2.describe_stale_security_groups(VpcId=b)["StaleSecurityGroupSet"], [])
+
+        up.ec2.delete_vpc_peering_connection(VpcPeeringConnectionId=peering)
+        client.wait_line(topic, " timeout ", after_s=client.now())
+        stale, = up.ec2.describe_stale_security_groups(VpcId=b)["StaleSecurityGroupSet"]
+        self.assertEqual(stale["GroupId"], servers)
+        self.assertEqual(stale["StaleIpPermissions"][0]["UserIdGroupPairs"], [
+            {"GroupId": clients, "UserId": up.client("sts").get_caller_identity()["Account"], "VpcId": a,
+             "VpcPeeringConnectionId": peering, "PeeringStatus": "deleted"}])
+        self.assertEqual(
+            error_code(lambda: up.ec2.authorize_security_group_ingress(
+                GroupId=servers, IpPermissions=[
+                    {"IpProtocol": "udp", "FromPort": 7, "ToPort": 7,
+                     "UserIdGroupPairs": [{"GroupId": clients}]}])), "InvalidGroup.NotFound")
+        up.ec2.revoke_security_group_ingress(**rule)
+        self.assertEqual(
+            up.ec2.describe_stale_security_groups(VpcId=b)["StaleSecurityGroupSet"], [])
+        for guest in (server, client, other):
+            guest.terminate()
+
     def test_a_peering_joins_two_vpcs_until_it_is_deleted(self):
         (a, near), (b, far) = vpc_with_subnet(), vpc_with_subnet("10.8.0.0/16", "10.8.1.0/24")
         for vpc, block in ((a, "10.8.0.0/16"), (b, "10.7.0.0/16")):

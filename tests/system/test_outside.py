@@ -121,6 +121,55 @@ class Outside(unittest.TestCase):
             guest.wait_line(line, "timeout", after_s=guest.now())
         guest.terminate()
 
+    def test_by_an_egress_only_gateway_ipv6_leaves_and_nothing_new_arrives(self):
+        vpc = up.ec2.create_vpc(CidrBlock="10.8.0.0/16", AmazonProvidedIpv6CidrBlock=True)["Vpc"]
+        block = ipaddress.ip_network(vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"])
+        vpc = vpc["VpcId"]
+        subnet = up.ec2.create_subnet(
+            VpcId=vpc, CidrBlock="10.8.0.0/24",
+            Ipv6CidrBlock=str(next(block.subnets(new_prefix=64))))["Subnet"]["SubnetId"]
+        internet = up.ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+        up.ec2.attach_internet_gateway(InternetGatewayId=internet, VpcId=vpc)
+        gateway = up.ec2.create_egress_only_internet_gateway(
+            VpcId=vpc)["EgressOnlyInternetGateway"]["EgressOnlyInternetGatewayId"]
+        group = up.ec2.create_security_group(
+            VpcId=vpc, GroupName="egress-only", Description="x")["GroupId"]
+        up.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[
+            {"IpProtocol": "tcp", "FromPort": 7, "ToPort": 7,
+             "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}])
+        line = f"connect: [{OUTSIDE_IPV6}]:7071"
+        with socket.create_server((OUTSIDE_IPV6, 7071), family=socket.AF_INET6) as server:
+            server.settimeout(30)
+            guest = up.run(
+                f"ipv6\nlisten tcp 7\nconnect [{OUTSIDE_IPV6}]:7071 every 200ms",
+                SubnetId=subnet, SecurityGroupIds=[group], Ipv6AddressCount=1)
+            guest.wait_line("ipv6: addresses=")
+            at = guest.describe()["Ipv6Address"]
+            guest.wait_line(line, "timeout")
+            table = up.ec2.describe_route_tables(
+                Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"][0]["RouteTableId"]
+            route = {"RouteTableId": table, "DestinationIpv6CidrBlock": "::/0"}
+            up.ec2.create_route(**route, EgressOnlyInternetGatewayId=gateway)
+            connection, peer = server.accept()
+            connection.close()
+            self.assertEqual(peer[0], at, "seen as its own address")
+            guest.wait_line(line, " ok ", after_s=guest.now())
+            self.assertFalse(echoes(at), "nobody gets in that way, whatever the group says")
+
+            up.ec2.replace_route(**route, GatewayId=internet)
+            wait_for("by an internet gateway it is reached", lambda: echoes(at), 10)
+            up.ec2.replace_route(**route, EgressOnlyInternetGatewayId=gateway)
+            wait_for("it is reached no more", lambda: not echoes(at), 10)
+            guest.wait_line(line, " ok ", after_s=guest.now())
+
+            up.ec2.delete_route(**route)
+            guest.wait_line(line, "timeout", after_s=guest.now())
+            up.ec2.create_route(**route, EgressOnlyInternetGatewayId=gateway)
+            guest.wait_line(line, " ok ", after_s=guest.now())
+            up.ec2.delete_egress_only_internet_gateway(EgressOnlyInternetGatewayId=gateway)
+            guest.wait_line(line, "timeout", after_s=guest.now())
+        guest.terminate()
+
     def test_an_associated_address_reaches_the_guest_and_no_other_does(self):
         guest = up.run("listen tcp 7")
         group = guest.describe()["SecurityGroups"][0]["GroupId"]

@@ -1,5 +1,6 @@
 """What accounts share, and what an account begins with, as guests see it."""
 
+import datetime
 import unittest
 
 from guest import word
@@ -47,6 +48,53 @@ class Sharing(unittest.TestCase):
         up.ec2.reset_image_attribute(ImageId=image, Attribute="launchPermission")
         self.assertEqual(refused(), "InvalidAMIID.NotFound")
         theirs.terminate()
+
+    def test_an_image_is_deprecated_disabled_and_protected_by_its_owner(self):
+        vm = filled()
+        image = up.ec2.create_image(InstanceId=vm.id, Name="of age")["ImageId"]
+        wait_for("the image is made", lambda: up.ec2.describe_images(ImageIds=[image])
+                 ["Images"][0]["State"] == "available", 60)
+        vm.terminate()
+        share = {"ImageId": image, "LaunchPermission": {"Add": [{"UserId": stranger_id}]}}
+        up.ec2.modify_image_attribute(**share)
+
+        def listed(ec2, **more):
+            owners = up.client("sts").get_caller_identity()["Account"]
+            images = ec2.describe_images(Owners=[owners], **more)["Images"]
+            return [shown for shown in images if shown["ImageId"] == image]
+        self.assertTrue(listed(stranger))
+        up.ec2.enable_image_deprecation(
+            ImageId=image, DeprecateAt=datetime.datetime.now(datetime.UTC)
+            + datetime.timedelta(seconds=2))
+        wait_for("it is deprecated", lambda: not listed(stranger), 40)
+        self.assertIn("DeprecationTime", listed(up.ec2)[0])
+        self.assertTrue(listed(stranger, IncludeDeprecated=True))
+        theirs = up.run("disk 0 verify 1MiB 5", ec2=stranger, ImageId=image)
+        theirs.wait_line("disk: 0 verify", " ok ")
+        theirs.terminate()
+        up.ec2.disable_image_deprecation(ImageId=image)
+        self.assertTrue(listed(stranger))
+
+        up.ec2.disable_image(ImageId=image)
+        self.assertFalse(listed(up.ec2))
+        self.assertEqual(listed(up.ec2, IncludeDisabled=True)[0]["State"], "disabled")
+        def refused(ec2):
+            return error_code(lambda: up.run(wait=False, ec2=ec2, ImageId=image))
+        self.assertEqual(refused(up.ec2), "InvalidAMIID.Unavailable")
+        self.assertEqual(refused(stranger), "InvalidAMIID.NotFound")
+        self.assertEqual(error_code(lambda: up.ec2.modify_image_attribute(**share)),
+                         "InvalidAMIID.Unavailable")
+        up.ec2.enable_image(ImageId=image)
+        self.assertEqual(refused(stranger), "InvalidAMIID.NotFound", "sharing does not come back")
+        again = up.run("disk 0 verify 1MiB 5", ImageId=image)
+        again.wait_line("disk: 0 verify", " ok ")
+        again.terminate()
+
+        up.ec2.enable_image_deregistration_protection(ImageId=image)
+        self.assertEqual(error_code(lambda: up.ec2.deregister_image(ImageId=image)),
+                         "OperationNotPermitted")
+        up.ec2.disable_image_deregistration_protection(ImageId=image)
+        up.ec2.deregister_image(ImageId=image)
 
     def test_a_snapshot_is_read_by_whom_it_is_shared_with_and_registered_as_an_image(self):
         vm = filled()

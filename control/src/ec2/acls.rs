@@ -146,12 +146,9 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             entries: Vec::new(),
             tags: tags.clone(),
         };
-        let mut answer = json!({"NetworkAcl": present(tx.view, &tx.scope, &row)});
-        if !ctx.client_token().is_empty() {
-            answer["ClientToken"] = ctx.client_token().into();
-        }
+        let answer = json!({"NetworkAcl": present(tx.view, &tx.scope, &row)});
         tx.put(row)?;
-        Ok(answer)
+        Ok(ctx.with_client_token(answer))
     })
     .await
 }

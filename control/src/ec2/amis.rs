@@ -6,6 +6,7 @@
 mod attributes;
 mod copies;
 mod register;
+pub mod standing;
 
 pub use attributes::{attribute, modify, reset};
 pub use copies::copy;
@@ -50,6 +51,13 @@ fn not_found(text: &str) -> ApiError {
     )
 }
 
+fn unavailable(id: ImageId) -> ApiError {
+    ApiError::new(
+        "InvalidAMIID.Unavailable",
+        format!("The image ID '{id}' is not available"),
+    )
+}
+
 /// Finds an image that the caller may launch.
 ///
 /// # Errors
@@ -61,10 +69,7 @@ pub fn template(ctx: &Ctx, tx: &Tx<'_>, text: &str) -> Result<Template, ApiError
     }
     let (account, row) = visible(tx.view, &tx.scope, id).ok_or_else(|| not_found(text))?;
     if state(tx.view, &account, &row) != "available" {
-        return Err(ApiError::new(
-            "InvalidAMIID.Unavailable",
-            format!("The image ID '{id}' is not available"),
-        ));
+        return Err(unavailable(id));
     }
     let volumes = row
         .devices
@@ -163,7 +168,7 @@ pub fn visible(view: &View, scope: &Scope, id: ImageId) -> Option<(Scope, Arc<Ow
     usable.then(|| (owner.clone(), Arc::clone(row)))
 }
 
-/// `pending` until all snapshots are there.
+/// `pending` until all snapshots are there, `disabled` where its owner says so.
 pub fn state(view: &View, owner: &Scope, row: &OwnImage) -> &'static str {
     let states: Vec<SnapshotState> = row
         .devices
@@ -174,7 +179,9 @@ pub fn state(view: &View, owner: &Scope, row: &OwnImage) -> &'static str {
                 .map_or(SnapshotState::Error, |row| row.state)
         })
         .collect();
-    if states.iter().all(|s| *s == SnapshotState::Completed) {
+    if row.standing.disabled {
+        "disabled"
+    } else if states.iter().all(|s| *s == SnapshotState::Completed) {
         "available"
     } else if states.contains(&SnapshotState::Pending) {
         "pending"
@@ -222,6 +229,7 @@ pub fn present(view: &View, owner: &Scope, row: &OwnImage) -> Value {
     if !row.imds_support.is_empty() {
         item["ImdsSupport"] = row.imds_support.clone().into();
     }
+    standing::show(row, &mut item);
     if let Some(instance) = row.source_instance {
         item["SourceInstanceId"] = instance.to_string().into();
     }
@@ -351,6 +359,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             source_image: None,
             created_at_s: now_s(),
             shared_with: BTreeSet::new(),
+            standing: Standing::default(),
             tags: image_tags.clone(),
         })?;
         if reboot {
@@ -377,11 +386,12 @@ struct Deregister {
 /// DeregisterImage: its snapshots and instances stay.
 ///
 /// # Errors
-/// EC2's codes.
+/// `OperationNotPermitted`, and EC2's other codes.
 pub async fn deregister(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Deregister = ctx.params(action, request)?;
     ctx.write(|tx| {
         let row = own(tx.view, &tx.scope, &params.image_id)?;
+        standing::unprotected(&row)?;
         tx.delete::<OwnImage>(&row.id);
         Ok(json!({"Return": true}))
     })

@@ -199,6 +199,7 @@ pub fn add_subnet(tx: &mut Tx<'_>, subnet: Subnet) -> Result<(), ApiError> {
         cidr: subnet.cidr,
         taken: Vec::new(),
         next: None,
+        reserved: Vec::new(),
     })?;
     tx.put(subnet)
 }
@@ -262,6 +263,7 @@ pub fn everything(egress: bool, peer: Peer) -> Rule {
         from_port: -1,
         to_port: -1,
         peer,
+        beyond: None,
         description: None,
         tags: Tags::new(),
     }

@@ -3,7 +3,7 @@
 use super::defaults::{anywhere, anywhere_ipv6, everything};
 use super::list::{Query, lookup, tag_set};
 use super::params::{Filter, TagSpecification};
-use super::{Ctx, quotas, tags};
+use super::{Ctx, peer_groups, quotas, tags};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::view::View;
@@ -247,7 +247,9 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             .all::<Interface>(&tx.scope)
             .any(|row| row.groups.contains(&group.id));
         let named = tx.view.all::<Group>(&tx.scope).any(|other| {
+            // Rules beyond a peering are stale from now on.
             other.id != group.id
+                && other.vpc == group.vpc
                 && other
                     .rules
                     .iter()
@@ -364,7 +366,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         rows.dedup_by_key(|row| row.id);
         query.answer(
             rows.iter()
-                .map(|row| (row.id.to_string(), present(scope, row))),
+                .map(|row| (row.id.to_string(), present(view, scope, row))),
         )
     })
     .await
@@ -417,35 +419,11 @@ pub async fn of_vpc(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct References {
-    group_id: Vec<String>,
-}
-
-/// DescribeSecurityGroupReferences: of VPCs beyond a peering, whose rules name no group of
-/// this side's here.
-///
-/// # Errors
-/// EC2's codes.
-pub async fn references(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let params: References = ctx.params(action, request)?;
-    if params.group_id.is_empty() {
-        return Err(ApiError::missing("GroupId"));
-    }
-    ctx.read(|view| {
-        lookup(
-            &params.group_id,
-            GroupId::parse,
-            |id| view.get::<Group>(&ctx.scope, &id).cloned(),
-            |text| GroupId::not_found(text),
-        )?;
-        Ok(json!({"SecurityGroupReferenceSet": []}))
-    })
-    .await
-}
-
-fn present(scope: &Scope, row: &Group) -> Value {
+fn present(view: &View, scope: &Scope, row: &Group) -> Value {
+    let permissions = |egress: bool| {
+        let rules = row.rules.iter().filter(move |rule| rule.egress == egress);
+        permissions(view, scope, row, rules)
+    };
     json!({
         "GroupId": row.id.to_string(),
         "GroupName": row.name,
@@ -454,13 +432,18 @@ fn present(scope: &Scope, row: &Group) -> Value {
         "VpcId": row.vpc.to_string(),
         "SecurityGroupArn": arn(scope, "security-group", &row.id.to_string()),
         "Tags": tag_set(&row.tags),
-        "IpPermissions": permissions(scope, row.rules.iter().filter(|rule| !rule.egress)),
-        "IpPermissionsEgress": permissions(scope, row.rules.iter().filter(|rule| rule.egress)),
+        "IpPermissions": permissions(false),
+        "IpPermissionsEgress": permissions(true),
     })
 }
 
 /// Rules as permissions: those of one protocol and port range together.
-pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> Value {
+pub fn permissions<'a>(
+    view: &View,
+    scope: &Scope,
+    group: &Group,
+    rules: impl Iterator<Item = &'a Rule>,
+) -> Value {
     let mut by_ports: BTreeMap<(i32, i32, i32), [Vec<Value>; 4]> = BTreeMap::new();
     for rule in rules {
         let lists = by_ports
@@ -469,10 +452,7 @@ pub fn permissions<'a>(scope: &Scope, rules: impl Iterator<Item = &'a Rule>) -> 
         let (list, mut item) = match &rule.peer {
             Peer::Cidr(cidr @ ipnet::IpNet::V4(_)) => (0, json!({"CidrIp": cidr.to_string()})),
             Peer::Cidr(cidr) => (1, json!({"CidrIpv6": cidr.to_string()})),
-            Peer::Group(id) => (
-                2,
-                json!({"GroupId": id.to_string(), "UserId": *scope.account}),
-            ),
+            Peer::Group(id) => (2, peer_groups::pair(view, scope, group, rule.beyond, *id)),
             Peer::PrefixList(id) => (3, json!({"PrefixListId": id.to_string()})),
         };
         if let Some(description) = &rule.description {

@@ -5,6 +5,7 @@ use super::params::Filter;
 use super::snapshots::{ALL, is_shared};
 use super::{Ctx, amis};
 use crate::catalogue::{Image, RootType, SYSTEM_ACCOUNT};
+use crate::core::now_s;
 use crate::rows::{ImageId, OwnImage};
 use crate::view::View;
 use crate::wire::{ApiError, Value};
@@ -21,6 +22,10 @@ struct Describe {
     owners: Vec<String>,
     #[serde(default)]
     executable_users: Vec<String>,
+    #[serde(default)]
+    include_deprecated: bool,
+    #[serde(default)]
+    include_disabled: bool,
     #[serde(default)]
     filters: Vec<Filter>,
     max_results: Option<i64>,
@@ -86,11 +91,12 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
     };
     ctx.read(|view| {
         let mut all = seen(ctx, view);
+        let now_s = now_s();
         if !params.image_ids.is_empty() {
             let ids = lookup(
                 &params.image_ids,
                 ImageId::parse,
-                |id| all.iter().find(|seen| seen.0 == id).map(|seen| seen.0),
+                |id| all.iter().find(|seen| seen.id == id).map(|seen| seen.id),
                 |ids| {
                     ApiError::new(
                         "InvalidAMIID.NotFound",
@@ -98,49 +104,72 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
                     )
                 },
             )?;
-            all.retain(|seen| ids.contains(&seen.0));
+            all.retain(|seen| ids.contains(&seen.id));
         }
         let executable = |seen: &Seen| {
             params
                 .executable_users
                 .iter()
                 .any(|user| match user.as_str() {
-                    ALL => seen.2.contains(ALL),
-                    "self" => seen.2.contains(ctx.account()),
-                    account => seen.2.contains(account),
+                    ALL => seen.shared_with.contains(ALL),
+                    "self" => seen.shared_with.contains(ctx.account()),
+                    account => seen.shared_with.contains(account),
                 })
         };
+        // Their owner sees deprecated ones, and so does who knows the id.
+        let deprecated = |seen: &Seen| {
+            let known = seen.owner == ctx.account() || query.by_id;
+            !known && seen.deprecated_at_s.is_some_and(|at_s| at_s <= now_s)
+        };
         all.retain(|seen| {
-            (params.owners.is_empty() || ctx.names_owner(&params.owners, &seen.1))
+            (params.include_deprecated || !deprecated(seen))
+                && (params.include_disabled || seen.shown["State"] != "disabled")
+                && (params.owners.is_empty() || ctx.names_owner(&params.owners, &seen.owner))
                 && (params.executable_users.is_empty() || executable(seen))
         });
-        query.answer(all.into_iter().map(|seen| (seen.0.to_string(), seen.3)))
+        query.answer(
+            all.into_iter()
+                .map(|seen| (seen.id.to_string(), seen.shown)),
+        )
     })
     .await
 }
 
-/// One image that a caller may see: id, owner, who may launch it, itself.
-type Seen = (ImageId, String, BTreeSet<String>, Value);
+/// One image that a caller may see.
+struct Seen {
+    id: ImageId,
+    owner: String,
+    /// Who may launch it.
+    shared_with: BTreeSet<String>,
+    deprecated_at_s: Option<i64>,
+    shown: Value,
+}
 
 fn seen(ctx: &Ctx, view: &View) -> Vec<Seen> {
     let (images, region) = (ctx.core.images(), ctx.region());
-    let public = |image: &Image| {
-        let all = BTreeSet::from([ALL.to_owned()]);
-        let shown = present(image, region);
-        (image.id(region), SYSTEM_ACCOUNT.to_owned(), all, shown)
+    let public = |image: &Image| Seen {
+        id: image.id(region),
+        owner: SYSTEM_ACCOUNT.to_owned(),
+        shared_with: BTreeSet::from([ALL.to_owned()]),
+        deprecated_at_s: None,
+        shown: present(image, region),
     };
     let mut all: Vec<Seen> = images.images.iter().map(public).collect();
     for (scope, _) in view.shards().filter(|(scope, _)| *scope.region == *region) {
         let mine = scope.account == ctx.scope.account;
         for row in view.all::<OwnImage>(scope) {
             if mine || is_shared(&row.shared_with, ctx.account()) {
-                let shown = amis::present(view, scope, row);
-                let owner = scope.account.to_string();
-                all.push((row.id, owner, row.shared_with.clone(), shown));
+                all.push(Seen {
+                    id: row.id,
+                    owner: scope.account.to_string(),
+                    shared_with: row.shared_with.clone(),
+                    deprecated_at_s: amis::standing::deprecated_at_s(row),
+                    shown: amis::present(view, scope, row),
+                });
             }
         }
     }
-    all.sort_by_key(|seen| seen.0);
+    all.sort_by_key(|seen| seen.id);
     all
 }
 

@@ -84,7 +84,6 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let ipv6 = ipv6_addresses::Wanted::asked(&params.ipv6_addresses, params.ipv6_address_count)?;
     let kind = "network-interface";
     let tags = tags::on_create(&params.tag_specifications, kind, &[kind])?;
-    let token = ctx.client_token();
     ctx.write(|tx| {
         quotas::room_for_one::<Interface>(tx)?;
         let subnet = subnets::one(tx, &params.subnet_id)?;
@@ -99,12 +98,9 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         };
         let mut answer = json!({"NetworkInterface": present::interface(tx.view, &tx.scope, &row)});
         answer["NetworkInterface"]["Status"] = "pending".into();
-        if !token.is_empty() {
-            answer["ClientToken"] = token.into();
-        }
         tx.put(addresses)?;
         tx.put(row)?;
-        Ok(answer)
+        Ok(ctx.with_client_token(answer))
     })
     .await
 }

@@ -1,6 +1,6 @@
 //! An interface's IPv6 addresses, of its subnet's block.
 
-use super::{Ctx, interfaces, private_addresses, types};
+use super::{Ctx, interfaces, launch, private_addresses, subnet_reservations, types};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -9,6 +9,9 @@ use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+
+/// Draws that may meet reserved or held addresses before a subnet counts as full.
+const MAX_TRIES: usize = 1_000;
 
 /// `Ipv6Addresses.N`.
 #[derive(Debug, Clone, Deserialize)]
@@ -126,6 +129,7 @@ pub fn take(
     }
     let block = block(subnet)?;
     let held = held.get_or_insert_with(|| self::held(tx, subnet.id));
+    let kept = subnet_reservations::ipv6(tx.view, &tx.scope, subnet.id);
     for address in &wanted.named {
         if !block.contains(address) || is_reserved(block, *address) {
             return Err(ApiError::value(
@@ -133,6 +137,12 @@ pub fn take(
                 "Ipv6Addresses",
                 "The address is not one of the subnet's that interfaces may have.",
             ));
+        }
+        if kept
+            .iter()
+            .any(|(block, named)| !named && block.contains(address))
+        {
+            return Err(subnet_reservations::for_prefixes(address));
         }
         if !held.insert(*address) {
             return Err(ApiError::new(
@@ -142,10 +152,18 @@ pub fn take(
         }
     }
     let mut given = wanted.named.clone();
+    let mut tries = 0;
     while given.len() < total {
         let address = random(block)?;
-        if !is_reserved(block, address) && held.insert(address) {
+        let kept = kept.iter().any(|(block, _)| block.contains(&address));
+        if !kept && !is_reserved(block, address) && held.insert(address) {
             given.push(address);
+            continue;
+        }
+        // Reservations may leave next to nothing of the block.
+        tries += 1;
+        if tries > MAX_TRIES {
+            return Err(launch::no_address(subnet.id));
         }
     }
     Ok(given)

@@ -5,7 +5,7 @@
 //! ```
 
 use super::defaults::{anywhere_ipv6, everything, everything_by_ipv6};
-use super::{Ctx, subnets, vpcs};
+use super::{Ctx, subnet_reservations, subnets, vpcs};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -228,7 +228,8 @@ pub async fn disassociate(ctx: &Ctx, action: &str, request: Value) -> Result<Val
         let (row, block) = found.ok_or_else(|| SubnetCidrAssociationId::not_found(id))?;
         let interfaces = tx.rows::<Interface>();
         let uses = |it: &Interface| it.subnet == row.id && !it.ipv6.is_empty();
-        if interfaces.iter().any(|it| uses(it)) {
+        let reserved = subnet_reservations::ipv6(tx.view, &tx.scope, row.id);
+        if interfaces.iter().any(|it| uses(it)) || !reserved.is_empty() {
             return Err(ApiError::new(
                 "InvalidCidrBlock.InUse",
                 format!(

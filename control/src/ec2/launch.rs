@@ -5,7 +5,7 @@ mod plan;
 pub use plan::{Disks, NewVolume, Nic, NicSource, Plan, Public};
 
 use super::private_addresses::Wanted;
-use super::{Ctx, ipv6_addresses, place, public};
+use super::{Ctx, ipv6_addresses, place, public, subnet_reservations};
 use crate::core::{Tx, now_s};
 use crate::rows::*;
 use crate::wire::ApiError;
@@ -38,7 +38,12 @@ pub fn launch(
             let here = plan.nics.iter().filter(|n| n.subnet() == subnet.id);
             let needed: usize = here.map(Nic::addresses).sum();
             let map = addresses_of(tx, subnet.id)?;
-            let fit = map.free() / u32::try_from(needed).unwrap_or(u32::MAX).max(1);
+            // Who names an address launches one instance, and may name a reserved one.
+            let any = match plan.nics.iter().any(Nic::is_one_of_a_kind) {
+                true => map.free(),
+                false => map.free_unasked(),
+            };
+            let fit = any / u32::try_from(needed).unwrap_or(u32::MAX).max(1);
             free = free.min(fit);
             if free < min {
                 return Err(no_address(subnet.id));
@@ -87,9 +92,13 @@ struct Held {
 /// # Errors
 /// `InvalidSubnetID.NotFound`.
 pub fn addresses_of(tx: &Tx<'_>, subnet: SubnetId) -> Result<Addresses, ApiError> {
-    tx.get::<Addresses>(&subnet)
-        .map(|map| map.as_ref().clone())
-        .ok_or_else(|| SubnetId::not_found(subnet))
+    let map = tx
+        .get::<Addresses>(&subnet)
+        .ok_or_else(|| SubnetId::not_found(subnet))?;
+    Ok(Addresses {
+        reserved: subnet_reservations::ipv4(tx.view, &tx.scope, subnet),
+        ..map.as_ref().clone()
+    })
 }
 
 /// A new, unattached interface with an address of its own, not yet written.
@@ -172,6 +181,9 @@ pub fn take_this(addresses: &mut Addresses, wanted: Ipv4Addr) -> Result<Ipv4Addr
             "PrivateIpAddress",
             "The address does not fall within the subnet's address range.",
         ));
+    }
+    if addresses.is_kept(wanted) {
+        return Err(subnet_reservations::for_prefixes(wanted));
     }
     addresses
         .take_this(wanted)

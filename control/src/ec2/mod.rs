@@ -20,6 +20,7 @@ pub mod defaults;
 pub mod dhcp_options;
 pub mod disks;
 pub mod ebs_defaults;
+pub mod egress_gateways;
 pub mod filters;
 pub mod gateways;
 pub mod groups;
@@ -39,6 +40,7 @@ pub mod monitoring;
 pub mod nat_gateways;
 pub mod network;
 pub mod params;
+pub mod peer_groups;
 pub mod peerings;
 pub mod permissions;
 pub mod place;
@@ -57,6 +59,7 @@ pub mod rules;
 pub mod run;
 pub mod snapshots;
 pub mod storage;
+pub mod subnet_reservations;
 pub mod subnets;
 pub mod tags;
 pub mod templates;
@@ -120,6 +123,14 @@ impl Ctx {
     /// The caller's token, or nothing.
     pub fn client_token(&self) -> &str {
         self.token.as_ref().map_or("", |token| &token.text)
+    }
+
+    /// An answer that also tells the caller's token, where there is one.
+    pub fn with_client_token(&self, mut answer: Value) -> Value {
+        if !self.client_token().is_empty() {
+            answer["ClientToken"] = self.client_token().into();
+        }
+        answer
     }
 
     /// Region name.
@@ -239,6 +250,16 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "ModifyImageAttribute" => amis::modify(ctx, action, request).await,
         "ModifySnapshotAttribute" => snapshots::modify_attribute(ctx, action, request).await,
         "ModifyVolume" => volumes::modify(ctx, action, request).await,
+        "EnableImageDeprecation" => amis::standing::deprecate(ctx, action, request).await,
+        "DisableImageDeprecation" => amis::standing::undeprecate(ctx, action, request).await,
+        "DisableImage" => amis::standing::disable(ctx, action, request).await,
+        "EnableImage" => amis::standing::enable(ctx, action, request).await,
+        "EnableImageDeregistrationProtection" => {
+            amis::standing::protect(ctx, action, request).await
+        }
+        "DisableImageDeregistrationProtection" => {
+            amis::standing::unprotect(ctx, action, request).await
+        }
         "RegisterImage" => amis::register(ctx, action, request).await,
         "ResetImageAttribute" => amis::reset(ctx, action, request).await,
         "ResetSnapshotAttribute" => snapshots::reset_attribute(ctx, action, request).await,
@@ -247,6 +268,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "CreateDefaultSubnet" => subnets::create_default(ctx, action, request).await,
         "CreateDefaultVpc" => vpcs::create_default(ctx, action, request).await,
         "CreateDhcpOptions" => dhcp_options::create(ctx, action, request).await,
+        "CreateEgressOnlyInternetGateway" => egress_gateways::create(ctx, action, request).await,
         "CreateInternetGateway" => gateways::create(ctx, action, request).await,
         "CreateKeyPair" => keys::create(ctx, action, request).await,
         "CreateLaunchTemplate" => templates::create(ctx, action, request).await,
@@ -261,10 +283,14 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "CreateRouteTable" => routes::create(ctx, action, request).await,
         "CreateSecurityGroup" => groups::create(ctx, action, request).await,
         "CreateSubnet" => subnets::create(ctx, action, request).await,
+        "CreateSubnetCidrReservation" => subnet_reservations::create(ctx, action, request).await,
+        "DeleteSubnetCidrReservation" => subnet_reservations::delete(ctx, action, request).await,
+        "GetSubnetCidrReservations" => subnet_reservations::get(ctx, action, request).await,
         "CreateTags" => tags::create(ctx, action, request).await,
         "CreateVpc" => vpcs::create(ctx, action, request).await,
         "CreateVpcPeeringConnection" => peerings::create(ctx, action, request).await,
         "DeleteDhcpOptions" => dhcp_options::delete(ctx, action, request).await,
+        "DeleteEgressOnlyInternetGateway" => egress_gateways::delete(ctx, action, request).await,
         "DeleteInternetGateway" => gateways::delete(ctx, action, request).await,
         "DeleteKeyPair" => keys::delete(ctx, action, request).await,
         "DeleteLaunchTemplate" => templates::delete(ctx, action, request).await,
@@ -288,6 +314,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "DescribeAddressesAttribute" => addresses::attributes(ctx, action, request).await,
         "DescribeAvailabilityZones" => regions::zones(ctx, action, request).await,
         "DescribeDhcpOptions" => dhcp_options::list(ctx, action, request).await,
+        "DescribeEgressOnlyInternetGateways" => egress_gateways::list(ctx, action, request).await,
         "DescribeIamInstanceProfileAssociations" => {
             account::profile_associations(ctx, action, request).await
         }
@@ -368,7 +395,8 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "DescribeVpcClassicLink" => absent::classic_link(ctx, action, request).await,
         "DescribeVpcClassicLinkDnsSupport" => absent::classic_link_dns(ctx, action, request).await,
         "GetSecurityGroupsForVpc" => groups::of_vpc(ctx, action, request).await,
-        "DescribeSecurityGroupReferences" => groups::references(ctx, action, request).await,
+        "DescribeSecurityGroupReferences" => peer_groups::references(ctx, action, request).await,
+        "DescribeStaleSecurityGroups" => peer_groups::stale(ctx, action, request).await,
         "ReportInstanceStatus" => monitoring::report(ctx, action, request).await,
         "GetSnapshotBlockPublicAccessState" => public_blocks::snapshots(ctx, action, request).await,
         "EnableSnapshotBlockPublicAccess" => {

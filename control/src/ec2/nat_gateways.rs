@@ -169,10 +169,7 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             deleted_at_s: None,
             tags: tags.clone(),
         };
-        let mut answer = json!({});
-        if !ctx.client_token().is_empty() {
-            answer["ClientToken"] = ctx.client_token().into();
-        }
+        let mut answer = ctx.with_client_token(json!({}));
         match plug(ctx, tx, &mut row, &subnet, &address, &wanted) {
             Ok(()) => {}
             Err(error) if is_its_own(&error) => {

@@ -20,6 +20,7 @@ struct Describe {
         alias = "SubnetIds",
         alias = "NetworkInterfaceIds",
         alias = "InternetGatewayIds",
+        alias = "EgressOnlyInternetGatewayIds",
         alias = "NatGatewayIds",
         alias = "RouteTableIds",
         alias = "NetworkAclIds",

@@ -1,6 +1,6 @@
 //! Permissions as callers write them, checked and made rules.
 
-use super::{groups, prefix_lists};
+use super::{groups, peer_groups, prefix_lists};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::ApiError;
@@ -53,7 +53,7 @@ pub struct Range {
 }
 
 /// `UserIdGroupPair`.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase")]
 pub struct Pair {
     /// As in EC2.
@@ -62,6 +62,12 @@ pub struct Pair {
     pub group_name: Option<String>,
     /// As in EC2.
     pub user_id: Option<String>,
+    /// As in EC2: given, it must be so.
+    pub vpc_id: Option<String>,
+    /// As in EC2: given, it must be so.
+    pub vpc_peering_connection_id: Option<String>,
+    /// As in EC2: given, it must be so.
+    pub peering_status: Option<String>,
     /// As in EC2.
     pub description: Option<String>,
 }
@@ -178,22 +184,19 @@ pub fn rules_of(
         ] {
             for range in ranges {
                 peers.push((
-                    Peer::Cidr(cidr(range.cidr_ip.as_deref(), v6)?),
+                    (Peer::Cidr(cidr(range.cidr_ip.as_deref(), v6)?), None),
                     range.description.clone(),
                 ));
             }
         }
         for pair in &permission.user_id_group_pairs {
-            peers.push((
-                Peer::Group(peer_group(tx, group, pair)?),
-                pair.description.clone(),
-            ));
+            peers.push((peer_group(tx, group, pair)?, pair.description.clone()));
         }
         for list in &permission.prefix_list_ids {
             let id = list.prefix_list_id.as_deref();
             let id = id.ok_or_else(|| ApiError::missing("PrefixListId"))?;
             peers.push((
-                Peer::PrefixList(prefix_lists::for_rule(tx, id)?),
+                (Peer::PrefixList(prefix_lists::for_rule(tx, id)?), None),
                 list.description.clone(),
             ));
         }
@@ -202,7 +205,7 @@ pub fn rules_of(
                 "source or destination of the rule: CidrIp or GroupId",
             ));
         }
-        for (peer, description) in peers {
+        for ((peer, beyond), description) in peers {
             check_description(description.as_ref())?;
             let rule = Rule {
                 id: RuleId::random(),
@@ -211,6 +214,7 @@ pub fn rules_of(
                 from_port,
                 to_port,
                 peer,
+                beyond,
                 description,
                 tags: Tags::new(),
             };
@@ -226,14 +230,40 @@ pub fn rules_of(
     Ok(rules)
 }
 
-fn peer_group(tx: &Tx<'_>, group: &Group, pair: &Pair) -> Result<GroupId, ApiError> {
-    let own = pair
-        .user_id
-        .as_ref()
-        .is_none_or(|user| *user == *tx.scope.account);
-    let peer = groups::one(tx, pair.group_id.as_deref(), pair.group_name.as_deref())?;
-    if !own || peer.vpc != group.vpc {
-        return Err(GroupId::not_found(peer.id));
+/// A group that a rule names: of the same VPC, or of one that it is peered with. One that a
+/// rule names already may be gone, or beyond a peering that is.
+fn peer_group(
+    tx: &Tx<'_>,
+    group: &Group,
+    pair: &Pair,
+) -> Result<(Peer, Option<(VpcId, PeeringId)>), ApiError> {
+    let (view, scope) = (tx.view, &tx.scope);
+    let id = pair.group_id.as_deref().map(GroupId::parse).transpose()?;
+    let names = |rule: &&Rule| id.is_some_and(|id| rule.peer == Peer::Group(id));
+    let (id, beyond) = match (id, group.rules.iter().find(names)) {
+        (Some(id), Some(rule)) => (id, rule.beyond),
+        _ => {
+            let peer = groups::one(tx, pair.group_id.as_deref(), pair.group_name.as_deref())?;
+            let peering = peer_groups::active(view, scope, group.vpc, peer.vpc);
+            match peering {
+                _ if peer.vpc == group.vpc => (peer.id, None),
+                Some(peering) if id.is_some() => (peer.id, Some((peer.vpc, peering))),
+                _ => return Err(GroupId::not_found(peer.id)),
+            }
+        }
+    };
+    let shown = peer_groups::pair(view, scope, group, beyond, id);
+    let vpc = beyond.map_or(group.vpc, |(vpc, _)| vpc).to_string();
+    let is = |given: &Option<String>, member: &str| {
+        let given = given.as_deref();
+        given.is_none_or(|given| shown[member] == given || member == "VpcId" && vpc == given)
+    };
+    let right = is(&pair.user_id, "UserId")
+        && is(&pair.vpc_id, "VpcId")
+        && is(&pair.vpc_peering_connection_id, "VpcPeeringConnectionId")
+        && is(&pair.peering_status, "PeeringStatus");
+    match right {
+        true => Ok((Peer::Group(id), beyond)),
+        false => Err(GroupId::not_found(id)),
     }
-    Ok(peer.id)
 }

@@ -23,6 +23,7 @@ fn pool(tx: &Tx<'_>, cidr: Ipv4Net) -> Addresses {
             .map(|held| held.taken.clone())
             .unwrap_or_default(),
         next: Some(held.and_then(|held| held.next).unwrap_or_default()),
+        reserved: Vec::new(),
     }
 }
 

@@ -19,6 +19,7 @@ struct RouteRequest {
     destination_cidr_block: Option<String>,
     destination_ipv6_cidr_block: Option<String>,
     gateway_id: Option<String>,
+    egress_only_internet_gateway_id: Option<String>,
     instance_id: Option<String>,
     network_interface_id: Option<String>,
     vpc_peering_connection_id: Option<String>,
@@ -74,6 +75,7 @@ impl RouteRequest {
         }
         let given = [
             &self.gateway_id,
+            &self.egress_only_internet_gateway_id,
             &self.instance_id,
             &self.network_interface_id,
             &self.vpc_peering_connection_id,
@@ -87,8 +89,16 @@ impl RouteRequest {
             }
         }
         let target = self.target(tx, vpc)?;
-        if let (IpNet::V6(_), Some(parameter)) = (destination, without_ipv6(&target)) {
-            return Err(ApiError::unsupported_parameter(parameter));
+        match (destination, without_ipv6(&target)) {
+            (IpNet::V6(_), Some(parameter)) => {
+                return Err(ApiError::unsupported_parameter(parameter));
+            }
+            (IpNet::V4(_), _) if matches!(target, Target::EgressGateway(_)) => {
+                return Err(ApiError::combination(
+                    "The parameter egressOnlyInternetGatewayId takes a destinationIpv6CidrBlock.",
+                ));
+            }
+            _ => {}
         }
         Ok(Route {
             destination,
@@ -111,6 +121,13 @@ impl RouteRequest {
             return match row.vpc {
                 Some(at) if at == vpc.id => Ok(Target::Gateway(id)),
                 _ => Err(elsewhere("gateway", vpc.id)),
+            };
+        }
+        if let Some(text) = &self.egress_only_internet_gateway_id {
+            let row = super::egress_gateways::one(tx, text)?;
+            return match row.vpc == vpc.id {
+                true => Ok(Target::EgressGateway(row.id)),
+                false => Err(elsewhere("egress-only internet gateway", vpc.id)),
             };
         }
         if let Some(text) = &self.nat_gateway_id {
@@ -157,7 +174,7 @@ impl RouteRequest {
 /// The parameter of a target to which IPv6 does not go.
 fn without_ipv6(target: &Target) -> Option<&'static str> {
     match target {
-        Target::Gateway(_) => None,
+        Target::Gateway(_) | Target::EgressGateway(_) => None,
         Target::Interface(_) => Some("NetworkInterfaceId"),
         Target::Peering(_) => Some("VpcPeeringConnectionId"),
         Target::Nat(_) => Some("NatGatewayId"),

@@ -20,6 +20,9 @@ pub fn is_active(view: &View, scope: &Scope, vpc: VpcId, target: &Target) -> boo
         Target::Gateway(id) => view
             .get::<Gateway>(scope, id)
             .is_some_and(|row| row.vpc == Some(vpc)),
+        Target::EgressGateway(id) => view
+            .get::<EgressGateway>(scope, id)
+            .is_some_and(|row| row.vpc == vpc),
         Target::Interface(id) => view
             .get::<Interface>(scope, id)
             .is_some_and(|row| row.attachment.is_some()),
@@ -49,6 +52,9 @@ fn show_route(view: &View, scope: &Scope, vpc: VpcId, route: &Route) -> Value {
     });
     match &route.target {
         Target::Gateway(id) => item["GatewayId"] = id.to_string().into(),
+        Target::EgressGateway(id) => {
+            item["EgressOnlyInternetGatewayId"] = id.to_string().into();
+        }
         Target::Peering(id) => item["VpcPeeringConnectionId"] = id.to_string().into(),
         Target::Nat(id) => item["NatGatewayId"] = id.to_string().into(),
         Target::Interface(id) => {
@@ -137,6 +143,10 @@ pub async fn list(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
                 "route.destination-ipv6-cidr-block",
                 "Routes.DestinationIpv6CidrBlock",
             ),
+            (
+                "route.egress-only-internet-gateway-id",
+                "Routes.EgressOnlyInternetGatewayId",
+            ),
             ("route.gateway-id", "Routes.GatewayId"),
             ("route.instance-id", "Routes.InstanceId"),
             ("route.nat-gateway-id", "Routes.NatGatewayId"),
@@ -189,12 +199,9 @@ pub async fn create(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             routes: Vec::new(),
             tags: tags.clone(),
         };
-        let mut answer = json!({"RouteTable": present(tx.view, &tx.scope, &row)});
-        if !ctx.client_token().is_empty() {
-            answer["ClientToken"] = ctx.client_token().into();
-        }
+        let answer = json!({"RouteTable": present(tx.view, &tx.scope, &row)});
         tx.put(row)?;
-        Ok(answer)
+        Ok(ctx.with_client_token(answer))
     })
     .await
 }

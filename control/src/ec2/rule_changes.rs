@@ -3,7 +3,7 @@
 
 use super::permissions::{List, Pair, Permission, Range, check_description, rules_of};
 use super::rules::{MAX_RULES, too_many, weight};
-use super::{Ctx, groups};
+use super::{Ctx, groups, peer_groups};
 use crate::core::Tx;
 use crate::rows::*;
 use crate::wire::{ApiError, Value};
@@ -61,9 +61,8 @@ impl Request {
         };
         let pair = self.referenced_group_id.clone().map(|id| Pair {
             group_id: Some(id),
-            group_name: None,
-            user_id: None,
             description: self.description.clone(),
+            ..Pair::default()
         });
         let list = self.prefix_list_id.clone().map(|id| List {
             prefix_list_id: Some(id),
@@ -119,6 +118,7 @@ fn change(tx: &Tx<'_>, group: &mut Group, update: &Update) -> Result<(), ApiErro
         .ok_or_else(|| ApiError::missing("SecurityGroupRule.1.SecurityGroupRule"))?;
     let old = group.rules[place].clone();
     let new = rules_of(tx, group, &[wanted.permission()?], old.egress)?;
+    peer_groups::not_stale(tx, group, &new)?;
     let new = new
         .into_iter()
         .next()

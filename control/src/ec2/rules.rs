@@ -3,9 +3,10 @@
 use super::list::{Query, tag_set};
 use super::params::{Filter, TagSpecification};
 use super::permissions::{Pair, Permission, Range, protocol_name, rules_of};
-use super::{Ctx, groups, tags};
+use super::{Ctx, groups, peer_groups, tags};
 use crate::core::Tx;
 use crate::rows::*;
+use crate::view::View;
 use crate::wire::{ApiError, Value};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -51,10 +52,9 @@ impl Change {
                 description: None,
             };
             let pair = |name: String| Pair {
-                group_id: None,
                 group_name: Some(name),
                 user_id: self.source_security_group_owner_id.clone(),
-                description: None,
+                ..Pair::default()
             };
             let (named, any) = (
                 self.source_security_group_name.clone(),
@@ -138,6 +138,7 @@ pub async fn authorize(
         let group = groups::one(tx, params.group_id.as_deref(), params.group_name.as_deref())?;
         let mut group = group.as_ref().clone();
         let mut new = rules_of(tx, &group, &permissions, egress)?;
+        peer_groups::not_stale(tx, &group, &new)?;
         if let Some(rule) = new
             .iter()
             .find(|new| group.rules.iter().any(|old| new.same_as(old)))
@@ -156,7 +157,7 @@ pub async fn authorize(
         }
         let shown: Vec<Value> = new
             .iter()
-            .map(|rule| present(&tx.scope, &group, rule))
+            .map(|rule| present(tx.view, &tx.scope, &group, rule))
             .collect();
         group.rules.extend(new);
         group.generation += 1;
@@ -243,7 +244,7 @@ fn revoked(group: &Group, rule: &Rule) -> Value {
     item
 }
 
-fn present(scope: &Scope, group: &Group, rule: &Rule) -> Value {
+fn present(view: &View, scope: &Scope, group: &Group, rule: &Rule) -> Value {
     let mut item = revoked(group, rule);
     item["GroupOwnerId"] = (*scope.account).into();
     item["SecurityGroupRuleArn"] =
@@ -253,9 +254,12 @@ fn present(scope: &Scope, group: &Group, rule: &Rule) -> Value {
         if let Some(object) = item.as_object_mut() {
             object.remove("ReferencedGroupId");
         }
-        item["ReferencedGroupInfo"] = json!({
-            "GroupId": id.to_string(), "UserId": *scope.account, "VpcId": group.vpc.to_string(),
-        });
+        item["ReferencedGroupInfo"] = peer_groups::pair(view, scope, group, rule.beyond, *id);
+        item["ReferencedGroupInfo"]["VpcId"] = rule
+            .beyond
+            .map_or(group.vpc, |(vpc, _)| vpc)
+            .to_string()
+            .into();
     }
     item
 }
@@ -296,7 +300,7 @@ pub async fn describe(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
         for group in view.all::<Group>(&ctx.scope) {
             for rule in &group.rules {
                 if ids.is_empty() || ids.contains(&rule.id) {
-                    items.push((rule.id, present(&ctx.scope, group, rule)));
+                    items.push((rule.id, present(view, &ctx.scope, group, rule)));
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::list::tag_set;
 use super::network::{Kind, describe};
 use super::params::{Is, TagSpecification};
 use super::vpcs::{self, block, has_dependencies, overlap};
-use super::{Ctx, defaults, groups, ipv6_blocks, tags};
+use super::{Ctx, defaults, groups, ipv6_blocks, subnet_reservations, tags};
 use crate::config::zone_id;
 use crate::core::Tx;
 use crate::rows::*;
@@ -175,6 +175,7 @@ fn finish(tx: &mut Tx<'_>, row: Subnet) -> Result<Value, ApiError> {
         cidr: row.cidr,
         taken: Vec::new(),
         next: None,
+        reserved: Vec::new(),
     }
     .free();
     let answer = json!({"Subnet": present(&tx.scope, &row, free)});
@@ -266,7 +267,7 @@ struct Named {
 /// DeleteSubnet.
 ///
 /// # Errors
-/// `DependencyViolation` while an interface is in it, and EC2's other codes.
+/// `DependencyViolation` while an interface or a reservation is in it, and EC2's other codes.
 pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let params: Named = ctx.params(action, request)?;
     ctx.write(|tx| {
@@ -275,6 +276,9 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
             .rows::<Interface>()
             .iter()
             .any(|interface| interface.subnet == row.id)
+            || subnet_reservations::of(tx.view, &tx.scope, row.id)
+                .next()
+                .is_some()
         {
             return Err(has_dependencies("subnet", row.id));
         }

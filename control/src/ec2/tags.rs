@@ -233,7 +233,9 @@ tagged! {
     "sg-" => Group, GroupId, "security-group";
     "vpc-" => Vpc, VpcId, "vpc";
     "subnet-" => Subnet, SubnetId, "subnet";
+    "scr-" => SubnetReservation, SubnetReservationId, "subnet-cidr-reservation";
     "igw-" => Gateway, GatewayId, "internet-gateway";
+    "eigw-" => EgressGateway, EgressGatewayId, "egress-only-internet-gateway";
     "nat-" => NatGateway, NatGatewayId, "natgateway";
     "rtb-" => RouteTable, RouteTableId, "route-table";
     "acl-" => Acl, AclId, "network-acl";

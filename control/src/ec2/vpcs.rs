@@ -215,6 +215,7 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         let used = tx.rows::<Subnet>().iter().any(|row| row.vpc == id)
             || tx.rows::<Interface>().iter().any(|row| row.vpc == id)
             || tx.rows::<Gateway>().iter().any(|row| row.vpc == Some(id))
+            || tx.rows::<EgressGateway>().iter().any(|row| row.vpc == id)
             || tx
                 .rows::<Peering>()
                 .iter()

@@ -58,6 +58,7 @@ fn target(view: &View, scope: &Scope, vpc: &rows::Vpc, target: &Target) -> api::
     let found = match target {
         _ if !is_active(view, scope, vpc.id, target) => None,
         Target::Gateway(_) => Some(To::InternetGateway(true)),
+        Target::EgressGateway(_) => Some(To::EgressOnly(true)),
         Target::Interface(id) => view
             .get::<rows::Interface>(scope, id)
             .map(|row| To::NextHopIp(row.private_ip.to_string())),
@@ -145,6 +146,7 @@ pub fn concerned(view: &View, scope: &Scope, kind: &str, id: &str) -> Vec<VpcId>
     let vpc = match kind {
         rows::Vpc::KIND => return id.parse().into_iter().collect(),
         rows::RouteTable::KIND => vpc_of(view, scope, id, |row: &rows::RouteTable| row.vpc),
+        rows::EgressGateway::KIND => vpc_of(view, scope, id, |row: &rows::EgressGateway| row.vpc),
         rows::Acl::KIND => vpc_of(view, scope, id, |row: &rows::Acl| row.vpc),
         rows::NatGateway::KIND => vpc_of(view, scope, id, |row: &rows::NatGateway| row.vpc),
         rows::Interface::KIND => vpc_of(view, scope, id, |row: &rows::Interface| row.vpc),

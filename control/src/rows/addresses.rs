@@ -1,7 +1,7 @@
 //! Addresses: which of a block are taken, and Elastic IPs.
 
-use super::{AddressAssociationId, AllocationId, InterfaceId, SubnetId, Tags};
-use ipnet::Ipv4Net;
+use super::{AddressAssociationId, AllocationId, InterfaceId, SubnetId, SubnetReservationId, Tags};
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -20,6 +20,10 @@ pub struct Addresses {
     /// given back rests as long as it can. Nothing: a subnet.
     #[serde(default)]
     pub next: Option<u32>,
+    /// Blocks from which none is given unasked, and whether one may be named: what the
+    /// subnet's reservations say, for who takes addresses.
+    #[serde(skip)]
+    pub reserved: Vec<(Ipv4Net, bool)>,
 }
 
 /// Numbers in order, written as runs `[FIRST, LENGTH]`: a launch in a full subnet writes few
@@ -74,6 +78,20 @@ impl Addresses {
         (self.range().len() as u32).saturating_sub(taken)
     }
 
+    /// How many may be given unasked.
+    pub fn free_unasked(&self) -> u32 {
+        let kept = self.reserved.iter().map(|(block, _)| {
+            let first = u32::from(block.network()).wrapping_sub(u32::from(self.cidr.network()));
+            let last = u32::from(block.broadcast()).wrapping_sub(u32::from(self.cidr.network()));
+            let range = self.range();
+            let inside = first.max(range.start)..(last + 1).min(range.end);
+            let taken = self.taken.iter().filter(|offset| inside.contains(offset));
+            inside.len() - taken.count()
+        });
+        let kept = u32::try_from(kept.sum::<usize>()).unwrap_or(u32::MAX);
+        self.free().saturating_sub(kept)
+    }
+
     fn address(&self, offset: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.cidr.network()).wrapping_add(offset))
     }
@@ -96,10 +114,28 @@ impl Addresses {
     fn free_in(&self, range: std::ops::Range<u32>) -> Option<(u32, usize)> {
         let mut offset = range.start;
         let mut place = self.taken.partition_point(|taken| *taken < offset);
-        while self.taken.get(place) == Some(&offset) {
-            (offset, place) = (offset + 1, place + 1);
+        while offset < range.end {
+            if self.taken.get(place) == Some(&offset) {
+                (offset, place) = (offset + 1, place + 1);
+            } else if let Some(block) = self.reservation(self.address(offset)) {
+                offset = u32::from(block.0.broadcast()) - u32::from(self.cidr.network()) + 1;
+                place = self.taken.partition_point(|taken| *taken < offset);
+            } else {
+                return Some((offset, place));
+            }
         }
-        (offset < range.end).then_some((offset, place))
+        None
+    }
+
+    /// The reserved block that has an address.
+    fn reservation(&self, address: Ipv4Addr) -> Option<&(Ipv4Net, bool)> {
+        let mut blocks = self.reserved.iter();
+        blocks.find(|(block, _)| block.contains(&address))
+    }
+
+    /// Whether an address is of a block from which none is taken by naming it, either.
+    pub fn is_kept(&self, address: Ipv4Addr) -> bool {
+        self.reservation(address).is_some_and(|(_, named)| !named)
     }
 
     /// Takes a certain one; false if it is taken, kept or elsewhere.
@@ -124,6 +160,23 @@ impl Addresses {
             self.taken.remove(place);
         }
     }
+}
+
+/// A range of a subnet from which no address is given unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubnetReservation {
+    /// Its id.
+    pub id: SubnetReservationId,
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// The range, of either IP.
+    pub cidr: IpNet,
+    /// Addresses are taken by naming them; else they are for prefixes.
+    pub explicit: bool,
+    /// `Description`.
+    pub description: String,
+    /// Its tags.
+    pub tags: Tags,
 }
 
 /// An Elastic IP address's association.
@@ -164,6 +217,7 @@ mod tests {
             cidr,
             taken: Vec::new(),
             next: None,
+            reserved: Vec::new(),
         }
     }
 
@@ -194,6 +248,25 @@ mod tests {
         assert_eq!(offsets, [1, 2, 3, 0]);
         map.give_back(given[0]);
         assert!(map.take_this(given[0]) && !map.take_this(given[0]));
+    }
+
+    #[test]
+    fn what_is_reserved_is_given_by_name_alone_or_not_at_all() {
+        let block = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let mut map = subnet(28);
+        map.reserved = vec![
+            (block("172.31.16.0/29"), true),
+            (block("172.31.16.12/30"), false),
+        ];
+        assert_eq!((map.free(), map.free_unasked()), (11, 4));
+        let ip = |last| Ipv4Addr::new(172, 31, 16, last);
+        assert!(map.take_this(ip(6)) && !map.is_kept(ip(6)) && map.is_kept(ip(13)));
+        assert_eq!((map.free(), map.free_unasked()), (10, 4));
+        let given: Vec<_> = std::iter::from_fn(|| map.take()).collect();
+        assert_eq!(given, [8, 9, 10, 11].map(ip));
+        assert_eq!((map.free(), map.free_unasked()), (6, 0));
+        map.reserved.clear();
+        assert_eq!(map.take(), Some(ip(4)));
     }
 
     #[test]

@@ -149,6 +149,8 @@ ids! {
     SubnetId = "subnet-", "InvalidSubnetID.Malformed", "InvalidSubnetID.NotFound", "subnet ID";
     /// An internet gateway.
     GatewayId = "igw-", "InvalidInternetGatewayId.Malformed", "InvalidInternetGatewayID.NotFound", "internetGateway ID";
+    /// An egress-only internet gateway.
+    EgressGatewayId = "eigw-", "InvalidEgressOnlyInternetGatewayId.Malformed", "InvalidEgressOnlyInternetGatewayId.NotFound", "egressOnlyInternetGateway ID";
     /// A NAT gateway.
     NatGatewayId = "nat-", "NatGatewayMalformed", "NatGatewayNotFound", "NAT gateway";
     /// A route table.
@@ -165,6 +167,8 @@ ids! {
     CidrAssociationId = "vpc-cidr-assoc-", "InvalidVpcCidrBlockAssociationId.Malformed", "InvalidVpcCidrBlockAssociationID.NotFound", "vpc CIDR block association ID";
     /// A subnet's IPv6 block.
     SubnetCidrAssociationId = "subnet-cidr-assoc-", "InvalidSubnetCidrBlockAssociationID.Malformed", "InvalidSubnetCidrBlockAssociationID.NotFound", "subnet CIDR block association ID";
+    /// A reserved range of a subnet.
+    SubnetReservationId = "scr-", "InvalidSubnetCidrReservationID.Malformed", "InvalidSubnetCidrReservationID.NotFound", "subnet CIDR reservation ID";
     /// An Elastic IP address.
     AllocationId = "eipalloc-", "InvalidAllocationID.Malformed", "InvalidAllocationID.NotFound", "allocation ID";
     /// An Elastic IP address's association.

@@ -83,8 +83,10 @@ records! {
     Group: "group", GroupId, id;
     Vpc: "vpc", VpcId, id;
     Subnet: "subnet", SubnetId, id;
+    SubnetReservation: "subnet-reservation", SubnetReservationId, id;
     Addresses: "addresses", SubnetId, subnet;
     Gateway: "gateway", GatewayId, id;
+    EgressGateway: "egress-gateway", EgressGatewayId, id;
     NatGateway: "nat", NatGatewayId, id;
     RouteTable: "routes", RouteTableId, id;
     Acl: "acl", AclId, id;

@@ -2,7 +2,7 @@
 
 use super::{
     AttachmentId, CidrAssociationId, DhcpOptionsId, GroupId, InstanceId, InterfaceId, NatGatewayId,
-    PrefixListId, RuleId, SubnetCidrAssociationId, SubnetId, Tags, VpcId,
+    PeeringId, PrefixListId, RuleId, SubnetCidrAssociationId, SubnetId, Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -192,6 +192,9 @@ pub struct Rule {
     pub to_port: i32,
     /// Whom it concerns.
     pub peer: Peer,
+    /// Where it is a group of another VPC: that VPC, and the peering when the rule was made.
+    #[serde(default)]
+    pub beyond: Option<(VpcId, PeeringId)>,
     /// `Description`.
     pub description: Option<String>,
     /// Its tags.

@@ -1,8 +1,8 @@
 //! The ways of a VPC's packets: gateways, route tables, network ACLs, peerings.
 
 use super::{
-    AclAssociationId, AclId, AllocationId, GatewayId, InterfaceId, NatGatewayId, PeeringId,
-    RouteAssociationId, RouteTableId, SubnetId, Tags, VpcId,
+    AclAssociationId, AclId, AllocationId, EgressGatewayId, GatewayId, InterfaceId, NatGatewayId,
+    PeeringId, RouteAssociationId, RouteTableId, SubnetId, Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,17 @@ pub struct Gateway {
     pub id: GatewayId,
     /// The VPC that it is attached to.
     pub vpc: Option<VpcId>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// An egress-only internet gateway: out for IPv6, and answers back. It is of one VPC for life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressGateway {
+    /// Its id.
+    pub id: EgressGatewayId,
+    /// Its VPC.
+    pub vpc: VpcId,
     /// Its tags.
     pub tags: Tags,
 }
@@ -81,6 +92,8 @@ pub struct NatGateway {
 pub enum Target {
     /// An internet gateway.
     Gateway(GatewayId),
+    /// An egress-only internet gateway.
+    EgressGateway(EgressGatewayId),
     /// A network interface.
     Interface(InterfaceId),
     /// A peering connection.

@@ -149,6 +149,33 @@ pub struct ImageDevice {
     pub encrypted: bool,
 }
 
+/// Whether an image is kept from being deregistered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// It is not.
+    #[default]
+    Off,
+    /// It is; with a cooldown for a day more after that is taken away.
+    On {
+        /// With a cooldown.
+        cooldown: bool,
+    },
+    /// Until then, in Unix seconds.
+    Until(i64),
+}
+
+/// What an image's owner says of its use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Unix seconds from which on it is deprecated.
+    pub deprecated_at_s: Option<i64>,
+    /// Nobody may launch it.
+    pub disabled: bool,
+    /// Whether it may be deregistered.
+    pub protection: Protection,
+}
+
 /// An image that a tenant made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnImage {
@@ -175,6 +202,9 @@ pub struct OwnImage {
     pub created_at_s: i64,
     /// Accounts that may launch it; `all` is everybody.
     pub shared_with: BTreeSet<String>,
+    /// What its owner says of its use.
+    #[serde(default)]
+    pub standing: Standing,
     /// Its tags.
     pub tags: Tags,
 }

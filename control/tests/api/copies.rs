@@ -19,7 +19,7 @@ impl World {
     }
 
     /// An instance that runs, and its volumes by device.
-    fn instance(&self, more: &[(&str, &str)]) -> (String, Vec<String>) {
+    pub fn instance(&self, more: &[(&str, &str)]) -> (String, Vec<String>) {
         let id = self.run("1", more).remove(0);
         self.await_state(&id, "running");
         let body = self

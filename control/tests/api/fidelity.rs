@@ -291,9 +291,15 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   burst credits that EC2 documents, counted as EC2 counts. A volume has 16 TiB at most.
   Of magnetic ones (standard) EC2 gives ranges: here 200 operations and 90 MiB a second.
 * **GetConsoleOutput** gives the newest output whether `Latest` is set or not, on every type.
+* **EC2's interactive serial console** is not offered: GetSerialConsoleAccessStatus tells `false`, and
+  nothing enables it. `ocs console` is the operator's, read off the host, and no account's setting
+  bears on it.
 * **Public images** belong to the account `137112412989`, owner alias `amazon`, and have the
   same content in each region under different ids. Tenants' images boot the kernel that their
   origin booted; RegisterImage takes snapshots whose volume was an instance's root.
+  While an image's protection from deregistration cools down it is told as `enabled-with-cooldown`.
+* **Reserved ranges of subnets**: nothing is given from a `prefix` one, since no prefixes are
+  delegated. A subnet has 50 at most, and goes once it has none.
 * **Volumes and snapshots** are on one host: a volume attaches to instances of its host, and a
   launch from snapshots goes to theirs. If the operator removes a host that is lost they are in
   `error`, and instances terminated with `Server.InternalError`. Encrypted ones are under keys
@@ -311,15 +317,15 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   word only (`Low`), the figure is ours, and so are all packet rates.
 * **Route tables, network ACLs, internet gateways, peerings, Elastic IPs** are told to hosts
   as they change; peering is between VPCs of one account in one region.
-* **IPv6** is within a VPC, on one host and between hosts, and out by an internet gateway: groups, network ACLs, DHCPv6,
-  metadata and the resolver hold for it. A VPC gets a /56 of the operator's block
-  (`--ipv6-pool`; without one, of the unique local `fd6f:6373::/32`), a subnet a /64 of it.
-  A route with `DestinationIpv6CidrBlock` leads to an internet gateway or nowhere: its address is
-  an instance's own outside, and who is there reaches it where the subnet's table has a route
-  back and rules allow. (The host answers neighbour solicitations for it, as it does ARP for
-  Elastic IPs; or the operator's router has a route to the host.) Egress-only internet gateways
-  are not offered, and neither a peering nor an interface that forwards carries IPv6. Names have no AAAA
-  records, prefixes are not delegated, and no subnet is of IPv6 alone. DHCPv6 gives an
+* **IPv6** is within a VPC, on one host and between hosts, and out by an internet gateway or an
+  egress-only one: groups, network ACLs, DHCPv6, metadata and the resolver hold for it. A VPC gets
+  a /56 of the operator's block (`--ipv6-pool`; without one, of the unique local
+  `fd6f:6373::/32`), a subnet a /64 of it. A route with `DestinationIpv6CidrBlock` leads to such a
+  gateway or nowhere: its address is an instance's own outside, and who is there reaches it where
+  the subnet's table has a route back, not an egress-only one, and rules allow. (The host answers
+  neighbour solicitations for it, as it does ARP for Elastic IPs; or the operator's router has a
+  route to the host.) Neither a peering nor an interface that forwards carries IPv6. Names have no
+  AAAA records, prefixes are not delegated, and no subnet is of IPv6 alone. DHCPv6 gives an
   interface all of its addresses.
 * **NAT gateways** are public ones with one Elastic IP. One is carried by a host that answers for
   public addresses; if that is removed another carries it, and its translations begin anew.

@@ -4,12 +4,13 @@ use crate::support::{text, until};
 use crate::world::{World, ami, world};
 use ocs_node_api::{Network, route::Target};
 
-fn first(body: &str, element: &str) -> String {
+/// The text of the first element of a name, or nothing.
+pub fn first(body: &str, element: &str) -> String {
     text(body, element).into_iter().next().unwrap_or_default()
 }
 
 /// A VPC with a subnet and an instance in it: their ids, and the VPC's number.
-fn furnished(world: &World, block: &str, subnet: &str) -> (String, String, String, u32) {
+pub fn furnished(world: &World, block: &str, subnet: &str) -> (String, String, String, u32) {
     let control = &world.control;
     let vpc = first(&control.ok("CreateVpc", &[("CidrBlock", block)]), "vpcId");
     let subnet = [("VpcId", vpc.as_str()), ("CidrBlock", subnet)];
@@ -23,14 +24,15 @@ fn furnished(world: &World, block: &str, subnet: &str) -> (String, String, Strin
 }
 
 /// Waits until the node's network is so.
-fn network(world: &World, vni: u32, what: &str, settled: impl Fn(&Network) -> bool) -> Network {
+pub fn network(world: &World, vni: u32, what: &str, settled: impl Fn(&Network) -> bool) -> Network {
     until(what, || {
         let seen = world.node.seen.lock().unwrap();
         seen.networks.get(&vni).filter(|n| settled(n)).cloned()
     })
 }
 
-fn target(network: &Network, table: &str, cidr: &str) -> Option<Target> {
+/// Where a table of a network leads packets for a destination.
+pub fn target(network: &Network, table: &str, cidr: &str) -> Option<Target> {
     let table = network.route_tables.iter().find(|row| row.id == table)?;
     let route = table.routes.iter().find(|r| r.destination_cidr == cidr)?;
     route.target.clone()

@@ -205,6 +205,7 @@ fn vpc() -> Surroundings {
     let routes = vec![
         route("172.31.0.0/16", Target::Local(true)),
         route("0.0.0.0/0", Target::InternetGateway(true)),
+        route("::/0", Target::EgressOnly(true)),
         route("10.9.0.0/16", Target::PeerVni(8)),
         route("192.168.0.0/24", Target::NextHopIp("172.31.0.9".into())),
         route("192.168.1.0/24", Target::NextHopIp("nonsense".into())),
@@ -299,9 +300,10 @@ fn a_vpc_is_translated_and_what_is_not_valid_denies() {
     let leads = |cidr: &str| table.routes[&cidr.parse::<IpNet>().unwrap()];
     assert_eq!(leads("172.31.0.0/16"), Target::Local);
     assert_eq!(leads("0.0.0.0/0"), Target::Outside);
+    assert_eq!(leads("::/0"), Target::EgressOnly);
     assert_eq!(leads("10.9.0.0/16"), Target::Peer(Vni(8)));
     assert_eq!(leads("192.168.1.0/24"), Target::Blackhole);
-    assert_eq!(table.routes.len(), 5);
+    assert_eq!(table.routes.len(), 6);
 
     let acl = &policy.acls[&AclId("acl-1".into())];
     assert!(!acl.entries[&(Direction::Egress, 100)].allow);

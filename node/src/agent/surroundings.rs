@@ -123,9 +123,11 @@ fn target(route: &api::Route) -> Option<Target> {
         Desired::NextHopIp(address) => Target::NextHop(address.parse().ok()?),
         Desired::PeerVni(vni) => Target::Peer(Vni(*vni)),
         Desired::InternetGateway(true) => Target::Outside,
-        Desired::Blackhole(_) | Desired::Local(false) | Desired::InternetGateway(false) => {
-            Target::Blackhole
-        }
+        Desired::EgressOnly(true) => Target::EgressOnly,
+        Desired::Blackhole(_)
+        | Desired::Local(false)
+        | Desired::InternetGateway(false)
+        | Desired::EgressOnly(false) => Target::Blackhole,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Attributes of images: described, modified, reset.
 
-use super::{own, present};
+use super::{own, present, standing, unavailable};
 use crate::ec2::snapshots::{self, Permissions, permissions};
 use crate::ec2::{Ctx, public_blocks};
 use crate::wire::{ApiError, Value};
@@ -34,6 +34,9 @@ pub async fn attribute(ctx: &Ctx, action: &str, request: Value) -> Result<Value,
             "blockDeviceMapping" => {
                 let shown = present(view, &ctx.scope, &row);
                 answer["BlockDeviceMappings"] = shown["BlockDeviceMappings"].clone();
+            }
+            "deregistrationProtection" => {
+                answer["DeregistrationProtection"] = json!({"Value": standing::protection(&row)});
             }
             "imdsSupport" => answer["ImdsSupport"] = json!({"Value": row.imds_support}),
             other => return Err(unknown(other)),
@@ -91,6 +94,9 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         flat.apply(&mut row.shared_with)?;
         if let Some(permissions) = &params.launch_permission {
             permissions.apply(&mut row.shared_with)?;
+        }
+        if row.standing.disabled && !row.shared_with.is_empty() {
+            return Err(unavailable(row.id));
         }
         public_blocks::check_image(tx, &before, &row.shared_with)?;
         tx.put(row)?;

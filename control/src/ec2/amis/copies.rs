@@ -1,6 +1,6 @@
 //! CopyImage: an image of copies of another one's snapshots.
 
-use super::{check_name, not_found, visible};
+use super::{check_name, not_found, unavailable, visible};
 use crate::catalogue::RootType;
 use crate::core::{Tx, now_s};
 use crate::ec2::params::TagSpecification;
@@ -35,10 +35,7 @@ fn template(ctx: &Ctx, tx: &Tx<'_>, region: &str, text: &str) -> Result<OwnImage
         let there = Scope::new(region, ctx.account());
         let (owner, row) = visible(tx.view, &there, id).ok_or_else(|| not_found(text))?;
         if super::state(tx.view, &owner, &row) != "available" {
-            return Err(ApiError::new(
-                "InvalidAMIID.Unavailable",
-                format!("The image ID '{id}' is not available"),
-            ));
+            return Err(unavailable(id));
         }
         let mut row = row.as_ref().clone();
         if owner != there {
@@ -78,6 +75,7 @@ fn template(ctx: &Ctx, tx: &Tx<'_>, region: &str, text: &str) -> Result<OwnImage
         source_image: None,
         created_at_s: 0,
         shared_with: BTreeSet::new(),
+        standing: Standing::default(),
         tags: Tags::new(),
     })
 }
@@ -138,6 +136,7 @@ pub async fn copy(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiE
             source_image: Some((region.to_owned(), source)),
             created_at_s: now_s(),
             shared_with: BTreeSet::new(),
+            standing: Standing::default(),
             tags: tags::limited(all)?,
         })?;
         Ok(json!({"ImageId": id.to_string()}))

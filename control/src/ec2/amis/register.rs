@@ -101,6 +101,7 @@ pub async fn register(ctx: &Ctx, action: &str, request: Value) -> Result<Value, 
             source_image: None,
             created_at_s: now_s(),
             shared_with: BTreeSet::new(),
+            standing: Standing::default(),
             tags: tags.clone(),
         };
         let id = row.id.to_string();
