@@ -10,11 +10,13 @@
 //!  ocs account, key ▶ tenants and their access keys       [account]
 //!  ocs audit verify ▶ the audit log's hash chain          [account]
 //!  ocs status ──────▶ which parts run, how many instances [status]
+//!  ocs connect ─────▶ a tunnel to an instance's port        [connect]
 //!  ocs explain, top, metrics, capture ▶ the packet path  [evidence]
 //! ```
 //! Start reading at [`up::run`].
 
 mod account;
+mod connect;
 mod console;
 mod evidence;
 mod host;
@@ -70,6 +72,8 @@ enum Command {
     Metrics(evidence::Place),
     /// Writes a network interface's frames to a pcapng file.
     Capture(evidence::Capture),
+    /// Carries standard input and output to a port of an instance, and back.
+    Connect(connect::Arguments),
     /// Shows what an instance of this host writes to its serial console.
     Console(console::Arguments),
 }
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Command::Top(place) => evidence::top(&place),
         Command::Metrics(place) => evidence::metrics(&place),
         Command::Capture(arguments) => evidence::capture(&arguments),
+        Command::Connect(arguments) => connect::run(&arguments),
         Command::Console(arguments) => console::run(&arguments),
     };
     match result {

@@ -41,7 +41,7 @@ const HIDDEN: &[&str] = &["UserData", "PublicKeyMaterial"];
 pub struct Trail {
     /// The id that its answer carries.
     pub request_id: String,
-    /// `query` or `grpc`.
+    /// `query`, `grpc` or `tunnel`.
     pub front: &'static str,
     /// The caller's address.
     pub source: String,

@@ -2,7 +2,10 @@
 
 use crate::core::{Core, now_s};
 use crate::gateway::removal;
-use crate::rows::{Instance, NatGateway, NatState, Peering, Reservation, Scope, Token};
+use crate::rows::{
+    ConnectEndpoint, ConnectState, Instance, NatGateway, NatState, Peering, Reservation, Scope,
+    Token,
+};
 use crate::wire::ApiError;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -59,6 +62,14 @@ pub async fn sweep(core: &Core, now_s: i64) -> Result<(), ApiError> {
             let gateways = view.all::<NatGateway>(&scope).filter(|row| over(row));
             for row in gateways.take(GROUP) {
                 tx.delete::<NatGateway>(&row.id);
+            }
+            let over = |row: &ConnectEndpoint| {
+                let gone = row.state == ConnectState::DeleteComplete;
+                gone && row.deleted_at_s.is_some_and(|at| at + VISIBLE_S < now_s)
+            };
+            let endpoints = view.all::<ConnectEndpoint>(&scope);
+            for row in endpoints.filter(|row| over(row)).take(GROUP) {
+                tx.delete::<ConnectEndpoint>(&row.id);
             }
             Ok(())
         })

@@ -6,7 +6,7 @@ use crate::audit::Audit;
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::core::Core;
-use crate::fronts::{call::Front, grpc, listen, query, throttle::Throttle};
+use crate::fronts::{call::Front, grpc, listen, query, throttle::Throttle, tunnel::Tunnels};
 use crate::gateway::session::Gateway;
 use crate::janitor;
 use crate::store::Store as _;
@@ -51,6 +51,7 @@ pub async fn run(config: Config) -> Result<()> {
         sealer: Arc::clone(&sealer),
         audit,
         throttle: Throttle::new(config.request_rate),
+        tunnels: Tunnels::default(),
     });
     let operator = config
         .admin_socket

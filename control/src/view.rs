@@ -87,6 +87,7 @@ shard! {
     gateways: Gateway,
     egress_gateways: EgressGateway,
     nat_gateways: NatGateway,
+    connect_endpoints: ConnectEndpoint,
     route_tables: RouteTable,
     acls: Acl,
     dhcp_options: DhcpOptions,

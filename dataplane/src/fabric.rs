@@ -30,6 +30,7 @@ mod netns;
 mod programs;
 mod rtnl;
 mod secret;
+mod stack;
 mod succession;
 mod switch;
 mod tap;
@@ -55,6 +56,7 @@ use programs::{Programs, Stage};
 
 pub use error::FabricError;
 pub use explain::{Explanation, Packet, Step};
+pub use stack::{Stack, StackConfig};
 pub use tap::Tap;
 pub use uplink::UplinkConfig;
 pub use watch::{Capture, FlowLog, FlowRecord, Frame};

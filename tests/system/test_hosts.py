@@ -10,6 +10,7 @@ import unittest
 from guest import number
 from hosts import STRANGER, Listeners, Rack, enter
 from installation import LONG, Installation, processes, wait_for
+from test_connect import awaited, connect, made
 from test_ipv6 import dual_stack
 from test_network import fails_from_now, from_cidr, from_group, tcp
 from test_outside import echoes
@@ -209,6 +210,24 @@ class Hosts(unittest.TestCase):
         client.wait_line(start, " ok ", after_s=client.now() + 1)
         hosts[0].ec2.delete_vpc_peering_connection(VpcPeeringConnectionId=peering)
         fails_from_now(self, client, start)
+
+    def test_an_endpoint_connects_to_every_host(self):
+        ec2 = hosts[0].ec2
+        ours, theirs = self.group("way"), self.group("server")
+        ec2.authorize_security_group_ingress(
+            GroupId=theirs, IpPermissions=[tcp(7000, **from_group(ours))])
+        subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+        row = made(ec2, SubnetId=subnet, SecurityGroupIds=[ours])
+        guests = [self.run_apart("listen tcp 7000", SecurityGroupIds=[theirs]) for _ in hosts]
+        self.assertEqual({place_of(vm) for vm in guests}, set(range(HOSTS)))
+        much = os.urandom(1 << 20)
+        for vm in guests:
+            wait_for(f"connects to {vm.id}",
+                     lambda: connect(vm.id, 7000, say=b"1", installation=hosts[0]) == b"1")
+            self.assertEqual(connect(vm.id, 7000, say=much, installation=hosts[0]), much)
+        endpoint = row["InstanceConnectEndpointId"]
+        ec2.delete_instance_connect_endpoint(InstanceConnectEndpointId=endpoint)
+        awaited(ec2, endpoint, "delete-complete")
 
     def test_an_elastic_address_is_answered_for_where_its_instance_is(self):
         group = self.group("e")

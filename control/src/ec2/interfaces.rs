@@ -127,7 +127,7 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     let params: Named = ctx.params(action, request)?;
     ctx.write(|tx| {
         let row = one(tx, &params.network_interface_id)?;
-        if row.attachment.is_some() || row.nat_gateway.is_some() {
+        if row.attachment.is_some() || row.is_managed() {
             return Err(in_use(row.id));
         }
         for address in tx.rows::<Address>() {
@@ -185,7 +185,7 @@ pub async fn attach(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     ctx.write(|tx| {
         let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
         let mut instance = changeable(tx, InstanceId::parse(&params.instance_id)?)?;
-        if row.attachment.is_some() || row.nat_gateway.is_some() {
+        if row.attachment.is_some() || row.is_managed() {
             return Err(in_use(row.id));
         }
         if (&row.zone, row.vpc) != (&instance.zone, instance.vpc) {
@@ -335,10 +335,7 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         }
     }
     ctx.write(|tx| {
-        let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
-        if row.nat_gateway.is_some() {
-            return Err(super::nat_gateways::not_yours());
-        }
+        let mut row = private_addresses::changeable(tx, &params.network_interface_id)?;
         if let Some(description) = &params.description {
             row.description.clone_from(&description.value);
         }
@@ -407,7 +404,7 @@ pub async fn reset(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Api
         .as_ref()
         .ok_or_else(|| ApiError::missing("SourceDestCheck"))?;
     ctx.write(|tx| {
-        let mut row = one(tx, &params.network_interface_id)?.as_ref().clone();
+        let mut row = private_addresses::changeable(tx, &params.network_interface_id)?;
         row.source_dest_check = true;
         regroup(tx, &row)?;
         tx.put(row)?;

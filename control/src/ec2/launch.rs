@@ -136,6 +136,7 @@ pub fn interface(
         source_dest_check: true,
         attachment: None,
         nat_gateway: None,
+        connect_endpoint: None,
         left: None,
         wants_public: false,
         public_ip: None,

@@ -14,6 +14,7 @@ pub mod acls;
 pub mod addresses;
 pub mod amis;
 pub mod attributes;
+pub mod connect_endpoints;
 pub mod console;
 pub mod cpu_credits;
 pub mod defaults;
@@ -269,6 +270,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "CreateDefaultVpc" => vpcs::create_default(ctx, action, request).await,
         "CreateDhcpOptions" => dhcp_options::create(ctx, action, request).await,
         "CreateEgressOnlyInternetGateway" => egress_gateways::create(ctx, action, request).await,
+        "CreateInstanceConnectEndpoint" => connect_endpoints::create(ctx, action, request).await,
         "CreateInternetGateway" => gateways::create(ctx, action, request).await,
         "CreateKeyPair" => keys::create(ctx, action, request).await,
         "CreateLaunchTemplate" => templates::create(ctx, action, request).await,
@@ -291,6 +293,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "CreateVpcPeeringConnection" => peerings::create(ctx, action, request).await,
         "DeleteDhcpOptions" => dhcp_options::delete(ctx, action, request).await,
         "DeleteEgressOnlyInternetGateway" => egress_gateways::delete(ctx, action, request).await,
+        "DeleteInstanceConnectEndpoint" => connect_endpoints::delete(ctx, action, request).await,
         "DeleteInternetGateway" => gateways::delete(ctx, action, request).await,
         "DeleteKeyPair" => keys::delete(ctx, action, request).await,
         "DeleteLaunchTemplate" => templates::delete(ctx, action, request).await,
@@ -320,6 +323,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         }
         "DescribeImages" => images::describe(ctx, action, request).await,
         "DescribeInstanceAttribute" => attributes::describe(ctx, action, request).await,
+        "DescribeInstanceConnectEndpoints" => connect_endpoints::list(ctx, action, request).await,
         "DescribeInstanceCreditSpecifications" => cpu_credits::describe(ctx, action, request).await,
         "DescribeInstanceStatus" => instances::status(ctx, action, request).await,
         "DescribeInstanceTypeOfferings" => types::offerings(ctx, action, request).await,
@@ -410,6 +414,7 @@ pub async fn dispatch(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, 
         "DisableImageBlockPublicAccess" => {
             public_blocks::unblock_images(ctx, action, request).await
         }
+        "ModifyInstanceConnectEndpoint" => connect_endpoints::modify(ctx, action, request).await,
         "ModifyInstanceCreditSpecification" => cpu_credits::modify(ctx, action, request).await,
         "GetDefaultCreditSpecification" => cpu_credits::get_default(ctx, action, request).await,
         "ModifyDefaultCreditSpecification" => {

@@ -104,7 +104,8 @@ pub fn one(tx: &Tx<'_>, text: &str) -> Result<Arc<NatGateway>, ApiError> {
         .ok_or_else(|| NatGatewayId::not_found(text))
 }
 
-/// The error for what is a NAT gateway's, and not the caller's to change.
+/// The error for what is a NAT gateway's or an instance-connect endpoint's, and not the
+/// caller's to change.
 pub fn not_yours() -> ApiError {
     let mut error = ApiError::new(
         "AuthFailure",
@@ -114,10 +115,10 @@ pub fn not_yours() -> ApiError {
     error
 }
 
-/// Whether an interface is a NAT gateway's.
+/// Whether an interface is a NAT gateway's or an instance-connect endpoint's.
 pub fn has(tx: &Tx<'_>, interface: InterfaceId) -> bool {
     tx.get::<Interface>(&interface)
-        .is_some_and(|row| row.nat_gateway.is_some())
+        .is_some_and(|row| row.is_managed())
 }
 
 #[derive(Deserialize)]
@@ -265,21 +266,9 @@ fn plug(
 /// The node that carries fewest gateways of those that answer for public addresses; where
 /// none does, any.
 fn carrier(core: &Core, tx: &Tx<'_>) -> Option<String> {
-    let carried = |node: &Node| {
-        let rows = tx.view.shards().flat_map(|(scope, _)| {
-            let rows = tx.view.all::<NatGateway>(scope);
-            // As this transaction has them: it may move several.
-            let rows = rows.filter_map(|row| tx.get_in::<NatGateway>(scope, &row.id));
-            rows.filter(|row| row.node == node.name && row.deleted_at_s.is_none())
-        });
-        rows.count()
-    };
-    tx.view
-        .all::<Node>(&Scope::global())
-        .filter(|node| node.outside && core.fleet.reachable(&node.name))
-        .min_by_key(|node| (carried(node), node.name.clone()))
-        .map(|node| node.name.clone())
-        .or_else(|| place::any(core, tx))
+    let carried =
+        |row: &NatGateway, node: &Node| row.node == node.name && row.deleted_at_s.is_none();
+    place::lightest(core, tx, |node| node.outside, carried).or_else(|| place::any(core, tx))
 }
 
 #[derive(Deserialize)]
@@ -320,16 +309,8 @@ pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 /// # Errors
 /// Only those of writing a row.
 pub fn unplug(tx: &mut Tx<'_>, scope: &Scope, row: &NatGateway) -> Result<(), ApiError> {
-    let found = row
-        .interface
-        .and_then(|id| tx.get_in::<Interface>(scope, &id));
-    if let Some(interface) = found {
-        if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
-            let mut addresses = addresses.as_ref().clone();
-            addresses.give_back(interface.private_ip);
-            tx.put_in(scope, addresses)?;
-        }
-        tx.delete_in::<Interface>(scope, &interface.id);
+    if let Some(id) = row.interface {
+        take_away(tx, scope, id)?;
     }
     let address = tx.get_in::<Address>(scope, &row.allocation);
     let held = |address: &Arc<Address>| {
@@ -346,6 +327,23 @@ pub fn unplug(tx: &mut Tx<'_>, scope: &Scope, row: &NatGateway) -> Result<(), Ap
         ),
         None => Ok(()),
     }
+}
+
+/// Takes an interface of this cloud's own away; its address is free.
+///
+/// # Errors
+/// Only those of writing a row.
+pub fn take_away(tx: &mut Tx<'_>, scope: &Scope, id: InterfaceId) -> Result<(), ApiError> {
+    let Some(interface) = tx.get_in::<Interface>(scope, &id) else {
+        return Ok(());
+    };
+    if let Some(addresses) = tx.get_in::<Addresses>(scope, &interface.subnet) {
+        let mut addresses = addresses.as_ref().clone();
+        addresses.give_back(interface.private_ip);
+        tx.put_in(scope, addresses)?;
+    }
+    tx.delete_in::<Interface>(scope, &id);
+    Ok(())
 }
 
 /// Its node comes no more: another carries it from now on, under the same addresses; what was

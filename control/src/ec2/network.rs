@@ -22,6 +22,7 @@ struct Describe {
         alias = "InternetGatewayIds",
         alias = "EgressOnlyInternetGatewayIds",
         alias = "NatGatewayIds",
+        alias = "InstanceConnectEndpointIds",
         alias = "RouteTableIds",
         alias = "NetworkAclIds",
         alias = "DhcpOptionsIds",

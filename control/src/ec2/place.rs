@@ -5,6 +5,7 @@ use super::Ctx;
 use super::types::InstanceType;
 use crate::core::{Core, Tx};
 use crate::rows::{Instance, Node, PlacementGroup, Scope, State, Strategy};
+use crate::view::Kept;
 use crate::wire::ApiError;
 use std::sync::Arc;
 
@@ -26,6 +27,28 @@ pub fn any(core: &Core, tx: &Tx<'_>) -> Option<String> {
         .all::<Node>(&Scope::global())
         .filter(|node| core.fleet.reachable(&node.name))
         .max_by_key(|node| free(node))
+        .map(|node| node.name.clone())
+}
+
+/// Of the nodes that can be reached and fit, the one that carries fewest rows of a kind.
+pub fn lightest<T: Kept>(
+    core: &Core,
+    tx: &Tx<'_>,
+    fits: impl Fn(&Node) -> bool,
+    carries: impl Fn(&T, &Node) -> bool,
+) -> Option<String> {
+    let carried = |node: &Node| {
+        let rows = tx.view.shards().flat_map(|(scope, _)| {
+            let rows = tx.view.all::<T>(scope);
+            // As this transaction has them: it may move several.
+            rows.filter_map(|row| tx.get_in::<T>(scope, &row.id()))
+        });
+        rows.filter(|row| carries(row, node)).count()
+    };
+    tx.view
+        .all::<Node>(&Scope::global())
+        .filter(|node| fits(node) && core.fleet.reachable(&node.name))
+        .min_by_key(|node| (carried(node), node.name.clone()))
         .map(|node| node.name.clone())
 }
 

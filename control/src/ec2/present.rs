@@ -311,9 +311,12 @@ const DETACHED_S: i64 = 5;
 pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
     let mut item = Value::from(instance_interface(view, scope, row));
     item["AvailabilityZone"] = row.zone.clone().into();
-    item["RequesterManaged"] = row.nat_gateway.is_some().into();
-    if row.nat_gateway.is_some() {
-        item["InterfaceType"] = "nat_gateway".into();
+    item["RequesterManaged"] = row.is_managed().into();
+    if row.is_managed() {
+        item["InterfaceType"] = match row.nat_gateway {
+            Some(_) => "nat_gateway".into(),
+            None => "ec2_instance_connect_endpoint".into(),
+        };
         item["Status"] = "in-use".into();
         item["Attachment"] = json!({
             "AttachmentId": AttachmentId::derived(&row.id.to_string()).to_string(),

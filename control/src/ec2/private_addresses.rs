@@ -226,15 +226,15 @@ pub async fn assign(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
     .await
 }
 
-/// An interface whose addresses the caller may change.
+/// An interface that the caller may change.
 ///
 /// # Errors
 /// EC2's codes.
 pub fn changeable(tx: &Tx<'_>, text: &str) -> Result<Interface, ApiError> {
     let row = interfaces::one(tx, text)?;
-    match row.nat_gateway {
-        Some(_) => Err(super::nat_gateways::not_yours()),
-        None => Ok(row.as_ref().clone()),
+    match row.is_managed() {
+        true => Err(super::nat_gateways::not_yours()),
+        false => Ok(row.as_ref().clone()),
     }
 }
 

@@ -445,7 +445,7 @@ fn nic(
         ));
     }
     let row = interfaces::one(tx, text)?;
-    if row.attachment.is_some() {
+    if row.attachment.is_some() || row.is_managed() {
         return Err(interfaces::in_use(row.id));
     }
     private_addresses::room(kind, row.private_ips().count().max(row.ipv6.len()))?;

@@ -237,6 +237,7 @@ tagged! {
     "igw-" => Gateway, GatewayId, "internet-gateway";
     "eigw-" => EgressGateway, EgressGatewayId, "egress-only-internet-gateway";
     "nat-" => NatGateway, NatGatewayId, "natgateway";
+    "eice-" => ConnectEndpoint, ConnectEndpointId, "instance-connect-endpoint";
     "rtb-" => RouteTable, RouteTableId, "route-table";
     "acl-" => Acl, AclId, "network-acl";
     "dopt-" => DhcpOptions, DhcpOptionsId, "dhcp-options";

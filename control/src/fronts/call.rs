@@ -2,6 +2,7 @@
 
 use super::sigv4::{self, Identity};
 use super::throttle::Throttle;
+use super::tunnel::Tunnels;
 use crate::accounts::Sealer;
 use crate::audit::{Audit, Trail};
 use crate::core::{Core, now_s};
@@ -10,6 +11,9 @@ use crate::rows::{AccessKey, Account, Scope};
 use crate::wire::{self, ApiError, Model, Shown, Value, validate};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+/// Services whose actions both fronts run.
+pub const SERVICES: &[&str] = &["ec2", "sts"];
 
 /// What a front needs.
 pub struct Front {
@@ -21,6 +25,8 @@ pub struct Front {
     pub audit: Audit,
     /// Bounds request rates.
     pub throttle: Throttle,
+    /// Bounds tunnels.
+    pub tunnels: Tunnels,
 }
 
 impl Front {
@@ -49,14 +55,15 @@ impl Front {
         }
     }
 
-    /// Verifies a request's signature, region and service, and says in `trail`
-    /// whose it is.
+    /// Verifies a request's signature and region, and that it is for one of these services,
+    /// and says in `trail` whose it is.
     ///
     /// # Errors
     /// EC2's or STS's codes.
     pub fn authenticate(
         &self,
         request: &sigv4::Request<'_>,
+        services: &[&str],
         trail: &mut Trail,
     ) -> Result<Identity, ApiError> {
         let identity = sigv4::verify(request, now_s(), |id| {
@@ -80,8 +87,8 @@ impl Front {
                 format!("Credential should be scoped to {what}"),
             ))
         };
-        if !matches!(identity.service.as_str(), "ec2" | "sts") {
-            return wrong("correct service: 'ec2'.");
+        if !services.contains(&identity.service.as_str()) {
+            return wrong(&format!("correct service: '{}'.", services[0]));
         }
         if !self.core.config.has_region(&identity.region) {
             return wrong(&format!("a valid region, not '{}'.", identity.region));

@@ -8,7 +8,7 @@
 //! `google.rpc.ErrorInfo` in their status' details. Reflection (v1) and health
 //! checking need no signature.
 
-use super::call::{Front, model_of, request_id};
+use super::call::{Front, SERVICES, model_of, request_id};
 use super::listen::Peer;
 use super::sigv4::Request as Signed;
 use crate::audit::Trail;
@@ -128,7 +128,7 @@ async fn answer(
         authority,
         body,
     };
-    let identity = front.authenticate(&signed, trail)?;
+    let identity = front.authenticate(&signed, SERVICES, trail)?;
     let package = method.parent_service().package_name().to_owned();
     if package != format!("ocs.{}.v1", identity.service) {
         return Err(ApiError::new(

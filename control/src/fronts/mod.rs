@@ -4,6 +4,7 @@
 //!   HTTP ─ query.rs ─┐                                  ┌─ xml ─▶
 //!                    ├─ sigv4 ─ decode ─ call::execute ─┤
 //!   gRPC ─ grpc.rs ──┘                                  └─ proto ─▶
+//!   WebSocket ─ tunnel.rs ─ sigv4 ─▶ the node of an instance-connect endpoint
 //! ```
 
 pub mod call;
@@ -12,3 +13,4 @@ pub mod listen;
 pub mod query;
 pub mod sigv4;
 pub mod throttle;
+pub mod tunnel;

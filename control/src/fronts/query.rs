@@ -1,8 +1,9 @@
 //! The EC2 Query front: HTTP/1.1, form parameters in, XML out.
 
-use super::call::{Front, model_of, not_offered, request_id};
+use super::call::{Front, SERVICES, model_of, not_offered, request_id};
 use super::listen::{Connection, Peer};
 use super::sigv4::{Identity, Request as Signed};
+use super::tunnel;
 use crate::audit::Trail;
 use crate::wire::{ApiError, query, xml};
 use axum::body::{Body, to_bytes};
@@ -46,6 +47,7 @@ pub async fn serve(
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .serve_connection(hyper_util::rt::TokioIo::new(connection), service)
+                .with_upgrades()
                 .await;
         });
     }
@@ -53,7 +55,10 @@ pub async fn serve(
 
 /// The front as an axum router.
 pub fn router(front: Arc<Front>) -> axum::Router {
-    axum::Router::new().fallback(handle).with_state(front)
+    axum::Router::new()
+        .route(tunnel::PATH, axum::routing::any(tunnel::open))
+        .fallback(handle)
+        .with_state(front)
 }
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
@@ -178,7 +183,7 @@ async fn answer(
         authority: None,
         body: &body,
     };
-    let identity = front.authenticate(&signed, trail)?;
+    let identity = front.authenticate(&signed, SERVICES, trail)?;
     service.clone_from(&identity.service);
     let parameters = parameters(raw_query, &parts.headers, &body)?;
     let host = parts

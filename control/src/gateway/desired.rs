@@ -5,8 +5,8 @@ use super::machine::instance;
 use super::networks;
 use crate::ec2::volume_types;
 use crate::rows::{
-    self, GroupId, InstanceId, NatGatewayId, Record as _, Scope, SnapshotState, State, VolumeState,
-    VpcId, parse_key,
+    self, ConnectEndpointId, GroupId, InstanceId, InterfaceId, NatGatewayId, Record as _, Scope,
+    SnapshotState, State, VolumeState, VpcId, parse_key,
 };
 use crate::store::Revision;
 use crate::view::View;
@@ -25,6 +25,8 @@ pub struct Told {
     networks: BTreeMap<(Scope, VpcId), api::Network>,
     /// NAT gateways that it carries.
     nats: BTreeMap<(Scope, NatGatewayId), api::NatGateway>,
+    /// Instance-connect endpoints that it carries.
+    endpoints: BTreeMap<(Scope, ConnectEndpointId), api::ConnectEndpoint>,
     /// Interfaces on other nodes.
     horizon: Horizon,
     /// The MTU of its instances' interfaces.
@@ -45,13 +47,28 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
             .filter(|row| row.node == node && row.state != State::Terminated)
         {
             snapshot.instances.extend(instance(view, scope, row));
-            tell_groups(view, scope, row, told, &mut snapshot.security_groups);
+            let groups = &mut snapshot.security_groups;
+            tell_groups(view, scope, &row.interfaces, told, groups);
             let networks = &mut snapshot.networks;
             tell_network(view, scope, row.vpc, true, told, networks);
         }
         for row in view.all::<rows::NatGateway>(scope) {
             let (networks, list) = (&mut snapshot.networks, &mut snapshot.nat_gateways);
             tell_nat(view, scope, node, row, told, networks, list);
+        }
+        for row in view.all::<rows::ConnectEndpoint>(scope) {
+            if tell_endpoint(
+                view,
+                scope,
+                node,
+                row,
+                told,
+                &mut snapshot.connect_endpoints,
+            ) {
+                let groups = &mut snapshot.security_groups;
+                tell_groups(view, scope, &[row.interface], told, groups);
+                tell_network(view, scope, row.vpc, true, told, &mut snapshot.networks);
+            }
         }
         let volumes = view
             .all::<rows::Volume>(scope)
@@ -130,6 +147,10 @@ pub fn delta(
     if changes.nodes && told.mtu != mtu(view) {
         told.mtu = mtu(view);
         instances.extend(all_instances(view, node));
+        vpcs.extend(told.endpoints.keys().filter_map(|(scope, id)| {
+            let row = view.get::<rows::ConnectEndpoint>(scope, id)?;
+            Some((scope.clone(), row.vpc))
+        }));
     }
     for (scope, id) in instances {
         let row = view.get::<rows::Instance>(&scope, &id);
@@ -138,7 +159,8 @@ pub fn delta(
         changes.interfaces.extend(interfaces);
         if let Some(row) = row.filter(|row| row.node == node) {
             delta.instances.extend(instance(view, &scope, row));
-            tell_groups(view, &scope, row, told, &mut delta.security_groups);
+            let groups = &mut delta.security_groups;
+            tell_groups(view, &scope, &row.interfaces, told, groups);
             tell_network(view, &scope, row.vpc, true, told, &mut delta.networks);
         }
     }
@@ -147,6 +169,14 @@ pub fn delta(
         for row in rows.filter(|row| row.vpc == *vpc) {
             let (networks, list) = (&mut delta.networks, &mut delta.nat_gateways);
             tell_nat(view, scope, node, row, told, networks, list);
+        }
+        let rows = view.all::<rows::ConnectEndpoint>(scope);
+        for row in rows.filter(|row| row.vpc == *vpc) {
+            if tell_endpoint(view, scope, node, row, told, &mut delta.connect_endpoints) {
+                let groups = &mut delta.security_groups;
+                tell_groups(view, scope, &[row.interface], told, groups);
+                tell_network(view, scope, row.vpc, true, told, &mut delta.networks);
+            }
         }
     }
     for (scope, vpc) in vpcs {
@@ -164,6 +194,7 @@ pub fn delta(
         && delta.networks.is_empty()
         && delta.networks_gone.is_empty()
         && delta.nat_gateways.is_empty()
+        && delta.connect_endpoints.is_empty()
         && delta.remote_endpoints.is_empty();
     (!nothing).then_some(delta)
 }
@@ -255,16 +286,38 @@ fn tell_nat(
     }
 }
 
-/// The groups of an instance's interfaces that the node does not know yet.
+/// An instance-connect endpoint of the node's, unless this is how the node knows it; whether
+/// the node is to have it.
+fn tell_endpoint(
+    view: &View,
+    scope: &Scope,
+    node: &str,
+    row: &rows::ConnectEndpoint,
+    told: &mut Told,
+    list: &mut Vec<api::ConnectEndpoint>,
+) -> bool {
+    let key = (scope.clone(), row.id);
+    let desired = networks::connect_endpoint(view, scope, row).filter(|_| row.node == node);
+    let Some(endpoint) = desired else {
+        told.endpoints.remove(&key);
+        return false;
+    };
+    if told.endpoints.get(&key) != Some(&endpoint) {
+        list.push(endpoint.clone());
+        told.endpoints.insert(key, endpoint);
+    }
+    true
+}
+
+/// The groups of interfaces that the node does not know yet.
 fn tell_groups(
     view: &View,
     scope: &Scope,
-    row: &rows::Instance,
+    interfaces: &[InterfaceId],
     told: &mut Told,
     list: &mut Vec<api::SecurityGroup>,
 ) {
-    let interfaces = row
-        .interfaces
+    let interfaces = interfaces
         .iter()
         .filter_map(|id| view.get::<rows::Interface>(scope, id));
     for id in interfaces.flat_map(|interface| &interface.groups) {

@@ -104,10 +104,11 @@ impl Horizon {
         if !self.vpcs.contains(&(scope.clone(), row.vpc)) {
             return None;
         }
-        let at = match (&row.attachment, &row.nat_gateway) {
-            (Some(held), _) => &view.get::<rows::Instance>(scope, &held.instance)?.node,
-            (None, Some(id)) => &view.get::<rows::NatGateway>(scope, id)?.node,
-            (None, None) => return None,
+        let at = match (&row.attachment, &row.nat_gateway, &row.connect_endpoint) {
+            (Some(held), ..) => &view.get::<rows::Instance>(scope, &held.instance)?.node,
+            (None, Some(id), _) => &view.get::<rows::NatGateway>(scope, id)?.node,
+            (None, None, Some(id)) => &view.get::<rows::ConnectEndpoint>(scope, id)?.node,
+            (None, None, None) => return None,
         };
         if at == node {
             return None;

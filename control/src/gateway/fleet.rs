@@ -1,19 +1,23 @@
 //! The nodes that are connected, and questions to them. In memory alone: after
 //! a restart the nodes come back by themselves.
 
-use ocs_node_api::{Answer, Query, ToNode, query::Question, to_node::Message};
+use ocs_node_api::{
+    Answer, OpenTunnel, Query, ToNode, TunnelBytes, query::Question, to_node::Message,
+};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 /// How long a node may be away before its instances count as impaired and
 /// nothing more is placed on it.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a tunnel may take to come: longer than a node tries to connect.
+const TUNNEL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What goes down a node's stream.
 pub type Downstream = mpsc::Sender<Result<ToNode, Status>>;
@@ -39,13 +43,30 @@ struct Link {
     last_seen: Instant,
 }
 
-/// All nodes since this process started.
+/// A node's end of a tunnel.
 #[derive(Debug)]
+pub struct Tunnel {
+    /// What the other end is to hear; an empty one: nothing more comes.
+    pub to_node: mpsc::Sender<Result<TunnelBytes, Status>>,
+    /// What it says.
+    pub from_node: Streaming<TunnelBytes>,
+}
+
+/// What a question is answered with.
+enum Reply {
+    Answer(Answer),
+    Tunnel(Tunnel),
+}
+
+/// A question that waits: to which node, and for whom.
+type Waiting = (String, oneshot::Sender<Reply>);
+
+/// All nodes since this process started.
 pub struct Fleet {
     started: Instant,
     counter: AtomicU64,
     links: Mutex<HashMap<String, Link>>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
 }
 
 impl Default for Fleet {
@@ -115,16 +136,45 @@ impl Fleet {
     /// # Errors
     /// Where the node is away, silent, or refuses.
     pub async fn console(&self, node: &str, instance: &str) -> Result<Answer, AskError> {
+        let question = Question::ConsoleOutputOf(instance.to_owned());
+        match self.ask(node, question, ANSWER_TIMEOUT).await? {
+            Reply::Answer(answer) => Ok(answer),
+            Reply::Tunnel(_) => Err(AskError::Silent),
+        }
+    }
+
+    /// Has a node open a connection from an instance-connect endpoint of its own.
+    ///
+    /// # Errors
+    /// Where the node is away, silent, or cannot connect.
+    pub async fn tunnel(&self, node: &str, open: OpenTunnel) -> Result<Tunnel, AskError> {
+        let question = Question::OpenTunnel(open);
+        match self.ask(node, question, TUNNEL_TIMEOUT).await? {
+            Reply::Tunnel(tunnel) => Ok(tunnel),
+            Reply::Answer(_) => Err(AskError::Silent),
+        }
+    }
+
+    async fn ask(
+        &self,
+        node: &str,
+        question: Question,
+        patience: Duration,
+    ) -> Result<Reply, AskError> {
         let downstream = lock(&self.links)
             .get(node)
             .and_then(|link| link.downstream.clone())
             .ok_or(AskError::Away)?;
         let id = self.counter.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        lock(&self.waiting).insert(id, sender);
-        let question = Some(Question::ConsoleOutputOf(instance.to_owned()));
+        lock(&self.waiting).insert(id, (node.to_owned(), sender));
+        let _forgotten = Forget(self, id);
+        let query = Query {
+            id,
+            question: Some(question),
+        };
         let query = ToNode {
-            message: Some(Message::Query(Query { id, question })),
+            message: Some(Message::Query(query)),
         };
         let ask = async {
             downstream
@@ -133,21 +183,41 @@ impl Fleet {
                 .map_err(|_| AskError::Away)?;
             receiver.await.map_err(|_| AskError::Away)
         };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask).await;
-        lock(&self.waiting).remove(&id);
-        let answer = answer.map_err(|_| AskError::Silent)??;
-        if answer.error.is_empty() {
-            Ok(answer)
-        } else {
-            Err(AskError::Refused(answer.error))
+        let reply = tokio::time::timeout(patience, ask).await;
+        match reply.map_err(|_| AskError::Silent)?? {
+            Reply::Answer(answer) if !answer.error.is_empty() => {
+                Err(AskError::Refused(answer.error))
+            }
+            reply => Ok(reply),
         }
     }
 
-    /// An answer has come; nobody may be waiting for it any more.
-    pub fn answered(&self, answer: Answer) {
-        if let Some(sender) = lock(&self.waiting).remove(&answer.id) {
-            let _ = sender.send(answer);
+    /// A node's answer has come; nobody may be waiting for it any more.
+    pub fn answered(&self, node: &str, answer: Answer) {
+        self.reply(node, answer.id, Reply::Answer(answer));
+    }
+
+    /// A tunnel has come that a question was for. Whether anybody waits for it.
+    pub fn opened(&self, node: &str, query: u64, tunnel: Tunnel) -> bool {
+        self.reply(node, query, Reply::Tunnel(tunnel))
+    }
+
+    fn reply(&self, node: &str, id: u64, reply: Reply) -> bool {
+        let mut waiting = lock(&self.waiting);
+        if waiting.get(&id).is_none_or(|(asked, _)| asked != node) {
+            return false;
         }
+        let sender = waiting.remove(&id);
+        sender.is_some_and(|(_, sender)| sender.send(reply).is_ok())
+    }
+}
+
+/// A question that nobody waits for any more, whoever gave up: its client may have left.
+struct Forget<'a>(&'a Fleet, u64);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.waiting).remove(&self.1);
     }
 }
 

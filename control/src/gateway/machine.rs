@@ -106,7 +106,12 @@ fn network_rate(bandwidth: types::Bandwidth) -> api::NetworkRate {
     }
 }
 
-fn interface(view: &View, scope: &Scope, id: &rows::InterfaceId) -> Option<api::NetworkInterface> {
+/// An interface as its node is told of it.
+pub(super) fn interface(
+    view: &View,
+    scope: &Scope,
+    id: &rows::InterfaceId,
+) -> Option<api::NetworkInterface> {
     let row = view.get::<rows::Interface>(scope, id)?;
     let vpc = view.get::<rows::Vpc>(scope, &row.vpc)?;
     let subnet = view.get::<rows::Subnet>(scope, &row.subnet)?;

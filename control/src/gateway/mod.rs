@@ -4,6 +4,7 @@
 //!   store ─ watch ─▶ session ─ desired.rs ─▶ Snapshot, Delta ─▶ node
 //!   store ◀─ transaction ─ reports.rs ◀──── Report ◀──────────── node
 //!   API ─ console ─▶ fleet ─ Query ─▶ node ─ Answer ─▶ fleet ─▶ API
+//!   fronts/tunnel.rs ─▶ fleet ─ Query ─▶ node ─ Tunnel ─▶ fleet ─▶ fronts/tunnel.rs
 //! ```
 //!
 //! A node is who its certificate's common name says it is, until it is removed (`removal.rs`).

@@ -1,7 +1,7 @@
 //! How packets of a VPC find their way, as nodes are told of it.
 
 use crate::ec2::routes::is_active;
-use crate::rows::{self, NatState, PeeringState, Scope, SubnetId, Target, VpcId};
+use crate::rows::{self, ConnectState, NatState, PeeringState, Scope, SubnetId, Target, VpcId};
 use crate::view::{Kept, View};
 use ocs_node_api as api;
 
@@ -104,6 +104,26 @@ pub fn nat_gateway(view: &View, scope: &Scope, row: &rows::NatGateway) -> Option
     })
 }
 
+/// An instance-connect endpoint, likewise.
+pub fn connect_endpoint(
+    view: &View,
+    scope: &Scope,
+    row: &rows::ConnectEndpoint,
+) -> Option<api::ConnectEndpoint> {
+    let desired = match row.state {
+        ConnectState::DeleteInProgress => api::Desired::Absent,
+        state if state.is_carried() => api::Desired::Present,
+        _ => return None,
+    };
+    Some(api::ConnectEndpoint {
+        id: row.id.to_string(),
+        generation: row.generation,
+        desired: desired.into(),
+        network_interface: Some(super::machine::interface(view, scope, &row.interface)?),
+        account_id: scope.account.to_string(),
+    })
+}
+
 fn acl(row: &rows::Acl) -> api::NetworkAcl {
     let entries = row.entries.iter().map(|entry| api::NetworkAclEntry {
         egress: entry.egress,
@@ -149,6 +169,9 @@ pub fn concerned(view: &View, scope: &Scope, kind: &str, id: &str) -> Vec<VpcId>
         rows::EgressGateway::KIND => vpc_of(view, scope, id, |row: &rows::EgressGateway| row.vpc),
         rows::Acl::KIND => vpc_of(view, scope, id, |row: &rows::Acl| row.vpc),
         rows::NatGateway::KIND => vpc_of(view, scope, id, |row: &rows::NatGateway| row.vpc),
+        rows::ConnectEndpoint::KIND => {
+            vpc_of(view, scope, id, |row: &rows::ConnectEndpoint| row.vpc)
+        }
         rows::Interface::KIND => vpc_of(view, scope, id, |row: &rows::Interface| row.vpc),
         rows::Gateway::KIND | rows::Peering::KIND => None,
         _ => return Vec::new(),

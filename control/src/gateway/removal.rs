@@ -10,10 +10,10 @@
 
 use super::reports;
 use crate::core::{Core, Tx};
-use crate::ec2::nat_gateways;
+use crate::ec2::{connect_endpoints, nat_gateways};
 use crate::rows::{
-    Instance, NatGateway, Node, RemovedNode, Scope, Snapshot, SnapshotState, State, Volume,
-    VolumeState,
+    ConnectEndpoint, Instance, NatGateway, Node, RemovedNode, Scope, Snapshot, SnapshotState,
+    State, Volume, VolumeState,
 };
 use crate::view::View;
 use crate::wire::ApiError;
@@ -193,6 +193,12 @@ fn some(core: &Core, tx: &mut Tx<'_>, name: &str) -> Result<bool, ApiError> {
         let carried = |row: &&Arc<NatGateway>| row.node == name && row.state.is_carried();
         for row in rows.filter(carried).take(left) {
             nat_gateways::move_on(core, tx, scope, row)?;
+            left -= 1;
+        }
+        let rows = view.all::<ConnectEndpoint>(scope);
+        let carried = |row: &&Arc<ConnectEndpoint>| row.node == name && row.state.is_carried();
+        for row in rows.filter(carried).take(left) {
+            connect_endpoints::move_on(core, tx, scope, row)?;
             left -= 1;
         }
     }

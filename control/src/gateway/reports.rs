@@ -9,16 +9,18 @@
 //! A report on a generation older than the last change of state is dropped.
 
 use crate::core::{Core, Tx, now_s};
-use crate::ec2::{lifecycle::desire, nat_gateways, place, public};
+use crate::ec2::{connect_endpoints, lifecycle::desire, nat_gateways, place, public};
 use crate::rows::{
-    Address, Addresses, Instance, InstanceId, Interface, NatGateway, NatGatewayId, NatState,
-    Reason, Scope, Snapshot, SnapshotId, SnapshotState, State, Volume, VolumeId, VolumeState,
+    Address, Addresses, ConnectEndpoint, Instance, Interface, NatGateway, NatState, Reason, Scope,
+    Snapshot, SnapshotState, State, Volume, VolumeState,
 };
+use crate::view::Kept;
 use crate::wire::ApiError;
 use ocs_node_api::{
-    ObservedInstance, ObservedNatGateway, ObservedSnapshot, ObservedVolume, Phase, Report,
+    ObservedCarried, ObservedInstance, ObservedSnapshot, ObservedVolume, Phase, Report,
     report::Object,
 };
+use std::sync::Arc;
 
 /// Reports of one transaction: each may touch half a dozen rows, and a
 /// transaction is limited.
@@ -41,8 +43,9 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
                     }
                     Some(Object::Volume(seen)) => volume(tx, node, report.generation, seen)?,
                     Some(Object::Snapshot(seen)) => snapshot(tx, node, report.generation, seen)?,
-                    Some(Object::NatGateway(seen)) => {
+                    Some(Object::Carried(seen)) => {
                         nat_gateway(tx, node, report.generation, seen)?;
+                        connect_endpoint(tx, node, report.generation, seen)?;
                     }
                     None => {}
                 }
@@ -53,6 +56,16 @@ pub async fn take(core: &Core, node: &str, reports: &[Report]) -> Result<(), Api
     core.write_all(&Scope::global(), groups).await
 }
 
+/// The row that a report names, wherever it is.
+fn found<T: Kept>(tx: &Tx<'_>, id: &str) -> Option<(Scope, Arc<T>)> {
+    let id = id.parse().ok()?;
+    let (scope, row) = tx.view.find::<T>(&id)?;
+    let row = tx
+        .get_in::<T>(scope, &id)
+        .unwrap_or_else(|| Arc::clone(row));
+    Some((scope.clone(), row))
+}
+
 fn instance(
     core: &Core,
     tx: &mut Tx<'_>,
@@ -60,18 +73,10 @@ fn instance(
     generation: u64,
     seen: &ObservedInstance,
 ) -> Result<(), ApiError> {
-    let found = seen
-        .id
-        .parse::<InstanceId>()
-        .ok()
-        .and_then(|id| tx.view.find::<Instance>(&id));
+    let found = found::<Instance>(tx, &seen.id);
     let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
         return Ok(());
     };
-    let scope = scope.clone();
-    let row = tx
-        .get_in::<Instance>(&scope, &row.id)
-        .unwrap_or_else(|| row.clone());
     if generation < row.state_generation || row.state == State::Terminated {
         return Ok(());
     }
@@ -334,18 +339,10 @@ fn volume(
     generation: u64,
     seen: &ObservedVolume,
 ) -> Result<(), ApiError> {
-    let found = seen
-        .id
-        .parse::<VolumeId>()
-        .ok()
-        .and_then(|id| tx.view.find::<Volume>(&id));
+    let found = found::<Volume>(tx, &seen.id);
     let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
         return Ok(());
     };
-    let scope = scope.clone();
-    let row = tx
-        .get_in::<Volume>(&scope, &row.id)
-        .unwrap_or_else(|| row.clone());
     if generation < row.generation {
         return Ok(());
     }
@@ -385,20 +382,12 @@ fn nat_gateway(
     tx: &mut Tx<'_>,
     node: &str,
     generation: u64,
-    seen: &ObservedNatGateway,
+    seen: &ObservedCarried,
 ) -> Result<(), ApiError> {
-    let found = seen
-        .id
-        .parse::<NatGatewayId>()
-        .ok()
-        .and_then(|id| tx.view.find::<NatGateway>(&id));
+    let found = found::<NatGateway>(tx, &seen.id);
     let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
         return Ok(());
     };
-    let scope = scope.clone();
-    let row = tx
-        .get_in::<NatGateway>(&scope, &row.id)
-        .unwrap_or_else(|| row.clone());
     if generation < row.generation {
         return Ok(());
     }
@@ -414,24 +403,34 @@ fn nat_gateway(
     tx.put_in(&scope, new)
 }
 
+fn connect_endpoint(
+    tx: &mut Tx<'_>,
+    node: &str,
+    generation: u64,
+    seen: &ObservedCarried,
+) -> Result<(), ApiError> {
+    let found = found::<ConnectEndpoint>(tx, &seen.id);
+    let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
+        return Ok(());
+    };
+    match seen.phase() {
+        _ if generation < row.generation => Ok(()),
+        Phase::Up => connect_endpoints::seen(tx, &scope, &row, true),
+        Phase::Gone => connect_endpoints::seen(tx, &scope, &row, false),
+        _ => Ok(()),
+    }
+}
+
 fn snapshot(
     tx: &mut Tx<'_>,
     node: &str,
     generation: u64,
     seen: &ObservedSnapshot,
 ) -> Result<(), ApiError> {
-    let found = seen
-        .id
-        .parse::<SnapshotId>()
-        .ok()
-        .and_then(|id| tx.view.find::<Snapshot>(&id));
+    let found = found::<Snapshot>(tx, &seen.id);
     let Some((scope, row)) = found.filter(|(_, row)| row.node == node) else {
         return Ok(());
     };
-    let scope = scope.clone();
-    let row = tx
-        .get_in::<Snapshot>(&scope, &row.id)
-        .unwrap_or_else(|| row.clone());
     if generation < row.generation {
         return Ok(());
     }

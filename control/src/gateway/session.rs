@@ -1,14 +1,14 @@
 //! One node's session.
 
 use super::desired::{self, Told};
-use super::fleet::Downstream;
+use super::fleet::{Downstream, Tunnel};
 use super::{removal, reports};
 use crate::core::Core;
 use crate::rows::{Node, RemovedNode, Scope};
 use crate::store::{Revision, Store as _, StoreError};
 use crate::view::View;
 use ocs_node_api::node_gateway_server::NodeGateway;
-use ocs_node_api::{FromNode, Hello, Report, ToNode, from_node, to_node};
+use ocs_node_api::{FromNode, Hello, Report, ToNode, TunnelBytes, from_node, to_node};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -22,6 +22,9 @@ const MOST_REPORTS: usize = 256;
 /// Messages that may wait for a slow node.
 const QUEUE: usize = 64;
 
+/// Pieces of a tunnel that may wait for a slow node.
+const TUNNEL_QUEUE: usize = 2;
+
 /// The gateway's service.
 pub struct Gateway {
     /// The core.
@@ -31,6 +34,7 @@ pub struct Gateway {
 #[tonic::async_trait]
 impl NodeGateway for Gateway {
     type SessionStream = ReceiverStream<Result<ToNode, Status>>;
+    type TunnelStream = ReceiverStream<Result<TunnelBytes, Status>>;
 
     async fn session(
         &self,
@@ -77,6 +81,25 @@ impl NodeGateway for Gateway {
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<TunnelBytes>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let Certified { name, begins_s } = certified(&request)?;
+        if self.core.peek(|view| is_removed(view, &name, begins_s)) {
+            return Err(Status::permission_denied("the host has been removed"));
+        }
+        let mut from_node = request.into_inner();
+        let first = from_node.message().await?;
+        let query = first.map_or(0, |first| first.query);
+        let (to_node, stream) = mpsc::channel(TUNNEL_QUEUE);
+        let tunnel = Tunnel { to_node, from_node };
+        match self.core.fleet.opened(&name, query, tunnel) {
+            true => Ok(Response::new(ReceiverStream::new(stream))),
+            false => Err(Status::not_found("nobody waits for that tunnel")),
+        }
+    }
 }
 
 /// What the caller's certificate says.
@@ -88,7 +111,7 @@ struct Certified {
 }
 
 /// What the caller's certificate says.
-fn certified(request: &Request<Streaming<FromNode>>) -> Result<Certified, Status> {
+fn certified<T>(request: &Request<Streaming<T>>) -> Result<Certified, Status> {
     let unknown = || Status::unauthenticated("the caller has no certificate with a common name");
     let certificates = request.peer_certs().ok_or_else(unknown)?;
     let der = certificates.first().ok_or_else(unknown)?;
@@ -158,7 +181,7 @@ async fn serve(
                 if !core.fleet.is_current(name, session) {
                     return End::Replaced;
                 }
-                let (mut reports, end) = gather(core, message, &mut upstream).await;
+                let (mut reports, end) = gather(core, name, message, &mut upstream).await;
                 reports.retain(|report| report.boot_id == hello.boot_id);
                 if reports::take(core, name, &reports).await.is_err() {
                     return End::Store;
@@ -191,6 +214,7 @@ async fn serve(
 /// they were asked for. And why the session ends, if it does.
 async fn gather(
     core: &Core,
+    name: &str,
     first: Result<Option<FromNode>, Status>,
     upstream: &mut Streaming<FromNode>,
 ) -> (Vec<Report>, Option<End>) {
@@ -199,7 +223,7 @@ async fn gather(
         match next {
             Ok(Some(message)) => match message.message {
                 Some(from_node::Message::Report(report)) => reports.push(report),
-                Some(from_node::Message::Answer(answer)) => core.fleet.answered(answer),
+                Some(from_node::Message::Answer(answer)) => core.fleet.answered(name, answer),
                 Some(from_node::Message::Hello(_)) | None => {}
             },
             Ok(None) => return (reports, Some(End::Closed)),

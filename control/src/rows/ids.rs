@@ -153,6 +153,8 @@ ids! {
     EgressGatewayId = "eigw-", "InvalidEgressOnlyInternetGatewayId.Malformed", "InvalidEgressOnlyInternetGatewayId.NotFound", "egressOnlyInternetGateway ID";
     /// A NAT gateway.
     NatGatewayId = "nat-", "NatGatewayMalformed", "NatGatewayNotFound", "NAT gateway";
+    /// An instance-connect endpoint.
+    ConnectEndpointId = "eice-", "InvalidInstanceConnectEndpointId.Malformed", "InvalidInstanceConnectEndpointId.NotFound", "instance connect endpoint ID";
     /// A route table.
     RouteTableId = "rtb-", "InvalidRouteTableId.Malformed", "InvalidRouteTableID.NotFound", "routeTable ID";
     /// A route table's association.

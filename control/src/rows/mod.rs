@@ -88,6 +88,7 @@ records! {
     Gateway: "gateway", GatewayId, id;
     EgressGateway: "egress-gateway", EgressGatewayId, id;
     NatGateway: "nat", NatGatewayId, id;
+    ConnectEndpoint: "connect", ConnectEndpointId, id;
     RouteTable: "routes", RouteTableId, id;
     Acl: "acl", AclId, id;
     DhcpOptions: "dhcp", DhcpOptionsId, id;

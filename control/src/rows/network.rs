@@ -1,8 +1,9 @@
 //! VPCs and what is in them.
 
 use super::{
-    AttachmentId, CidrAssociationId, DhcpOptionsId, GroupId, InstanceId, InterfaceId, NatGatewayId,
-    PeeringId, PrefixListId, RuleId, SubnetCidrAssociationId, SubnetId, Tags, VpcId,
+    AttachmentId, CidrAssociationId, ConnectEndpointId, DhcpOptionsId, GroupId, InstanceId,
+    InterfaceId, NatGatewayId, PeeringId, PrefixListId, RuleId, SubnetCidrAssociationId, SubnetId,
+    Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,9 @@ pub struct Interface {
     /// The NAT gateway that it belongs to, and lives as long as.
     #[serde(default)]
     pub nat_gateway: Option<NatGatewayId>,
+    /// The instance-connect endpoint that it belongs to, and lives as long as.
+    #[serde(default)]
+    pub connect_endpoint: Option<ConnectEndpointId>,
     /// The attachment that ended last, and when, Unix seconds.
     #[serde(default)]
     pub left: Option<(InterfaceAttachment, i64)>,
@@ -157,6 +161,11 @@ impl Interface {
     /// All its private addresses, the primary one first.
     pub fn private_ips(&self) -> impl Iterator<Item = Ipv4Addr> {
         std::iter::once(self.private_ip).chain(self.secondary.iter().copied())
+    }
+
+    /// It belongs to something of this cloud's, and is not its owner's to change.
+    pub fn is_managed(&self) -> bool {
+        self.nat_gateway.is_some() || self.connect_endpoint.is_some()
     }
 
     /// Its attachment has ended.

@@ -1,8 +1,8 @@
 //! The ways of a VPC's packets: gateways, route tables, network ACLs, peerings.
 
 use super::{
-    AclAssociationId, AclId, AllocationId, EgressGatewayId, GatewayId, InterfaceId, NatGatewayId,
-    PeeringId, RouteAssociationId, RouteTableId, SubnetId, Tags, VpcId,
+    AclAssociationId, AclId, AllocationId, ConnectEndpointId, EgressGatewayId, GatewayId,
+    InterfaceId, NatGatewayId, PeeringId, RouteAssociationId, RouteTableId, SubnetId, Tags, VpcId,
 };
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,79 @@ pub struct NatGateway {
     pub generation: u64,
     /// Why it could not be made: EC2's code, and a sentence.
     pub failure: Option<(String, String)>,
+    /// Unix seconds.
+    pub created_at_s: i64,
+    /// Unix seconds; nothing while it is there.
+    pub deleted_at_s: Option<i64>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// An instance-connect endpoint's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectState {
+    /// Its node does not have it yet.
+    CreateInProgress,
+    /// It connects.
+    CreateComplete,
+    /// No node could have it.
+    CreateFailed,
+    /// Its node does not have its new groups yet.
+    UpdateInProgress,
+    /// It connects, with its new groups.
+    UpdateComplete,
+    /// Its node has it still.
+    DeleteInProgress,
+    /// It is no more.
+    DeleteComplete,
+}
+
+impl ConnectState {
+    /// EC2's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CreateInProgress => "create-in-progress",
+            Self::CreateComplete => "create-complete",
+            Self::CreateFailed => "create-failed",
+            Self::UpdateInProgress => "update-in-progress",
+            Self::UpdateComplete => "update-complete",
+            Self::DeleteInProgress => "delete-in-progress",
+            Self::DeleteComplete => "delete-complete",
+        }
+    }
+
+    /// Its node has it, or is to have it.
+    pub fn is_carried(self) -> bool {
+        !matches!(self, Self::CreateFailed | Self::DeleteComplete)
+    }
+
+    /// Its node has it.
+    pub fn connects(self) -> bool {
+        matches!(
+            self,
+            Self::CreateComplete | Self::UpdateInProgress | Self::UpdateComplete
+        )
+    }
+}
+
+/// An instance-connect endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectEndpoint {
+    /// Its id.
+    pub id: ConnectEndpointId,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// The node that carries it.
+    pub node: String,
+    /// Its interface, with its address and its groups.
+    pub interface: InterfaceId,
+    /// Its state.
+    pub state: ConnectState,
+    /// Grows with each change that its node is to make.
+    pub generation: u64,
     /// Unix seconds.
     pub created_at_s: i64,
     /// Unix seconds; nothing while it is there.

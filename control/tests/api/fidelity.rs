@@ -329,6 +329,14 @@ is not in the table answers `UnsupportedOperation`, a name that EC2 does not hav
   interface all of its addresses.
 * **NAT gateways** are public ones with one Elastic IP. One is carried by a host that answers for
   public addresses; if that is removed another carries it, and its translations begin anew.
+* **Instance-connect endpoints** have an IPv4 address and connect from it, never from the client's
+  (`PreserveClientIp=true`, `dualstack` and `ipv6` are refused). A VPC has one; the code for a second is ours,
+  since EC2 documents none. `DnsName` is where the caller reached the API, at which a tunnel is
+  opened (AWS's client wants port 443 of it, so `--listen ADDRESS:443`), to any TCP port, not 22 and
+  3389 alone, of any interface of the VPC, not of its peers. The connection is there before the
+  WebSocket is: what hinders it is told as an HTTP error. `instanceId` may stand for the
+  address and the endpoint. An empty message ends what its sender says. A tunnel that takes nothing for 30 s ends;
+  one ends with its endpoint, its host's agent, or control, and is not throttled. If an endpoint's host is removed another carries it.
 * **Placement groups** are strict: a host stands for a rack, so one host takes one instance
   of a spread group.
 * **CPU credits** are earned and spent as EC2 documents, by the second. What works for the guest

@@ -226,7 +226,7 @@ fn a_removed_host_takes_with_it_what_it_held() {
     told(&there, &near, "of the near one", |seen| seen.is_some());
     ids.iter().for_each(|id| world.await_state(id, "running"));
 
-    // What it holds beside: a snapshot, a volume made of it, a NAT gateway.
+    // What it holds beside: a snapshot, a volume made of it, a NAT gateway, an endpoint.
     let root = control.ok(
         "DescribeVolumes",
         &[
@@ -256,6 +256,20 @@ fn a_removed_host_takes_with_it_what_it_held() {
     until("the NAT gateway", || {
         here.seen.lock().unwrap().nat_gateways.get(&nat).map(|_| ())
     });
+    let made = control.ok("CreateInstanceConnectEndpoint", &[("SubnetId", &subnet)]);
+    let endpoint = first(&made, "instanceConnectEndpointId");
+    let carries = |node: &FakeNode| {
+        let seen = node.seen.lock().unwrap();
+        seen.connect_endpoints.get(&endpoint).map(|_| ())
+    };
+    until("the endpoint", || carries(&here));
+    let endpoint_state = || {
+        let named = [("InstanceConnectEndpointId.1", endpoint.as_str())];
+        first(
+            &control.ok("DescribeInstanceConnectEndpoints", &named),
+            "state",
+        )
+    };
 
     let refused = remove(&world, "fake", false, CERTIFIED_S);
     let says = refused["error"].as_str().unwrap();
@@ -286,6 +300,8 @@ fn a_removed_host_takes_with_it_what_it_held() {
             .get(&nat)
             .map(|_| ())
     });
+    until("the endpoint has moved", || carries(&there));
+    assert_eq!(endpoint_state(), "create-complete");
     control.refused(
         "DescribeVolumes",
         &[("VolumeId.1", &root)],
@@ -328,6 +344,11 @@ fn a_removed_host_takes_with_it_what_it_held() {
         (remove(&world, "other", false, BEFORE_S)["removed"] == "other").then_some(())
     });
     assert_eq!(hosts(&world), Vec::<String>::new());
+    // Nobody is left to carry it.
+    assert_eq!(endpoint_state(), "create-failed");
+    let gone = [("InstanceConnectEndpointId", endpoint.as_str())];
+    let body = control.ok("DeleteInstanceConnectEndpoint", &gone);
+    assert_eq!(first(&body, "state"), "delete-complete");
     let _again = connect(&world, "other", "other", THERE, 1450);
     until("it is back", || (hosts(&world) == ["other"]).then_some(()));
 }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod bad_requests;
+mod connect;
 mod copies;
 mod credits;
 mod crowd;

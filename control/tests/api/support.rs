@@ -291,18 +291,37 @@ pub fn sign(
     path: &str,
     body: &[u8],
 ) -> Vec<(&'static str, String)> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let sha = |bytes: &[u8]| hex(digest::digest(&digest::SHA256, bytes).as_ref());
-    let mac = |key: &[u8], text: &str| {
-        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
-            .as_ref()
-            .to_vec()
-    };
     let scope = format!("{}/{scope}/aws4_request", &timestamp[..8]);
     let canonical = format!(
         "POST\n{path}\n\nhost:{host}\nx-amz-date:{timestamp}\n\nhost;x-amz-date\n{}",
         sha(body)
     );
+    let signature = signature(secret, timestamp, &scope, &canonical);
+    let authorization = format!(
+        "AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders=host;x-amz-date, Signature={signature}"
+    );
+    vec![
+        ("x-amz-date", timestamp.to_owned()),
+        ("authorization", authorization),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Hexadecimal SHA-256.
+pub fn sha(bytes: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+/// The signature of a canonical request, made without the code under test.
+pub fn signature(secret: &str, timestamp: &str, scope: &str, canonical: &str) -> String {
+    let mac = |key: &[u8], text: &str| {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
+            .as_ref()
+            .to_vec()
+    };
     let to_sign = format!(
         "AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{}",
         sha(canonical.as_bytes())
@@ -311,14 +330,7 @@ pub fn sign(
     for part in scope.split('/') {
         signing = mac(&signing, part);
     }
-    let signature = hex(&mac(&signing, &to_sign));
-    let authorization = format!(
-        "AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders=host;x-amz-date, Signature={signature}"
-    );
-    vec![
-        ("x-amz-date", timestamp.to_owned()),
-        ("authorization", authorization),
-    ]
+    hex(&mac(&signing, &to_sign))
 }
 
 /// Percent-encodes.

@@ -111,7 +111,8 @@ pub(super) fn remove(taps_netns: &Path) -> Result<(), FabricError> {
     })
 }
 
-fn disable_ipv6() -> Result<(), FabricError> {
+/// No interface of the thread's namespace has IPv6, until it is told to.
+pub(super) fn disable_ipv6() -> Result<(), FabricError> {
     netns::sysctl("ipv6/conf/all/disable_ipv6", "1")?;
     netns::sysctl("ipv6/conf/default/disable_ipv6", "1")
 }
@@ -123,15 +124,22 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// `ETHTOOL_STXCSUM` of linux/ethtool.h.
+/// `ETHTOOL_STXCSUM` and `ETHTOOL_SGRO` of linux/ethtool.h.
 const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_SGRO: u32 = 0x2c;
 
 /// Makes the stack write whole checksums: XDP does not see that one is missing.
 pub(super) fn turn_off_tx_checksums(name: &str) -> Result<(), FabricError> {
-    let mut value = EthtoolValue {
-        command: ETHTOOL_STXCSUM,
-        data: 0,
-    };
+    set_feature(name, ETHTOOL_STXCSUM, 0, "turn off checksum offload of")
+}
+
+/// Makes a pair's end hear what XDP redirects to the other.
+pub(super) fn turn_on_gro(name: &str) -> Result<(), FabricError> {
+    set_feature(name, ETHTOOL_SGRO, 1, "turn on receive offload of")
+}
+
+fn set_feature(name: &str, command: u32, data: u32, what: &str) -> Result<(), FabricError> {
+    let mut value = EthtoolValue { command, data };
     let mut request = super::tap::request(name)?;
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     super::tap::with_socket(|socket| {
@@ -144,5 +152,5 @@ pub(super) fn turn_off_tx_checksums(name: &str) -> Result<(), FabricError> {
         }
         Ok(())
     })
-    .map_err(system(format!("turn off checksum offload of {name}")))
+    .map_err(system(format!("{what} {name}")))
 }

@@ -28,23 +28,33 @@ pub(super) fn ensure(path: &Path) -> Result<OwnedFd, FabricError> {
         .truncate(false)
         .open(path)
         .map_err(file("create", path))?;
+    make(|| mount_bind(OURS, path).map_err(io::Error::from))
+        .map_err(file("mount a network namespace on", path))?;
+    find(path)?.ok_or_else(|| {
+        file("find a network namespace on", path)(io::Error::from(io::ErrorKind::NotFound))
+    })
+}
+
+/// A new namespace without a name, which lives as long as somebody has it open.
+pub(super) fn unnamed() -> Result<OwnedFd, FabricError> {
+    make(|| File::open(OURS).map(OwnedFd::from)).map_err(system("make a network namespace"))
+}
+
+/// The calling thread's namespace.
+const OURS: &str = "/proc/thread-self/ns/net";
+
+/// Does something in a new namespace, on a thread of its own.
+fn make<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
                 // SAFETY: only this thread, which was made for it, leaves its namespace;
                 // its descriptors stay shared.
-                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
-                    .map_err(io::Error::from)
-                    .map_err(system("make a network namespace"))?;
-                mount_bind("/proc/thread-self/ns/net", path)
-                    .map_err(io::Error::from)
-                    .map_err(file("mount a network namespace on", path))
+                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+                work()
             })
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
-    find(path)?.ok_or_else(|| {
-        file("find a network namespace on", path)(io::Error::from(io::ErrorKind::NotFound))
     })
 }
 

@@ -134,6 +134,16 @@ pub(super) fn set_mac(index: u32, mac: [u8; 6]) -> Result<(), FabricError> {
     set("set the address", index, |link| link.address(mac.to_vec()))
 }
 
+/// Sets the longest IP packet of an interface, in bytes.
+pub(super) fn set_mtu(index: u32, mtu: u32) -> Result<(), FabricError> {
+    set("set the MTU", index, |link| link.mtu(mtu))
+}
+
+/// Gives an interface that is down another name.
+pub(super) fn rename(index: u32, name: &str) -> Result<(), FabricError> {
+    set("change the name", index, |link| link.name(name.to_owned()))
+}
+
 /// Moves an interface to another namespace.
 pub(super) fn move_to(index: u32, namespace: std::os::fd::RawFd) -> Result<(), FabricError> {
     set("change the namespace", index, |link| {

@@ -28,6 +28,8 @@ pub struct Slice {
     pub remote_endpoints: BTreeMap<String, api::RemoteEndpoint>,
     /// NAT gateways.
     pub nat_gateways: BTreeMap<String, api::NatGateway>,
+    /// Instance-connect endpoints.
+    pub connect_endpoints: BTreeMap<String, api::ConnectEndpoint>,
 }
 
 /// Ids whose desired state a message changed.
@@ -82,6 +84,7 @@ impl Slice {
             remote_endpoints: snapshot.remote_endpoints,
             networks: snapshot.networks,
             nat_gateways: snapshot.nat_gateways,
+            connect_endpoints: snapshot.connect_endpoints,
             ..api::Delta::default()
         }));
         changed
@@ -135,6 +138,10 @@ impl Slice {
         for gateway in delta.nat_gateways {
             changed.network = true;
             self.nat_gateways.insert(gateway.id.clone(), gateway);
+        }
+        for endpoint in delta.connect_endpoints {
+            changed.network = true;
+            self.connect_endpoints.insert(endpoint.id.clone(), endpoint);
         }
         changed
     }

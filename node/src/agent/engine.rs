@@ -61,8 +61,12 @@ pub(super) enum Event {
     WakeSnapshot(String),
     Swept(Vec<VolumeStatus>),
     NotSwept(u32),
-    Policy(Result<Vec<api::NatGateway>, EffectError>),
+    Policy(Result<Vec<Carried>, EffectError>),
 }
+
+/// Id and generation of a NAT gateway or an instance-connect endpoint, and whether it shall be
+/// there.
+type Carried = (String, u64, bool);
 
 /// The engine's state.
 pub struct Engine {
@@ -288,9 +292,9 @@ impl Engine {
                 self.on_snapshot_done(&desired, absent, result);
             }
             Event::WakeSnapshot(id) => self.reconsider_snapshot(&id),
-            Event::Policy(Ok(gateways)) => {
+            Event::Policy(Ok(carried)) => {
                 self.policy_failures = 0;
-                self.report_gateways(&gateways);
+                self.report_carried(&carried);
             }
             Event::Policy(Err(error)) => {
                 tracing::error!(%error, "the packet path does not take the policy");
@@ -300,25 +304,48 @@ impl Engine {
         }
     }
 
-    /// Tells control of NAT gateways that the packet path has, or no longer has.
-    fn report_gateways(&mut self, gateways: &[api::NatGateway]) {
-        for gateway in gateways {
-            let present = gateway.desired() == api::Desired::Present;
-            let phase = if present {
-                api::Phase::Up
-            } else {
-                api::Phase::Gone
-            };
-            self.outbox
-                .nat_gateway(&gateway.id, gateway.generation, phase);
-            if !present && self.slice.nat_gateways.get(&gateway.id) == Some(gateway) {
-                self.slice.nat_gateways.remove(&gateway.id);
+    /// Tells control of NAT gateways and instance-connect endpoints that the packet path has, or
+    /// no longer has.
+    fn report_carried(&mut self, carried: &[Carried]) {
+        for (id, generation, present) in carried {
+            if *present {
+                self.outbox.carried(id, *generation, api::Phase::Up);
+                continue;
+            }
+            self.outbox.carried(id, *generation, api::Phase::Gone);
+            let same = |now: u64| now == *generation;
+            if self
+                .slice
+                .nat_gateways
+                .get(id)
+                .is_some_and(|now| same(now.generation))
+            {
+                self.slice.nat_gateways.remove(id);
+            }
+            let endpoints = &mut self.slice.connect_endpoints;
+            if endpoints.get(id).is_some_and(|now| same(now.generation)) {
+                endpoints.remove(id);
             }
         }
     }
 
+    /// What control is to hear of once the packet path has what was stated.
+    fn carried(&self) -> Vec<Carried> {
+        let present = i32::from(api::Desired::Present);
+        let nats = self.slice.nat_gateways.values();
+        let nats = nats.map(|row| (row.id.clone(), row.generation, row.desired == present));
+        let endpoints = self.slice.connect_endpoints.values();
+        nats.chain(endpoints.map(|row| (row.id.clone(), row.generation, row.desired == present)))
+            .collect()
+    }
+
     /// States what the packet path is to know besides the ENIs of instances.
     fn tell_network(&self) {
+        let endpoints = match self.host_stopping {
+            true => BTreeMap::new(),
+            false => self.slice.connect_endpoints.clone(),
+        };
+        self.machine.endpoints.desire(endpoints);
         self.machine.board.set_surroundings(Surroundings {
             groups: self.slice.security_groups.clone(),
             networks: self.slice.networks.clone(),
@@ -333,12 +360,12 @@ impl Engine {
 
     fn settle_after(&self, delay: Duration) {
         let (machine, events) = (Arc::clone(&self.machine), self.events.clone());
-        let gateways: Vec<_> = self.slice.nat_gateways.values().cloned().collect();
+        let carried = self.carried();
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            let settled = tokio::task::spawn_blocking(move || machine.board.settle()).await;
+            let settled = tokio::task::spawn_blocking(move || machine.settle()).await;
             let settled = settled.unwrap_or_else(|e| Err(EffectError::Transient(e.to_string())));
-            let _ = events.send(Event::Policy(settled.map(|()| gateways)));
+            let _ = events.send(Event::Policy(settled.map(|()| carried)));
         });
     }
 }

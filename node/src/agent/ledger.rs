@@ -182,6 +182,20 @@ impl Ledger {
         Ok(record)
     }
 
+    /// An address that no instance has, until it is taken back or we end: its ENI is made anew
+    /// with each start of ours.
+    pub fn lend(&self) -> Result<Ipv4Addr, LedgerError> {
+        let mut pages = self.lock();
+        let address = pages.free_address()?;
+        pages.addresses.insert(u32::from(address));
+        Ok(address)
+    }
+
+    /// An address that was lent is free.
+    pub fn take_back(&self, address: Ipv4Addr) {
+        self.lock().addresses.remove(&u32::from(address));
+    }
+
     /// Replaces the page of instance `id`; durable when this returns.
     pub fn put(&self, id: &str, record: Record) -> Result<(), LedgerError> {
         if self.lock().records.get(id) == Some(&record) {

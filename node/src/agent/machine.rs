@@ -3,6 +3,7 @@
 use super::blocks::Blocks;
 use super::cgroup::Cgroups;
 use super::config::Config;
+use super::connect::Endpoints;
 use super::durable::{self, Lasts};
 use super::error::{Doing, EffectError};
 use super::ledger::{Credits, Ended, Ledger, Record};
@@ -33,6 +34,8 @@ pub struct Machine {
     pub blocks: Box<dyn Blocks>,
     /// The packet path.
     pub board: Switchboard,
+    /// Instance-connect endpoints.
+    pub endpoints: Arc<Endpoints>,
     /// VMMs.
     pub vmms: Box<dyn Vmms>,
     /// Control groups.
@@ -140,6 +143,14 @@ impl Machine {
             }
         }
         self.cgroups.remove(id).doing("control groups")
+    }
+
+    /// Has endpoints and packet path be as stated.
+    pub fn settle(&self) -> Result<(), EffectError> {
+        let made = self.endpoints.converge(&self.board, &self.ledger);
+        self.board.settle()?;
+        self.endpoints.collect(&self.board, &self.ledger)?;
+        made
     }
 
     /// Does `step` for instance `id`. On error `body` is stale: survey again.

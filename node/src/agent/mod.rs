@@ -21,6 +21,7 @@ pub mod capacity;
 pub mod cgroup;
 pub mod cleanup;
 pub mod config;
+pub mod connect;
 mod cpu_credits;
 pub mod desired;
 mod disks;

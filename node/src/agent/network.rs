@@ -1,7 +1,7 @@
 //! The packet path: what the node asks of the Fabric.
 
 use super::error::{Doing, EffectError};
-use ocs_dataplane::fabric::Fabric;
+use ocs_dataplane::fabric::{Fabric, Stack, StackConfig};
 use ocs_dataplane::model::Policy;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,6 +15,15 @@ pub trait Network: Send + Sync {
     fn finishes_taps(&self) -> bool;
     /// The guest of a tap neither leaves work to others nor takes any, for as long as it lives.
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError>;
+    /// A network stack behind a port that passes nothing until a policy names it.
+    fn create_stack(&self, name: &str, _config: &StackConfig) -> Result<Stack, EffectError> {
+        let why = format!("{name}: there are no network stacks here");
+        Err(EffectError::Permanent(why))
+    }
+    /// Takes one away.
+    fn remove_stack(&self, _stack: Stack) -> Result<(), EffectError> {
+        Ok(())
+    }
     /// `policy` shall be what the packet path does.
     fn apply(&self, policy: &Policy) -> Result<(), EffectError>;
     /// Forgets taps that are gone.
@@ -37,6 +46,14 @@ impl Network for Fabric {
 
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
         Fabric::finish_tap(self, ifindex).doing(format_args!("XDP on tap {ifindex}"))
+    }
+
+    fn create_stack(&self, name: &str, config: &StackConfig) -> Result<Stack, EffectError> {
+        Fabric::create_stack(self, name, config).doing(format_args!("network stack {name}"))
+    }
+
+    fn remove_stack(&self, stack: Stack) -> Result<(), EffectError> {
+        Fabric::remove_stack(self, stack).doing("removing a network stack")
     }
 
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {
@@ -69,6 +86,14 @@ impl<N: Network + ?Sized> Network for Arc<N> {
 
     fn finish_tap(&self, ifindex: u32) -> Result<(), EffectError> {
         (**self).finish_tap(ifindex)
+    }
+
+    fn create_stack(&self, name: &str, config: &StackConfig) -> Result<Stack, EffectError> {
+        (**self).create_stack(name, config)
+    }
+
+    fn remove_stack(&self, stack: Stack) -> Result<(), EffectError> {
+        (**self).remove_stack(stack)
     }
 
     fn apply(&self, policy: &Policy) -> Result<(), EffectError> {

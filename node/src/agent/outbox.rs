@@ -86,9 +86,9 @@ impl Outbox {
         self.put(&mut self.lock(), &id, generation, object);
     }
 
-    /// NAT gateway `id` is so, in answer to desired `generation`.
-    pub fn nat_gateway(&self, id: &str, generation: u64, phase: api::Phase) {
-        let now = api::ObservedNatGateway {
+    /// A NAT gateway or an instance-connect endpoint is so, in answer to desired `generation`.
+    pub fn carried(&self, id: &str, generation: u64, phase: api::Phase) {
+        let now = api::ObservedCarried {
             id: id.to_owned(),
             phase: phase.into(),
             message: String::new(),
@@ -97,7 +97,7 @@ impl Outbox {
             &mut self.lock(),
             id,
             generation,
-            api::report::Object::NatGateway(now),
+            api::report::Object::Carried(now),
         );
     }
 
@@ -162,7 +162,7 @@ fn is_gone(report: &api::Report) -> bool {
         Some(api::report::Object::Instance(instance)) => instance.phase(),
         Some(api::report::Object::Volume(volume)) => volume.phase(),
         Some(api::report::Object::Snapshot(snapshot)) => snapshot.phase(),
-        Some(api::report::Object::NatGateway(nat)) => nat.phase(),
+        Some(api::report::Object::Carried(carried)) => carried.phase(),
         None => return true,
     };
     phase == api::Phase::Gone

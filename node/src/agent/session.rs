@@ -1,5 +1,6 @@
 //! The session with control: one stream each way over mTLS, made again whenever it ends.
 
+use super::connect::Endpoints;
 use super::engine::Word;
 use super::layout::{Layout, is_plain_id};
 use super::outbox::Outbox;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Version of the protocol, in `Hello`.
 const PROTOCOL: u32 = 1;
@@ -49,6 +50,8 @@ pub struct Session {
     pub reach: Reach,
     /// Where consoles lie.
     pub layout: Layout,
+    /// Where connections begin that control asks for.
+    pub endpoints: Arc<Endpoints>,
 }
 
 /// How a host is reached, and reaches others.
@@ -98,7 +101,8 @@ impl Session {
         }
     }
 
-    async fn once(&self, outbox: &Arc<Outbox>, words: &mpsc::Sender<Word>) -> anyhow::Result<()> {
+    /// A connection to control.
+    async fn dial(&self) -> anyhow::Result<NodeGatewayClient<Channel>> {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(std::fs::read(&self.ca)?))
             .identity(Identity::from_pem(
@@ -112,9 +116,13 @@ impl Session {
             .keep_alive_timeout(Duration::from_secs(10))
             .connect()
             .await?;
-        let mut client = NodeGatewayClient::new(channel)
+        Ok(NodeGatewayClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    async fn once(&self, outbox: &Arc<Outbox>, words: &mpsc::Sender<Word>) -> anyhow::Result<()> {
+        let mut client = self.dial().await?;
         let (up, queue) = mpsc::channel(QUEUE);
         up.send(message(api::from_node::Message::Hello(self.hello(outbox))))
             .await?;
@@ -144,6 +152,13 @@ impl Session {
                     Some(api::to_node::Message::Delta(delta)) => {
                         words.send(Word::Delta(delta)).await?;
                     }
+                    Some(api::to_node::Message::Query(api::Query {
+                        id,
+                        question: Some(api::query::Question::OpenTunnel(wanted)),
+                    })) => {
+                        let (session, up) = (self.clone(), up.clone());
+                        tokio::spawn(async move { session.tunnel(id, wanted, up).await });
+                    }
                     Some(api::to_node::Message::Query(query)) => {
                         let answer = message(api::from_node::Message::Answer(self.answer(query)));
                         up.send(answer).await?;
@@ -156,6 +171,29 @@ impl Session {
         .await;
         teller.abort();
         heard
+    }
+
+    /// Opens a connection and carries it, or answers why not. By a way of its own: a slow
+    /// client holds up nobody but itself.
+    async fn tunnel(self, id: u64, wanted: api::OpenTunnel, up: mpsc::Sender<api::FromNode>) {
+        let carried = async {
+            let endpoints = Arc::clone(&self.endpoints);
+            let connection = endpoints.connect(&wanted).await?;
+            let control = self.dial().await.map_err(|error| error.to_string())?;
+            let ended = connection.carry(id, control).await;
+            tracing::debug!(endpoint = wanted.endpoint, ?ended, "a tunnel has ended");
+            Ok(())
+        };
+        if let Err(error) = carried.await {
+            let answer = api::Answer {
+                id,
+                error,
+                ..api::Answer::default()
+            };
+            let _ = up
+                .send(message(api::from_node::Message::Answer(answer)))
+                .await;
+        }
     }
 
     fn hello(&self, outbox: &Outbox) -> api::Hello {
@@ -189,7 +227,7 @@ impl Session {
                 }
                 Err(error) => answer.error = format!("the console of {id:?}: {error}"),
             },
-            None => answer.error = "this node does not know that question".to_owned(),
+            _ => answer.error = "this node does not know that question".to_owned(),
         }
         answer
     }

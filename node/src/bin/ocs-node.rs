@@ -7,6 +7,7 @@ use ocs_node::agent::blocks::{Blocks, Perhaps, Storaged};
 use ocs_node::agent::cgroup::Cgroups;
 use ocs_node::agent::cleanup::cleanup;
 use ocs_node::agent::config::Config;
+use ocs_node::agent::connect::Endpoints;
 use ocs_node::agent::engine::Engine;
 use ocs_node::agent::evidence;
 use ocs_node::agent::layout::Layout;
@@ -223,6 +224,7 @@ async fn run(serve: Serve, machine: Arc<Machine>, reach: Reach) -> anyhow::Resul
         memory_mib: capacity::memory_mib(serve.overcommit_memory)?,
         reach,
         layout: machine.config.layout.clone(),
+        endpoints: Arc::clone(&machine.endpoints),
     };
     if reach.underlay.is_some() {
         keep_reaching(Arc::clone(&machine))?;
@@ -297,6 +299,7 @@ fn machine(
         ledger: Ledger::open(&layout.ledger())?,
         blocks,
         board: Switchboard::new(network),
+        endpoints: Arc::new(Endpoints::default()),
         vmms: Box::new(OcsVmm),
         cgroups: Cgroups::detect(&state)?,
         netns: Some(netns::open(&layout.void_netns()).context("the VMMs' network namespace")?),

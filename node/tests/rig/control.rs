@@ -39,7 +39,7 @@ fn id_of(report: &api::Report) -> String {
     match report.object.as_ref().unwrap() {
         api::report::Object::Instance(i) => i.id.clone(),
         api::report::Object::Volume(v) => v.id.clone(),
-        api::report::Object::NatGateway(nat) => nat.id.clone(),
+        api::report::Object::Carried(carried) => carried.id.clone(),
         api::report::Object::Snapshot(snapshot) => snapshot.id.clone(),
     }
 }
@@ -49,6 +49,7 @@ struct Gateway(Arc<Shared>);
 #[tonic::async_trait]
 impl NodeGateway for Gateway {
     type SessionStream = ReceiverStream<Result<api::ToNode, Status>>;
+    type TunnelStream = ReceiverStream<Result<api::TunnelBytes, Status>>;
 
     async fn session(
         &self,
@@ -85,6 +86,13 @@ impl NodeGateway for Gateway {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn tunnel(
+        &self,
+        _request: Request<Streaming<api::TunnelBytes>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        Err(Status::not_found("nobody asks for tunnels here"))
     }
 }
 

@@ -3,9 +3,9 @@
 
 use ocs_node_api::node_gateway_client::NodeGatewayClient;
 use ocs_node_api::{
-    Answer, Desired, FromNode, Hello, Instance, NatGateway, ObservedInstance, ObservedNatGateway,
-    ObservedSnapshot, ObservedVolume, Phase, Report, ToNode, Volume, VolumeSnapshot, from_node,
-    query, report, to_node,
+    Answer, ConnectEndpoint, Desired, FromNode, Hello, Instance, NatGateway, ObservedCarried,
+    ObservedInstance, ObservedSnapshot, ObservedVolume, Phase, Report, ToNode, Volume,
+    VolumeSnapshot, from_node, query, report, to_node,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,6 +31,8 @@ pub struct Seen {
     pub remotes: BTreeMap<(u32, String), ocs_node_api::RemoteEndpoint>,
     /// NAT gateways by id, as last desired.
     pub nat_gateways: BTreeMap<String, NatGateway>,
+    /// Instance-connect endpoints by id, as last desired.
+    pub connect_endpoints: BTreeMap<String, ConnectEndpoint>,
     /// Instances are not reported: the test does that.
     pub silent: bool,
 }
@@ -134,6 +136,7 @@ impl FakeNode {
                         .insert(group.id.clone(), group);
                 }
                 self.carry(all.nat_gateways).await;
+                self.connect_from(all.connect_endpoints).await;
                 self.freeze(all.volume_snapshots).await;
                 self.follow(all.volumes, all.instances).await;
             }
@@ -151,19 +154,26 @@ impl FakeNode {
                     self.seen.lock().unwrap().groups.remove(&id);
                 }
                 self.carry(delta.nat_gateways).await;
+                self.connect_from(delta.connect_endpoints).await;
                 self.freeze(delta.volume_snapshots).await;
                 self.follow(delta.volumes, delta.instances).await;
             }
             Some(to_node::Message::Query(query)) => {
-                let Some(query::Question::ConsoleOutputOf(id)) = query.question else {
-                    return;
-                };
-                let answer = Answer {
+                let mut answer = Answer {
                     id: query.id,
-                    error: String::new(),
-                    console_output: format!("[0.000001] fake: console of {id}\n").into_bytes(),
-                    console_at_s: 1_700_000_000,
+                    ..Answer::default()
                 };
+                match query.question {
+                    Some(query::Question::ConsoleOutputOf(id)) => {
+                        let text = format!("[0.000001] fake: console of {id}\n");
+                        answer.console_output = text.into_bytes();
+                        answer.console_at_s = 1_700_000_000;
+                    }
+                    Some(query::Question::OpenTunnel(to)) => {
+                        answer.error = format!("{}:{} is not there", to.ip, to.port);
+                    }
+                    None => return,
+                }
                 self.send(from_node::Message::Answer(answer)).await;
             }
             None => {}
@@ -196,15 +206,38 @@ impl FakeNode {
                 _ => Phase::Up,
             };
             let (id, generation) = (gateway.id.clone(), gateway.generation);
-            let seen = ObservedNatGateway {
-                id: id.clone(),
-                phase: phase.into(),
-                message: String::new(),
-            };
-            self.seen.lock().unwrap().nat_gateways.insert(id, gateway);
-            self.report(generation, report::Object::NatGateway(seen))
-                .await;
+            self.seen
+                .lock()
+                .unwrap()
+                .nat_gateways
+                .insert(id.clone(), gateway);
+            self.carries(id, generation, phase).await;
         }
+    }
+
+    async fn connect_from(&self, endpoints: Vec<ConnectEndpoint>) {
+        for endpoint in endpoints {
+            let phase = match endpoint.desired() {
+                Desired::Absent => Phase::Gone,
+                _ => Phase::Up,
+            };
+            let (id, generation) = (endpoint.id.clone(), endpoint.generation);
+            self.seen
+                .lock()
+                .unwrap()
+                .connect_endpoints
+                .insert(id.clone(), endpoint);
+            self.carries(id, generation, phase).await;
+        }
+    }
+
+    async fn carries(&self, id: String, generation: u64, phase: Phase) {
+        let seen = ObservedCarried {
+            id,
+            phase: phase.into(),
+            message: String::new(),
+        };
+        self.report(generation, report::Object::Carried(seen)).await;
     }
 
     async fn freeze(&self, snapshots: Vec<VolumeSnapshot>) {

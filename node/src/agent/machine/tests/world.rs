@@ -334,6 +334,7 @@ impl Host {
             ledger: Ledger::open(&self.layout.ledger()).unwrap(),
             blocks: Box::new(fake()),
             board: Switchboard::new(Box::new(fake())),
+            endpoints: Arc::default(),
             vmms: Box::new(fake()),
             cgroups: Cgroups::detect(self.layout.root()).unwrap(),
             netns: None,
