@@ -1,17 +1,18 @@
-//! The embedded backend: one redb file, one writer thread, group commit.
+//! The embedded backend: a journal for durability, a redb file for order (`writer.rs`).
 
+use super::journal::{Group, Journal};
+use super::writer::{self, META, ROWS, Rows, Shared};
 use super::{Batch, Entry, MAX_BYTES, MAX_OPERATIONS, Revision, Store, StoreError, Write};
-use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use std::collections::{HashMap, VecDeque};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::ops::Bound::{Excluded, Included};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use tokio::sync::watch;
 
-const ROWS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("rows");
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-
 /// Version of the rows' form. Older files migrate forward, newer ones are refused.
-pub const SCHEMA: u64 = 2;
+pub const SCHEMA: u64 = 3;
 /// Changed keys that the log keeps for watchers.
 const LOG_KEYS: usize = 65_536;
 /// Batches that may wait for the writer.
@@ -20,9 +21,10 @@ const QUEUE: usize = 4_096;
 /// serve the writer's way down the tree alone.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// A store in a file.
+/// A store in three files: `NAME.redb`, and beside it `NAME.0.journal` and `NAME.1.journal`.
 pub struct Embedded {
     database: Arc<Database>,
+    shared: Arc<Shared>,
     head: Mutex<Head>,
     queue: mpsc::SyncSender<(Revision, Vec<Write>)>,
     durable: watch::Receiver<Revision>,
@@ -50,42 +52,33 @@ impl Embedded {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         let database = Arc::new(builder.create(path).map_err(failed)?);
-        let transaction = database.begin_write().map_err(failed)?;
-        let (revision, revisions) = {
-            let mut meta = transaction.open_table(META).map_err(failed)?;
-            let found = meta
-                .get("schema")
-                .map_err(failed)?
-                .map(|value| value.value());
-            match found {
-                Some(found) if found > SCHEMA => {
-                    return Err(StoreError::Schema {
-                        found,
-                        known: SCHEMA,
-                    });
-                }
-                _ => meta.insert("schema", SCHEMA).map_err(failed)?,
-            };
-            let revision = meta
-                .get("revision")
-                .map_err(failed)?
-                .map_or(0, |value| value.value());
-            let rows = transaction.open_table(ROWS).map_err(failed)?;
-            let mut revisions = HashMap::new();
-            for row in rows.iter().map_err(failed)? {
-                let (key, value) = row.map_err(failed)?;
-                revisions.insert(Box::from(key.value()), value.value().0);
-            }
-            (revision, revisions)
-        };
-        transaction.commit().map_err(failed)?;
+        migrate(&database)?;
+        let (first, one) = Journal::open(&path.with_extension("0.journal"))?;
+        let (second, two) = Journal::open(&path.with_extension("1.journal"))?;
+        // Their names survive a power cut, too.
+        let folder = path.parent().unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)?;
+        recover(&database, one, two)?;
+        let (revision, revisions) = index(&database)?;
         let (queue, jobs) = mpsc::sync_channel(QUEUE);
         let (publish, durable) = watch::channel(revision);
-        let writer = Arc::clone(&database);
-        std::thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(move || write_all(&writer, &jobs, &publish))
-            .map_err(failed)?;
+        let shared = Arc::new(Shared::default());
+        let (tree, of_tree) = (Arc::clone(&database), Arc::clone(&shared));
+        let of_writer = Arc::clone(&shared);
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_owned());
+            thread.spawn(run).map_err(failed)
+        };
+        spawn(
+            "checkpoint",
+            Box::new(move || writer::checkpoint(&tree, &of_tree)),
+        )?;
+        spawn(
+            "store",
+            Box::new(move || writer::write([first, second], &jobs, &publish, &of_writer)),
+        )?;
         let head = Head {
             revision,
             revisions,
@@ -94,6 +87,7 @@ impl Embedded {
         };
         Ok(Self {
             database,
+            shared,
             head: Mutex::new(head),
             queue,
             durable,
@@ -164,19 +158,28 @@ impl Store for Embedded {
     }
 
     fn range(&self, from: &str, to: &str) -> Result<Vec<Entry>, StoreError> {
+        let recent = self.shared.lock();
         let transaction = self.database.begin_read().map_err(failed)?;
-        let rows = transaction.open_table(ROWS).map_err(failed)?;
-        let mut entries = Vec::new();
-        for row in rows.range(from..to).map_err(failed)? {
+        let table = transaction.open_table(ROWS).map_err(failed)?;
+        let mut rows = BTreeMap::new();
+        for row in table.range(from..to).map_err(failed)? {
             let (key, value) = row.map_err(failed)?;
             let (revision, bytes) = value.value();
-            entries.push(Entry {
-                key: key.value().to_owned(),
-                revision,
-                value: bytes.to_vec(),
-            });
+            rows.insert(key.value().to_owned(), (revision, Some(bytes.to_vec())));
         }
-        Ok(entries)
+        for newer in recent.full.as_deref().into_iter().chain([&recent.written]) {
+            let newer = newer.writes.range::<str, _>((Included(from), Excluded(to)));
+            rows.extend(newer.map(|(key, row)| (key.clone(), row.clone())));
+        }
+        let entry = |(key, (revision, value))| {
+            let value = value?;
+            Some(Entry {
+                key,
+                revision,
+                value,
+            })
+        };
+        Ok(rows.into_iter().filter_map(entry).collect())
     }
 
     fn changes_since(&self, revision: Revision) -> Result<(Revision, Vec<String>), StoreError> {
@@ -198,56 +201,68 @@ impl Store for Embedded {
     }
 }
 
-/// The writer: takes all that waits, commits it in one transaction, publishes.
-/// An error ends it, and with it the store: what was decided but not written is
-/// in memory alone, so nothing more may be answered from there.
-fn write_all(
-    database: &Database,
-    jobs: &mpsc::Receiver<(Revision, Vec<Write>)>,
-    publish: &watch::Sender<Revision>,
-) {
-    while let Ok(first) = jobs.recv() {
-        let mut group = vec![first];
-        group.extend(jobs.try_iter().take(QUEUE));
-        match commit(database, &group) {
-            Ok(revision) => {
-                publish.send_replace(revision);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the store cannot be written");
-                return;
-            }
+/// Brings a file to the present form.
+fn migrate(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    {
+        let mut meta = transaction.open_table(META).map_err(failed)?;
+        let found = meta.insert("schema", SCHEMA).map_err(failed)?;
+        if let Some(found) = found.map(|value| value.value())
+            && found > SCHEMA
+        {
+            return Err(StoreError::Schema {
+                found,
+                known: SCHEMA,
+            });
         }
+        transaction.open_table(ROWS).map_err(failed)?;
     }
+    transaction.commit().map_err(failed)
 }
 
-fn commit(database: &Database, group: &[(Revision, Vec<Write>)]) -> Result<Revision, StoreError> {
-    let mut transaction = database.begin_write().map_err(failed)?;
-    transaction
-        .set_durability(Durability::Immediate)
-        .map_err(failed)?;
-    let mut last = 0;
-    {
-        let mut rows = transaction.open_table(ROWS).map_err(failed)?;
-        let mut meta = transaction.open_table(META).map_err(failed)?;
-        for (revision, writes) in group {
-            for write in writes {
-                match &write.value {
-                    Some(value) => {
-                        rows.insert(write.key.as_str(), (*revision, value.as_slice()))
-                            .map_err(failed)?;
-                    }
-                    None => {
-                        rows.remove(write.key.as_str()).map_err(failed)?;
-                    }
-                }
-            }
-            last = *revision;
+/// Brings into the tree what the journals have beyond it.
+fn recover(database: &Database, one: Vec<Group>, two: Vec<Group>) -> Result<(), StoreError> {
+    let mut rows = Rows {
+        last: reached(database)?,
+        ..Rows::default()
+    };
+    let mut passes = [one, two];
+    let first = |groups: &Group| groups.first().map(|(revision, _)| *revision);
+    passes.sort_by_key(|pass| pass.first().and_then(first));
+    for group in passes.into_iter().flatten() {
+        let Some(first) = first(&group).filter(|first| *first > rows.last) else {
+            continue;
+        };
+        if first != rows.last + 1 {
+            return Err(StoreError::Failed(format!(
+                "its journals lack the revisions from {} to {}",
+                rows.last + 1,
+                first - 1
+            )));
         }
-        meta.insert("revision", last).map_err(failed)?;
+        rows.extend(group);
     }
-    transaction.commit().map_err(failed)?;
-    Ok(last)
+    writer::commit(database, &rows)
+}
+
+/// The revision that the tree has reached.
+fn reached(database: &Database) -> Result<Revision, StoreError> {
+    let transaction = database.begin_read().map_err(failed)?;
+    let meta = transaction.open_table(META).map_err(failed)?;
+    let revision = meta.get("revision").map_err(failed)?;
+    Ok(revision.map_or(0, |value| value.value()))
+}
+
+/// That, and the revision of each key.
+fn index(database: &Database) -> Result<(Revision, HashMap<Box<str>, Revision>), StoreError> {
+    let transaction = database.begin_read().map_err(failed)?;
+    let rows = transaction.open_table(ROWS).map_err(failed)?;
+    let mut revisions = HashMap::new();
+    for row in rows.iter().map_err(failed)? {
+        let (key, value) = row.map_err(failed)?;
+        revisions.insert(Box::from(key.value()), value.value().0);
+    }
+    Ok((reached(database)?, revisions))
 }
 
 #[cfg(test)]
@@ -304,6 +319,76 @@ mod tests {
             }
         }
         panic!("the store's file stays locked");
+    }
+
+    fn all(store: &Embedded) -> Vec<(String, Vec<u8>)> {
+        let entries = store.range("", "\u{10ffff}").unwrap();
+        let entries = entries.into_iter();
+        entries.map(|entry| (entry.key, entry.value)).collect()
+    }
+
+    /// Large enough values that journals fill up, several times over.
+    #[tokio::test]
+    async fn rows_are_the_same_before_in_and_after_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut store = Embedded::open(&path).unwrap();
+        let mut model = BTreeMap::new();
+        for n in 0..60_u32 {
+            let key = format!("k{}", n * 7 % 20);
+            let value = (n % 5 != 4).then(|| vec![n as u8; 1_000_000]);
+            let write = Write {
+                key: key.clone(),
+                value: value.clone(),
+            };
+            let batch = Batch {
+                compares: Vec::new(),
+                writes: vec![write],
+            };
+            let revision = store.submit(batch).unwrap();
+            match value {
+                Some(value) => model.insert(key, value),
+                None => model.remove(&key),
+            };
+            if n % 3 == 0 {
+                store.durable(revision).await.unwrap();
+                assert!(all(&store) == model.clone().into_iter().collect::<Vec<_>>());
+            }
+            if n % 23 == 0 {
+                store.durable(revision).await.unwrap();
+                drop(store);
+                store = reopen(&path);
+                assert_eq!(store.revision(), revision);
+                assert!(all(&store) == model.clone().into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn journals_continue_the_tree_without_a_gap() {
+        let group = |revision: Revision| {
+            let write = Write {
+                key: format!("k{revision}"),
+                value: Some(vec![]),
+            };
+            vec![(revision, vec![write])]
+        };
+        let database = Builder::new()
+            .create_with_backend(redb::backends::InMemoryBackend::new())
+            .unwrap();
+        migrate(&database).unwrap();
+        let (older, newer) = (vec![group(1), group(2)], vec![group(3)]);
+        recover(&database, newer.clone(), older.clone()).unwrap();
+        assert_eq!(reached(&database).unwrap(), 3);
+        recover(&database, newer, vec![group(4)]).unwrap();
+        assert_eq!(reached(&database).unwrap(), 4);
+        let torn = recover(&database, older, vec![group(6)]).unwrap_err();
+        assert!(
+            torn.to_string().ends_with("lack the revisions from 5 to 5"),
+            "{torn}"
+        );
+        let (_, revisions) = index(&database).unwrap();
+        assert_eq!(revisions.len(), 4);
     }
 
     #[tokio::test]
@@ -373,7 +458,7 @@ mod tests {
         drop(database);
         assert!(matches!(
             Embedded::open(&path),
-            Err(StoreError::Schema { found: 3, known: 2 })
+            Err(StoreError::Schema { found: 4, known: 3 })
         ));
     }
 }

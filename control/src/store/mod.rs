@@ -1,7 +1,7 @@
 //! The store: ordered keys, compare-and-batch transactions, a watch.
 //!
 //! ```text
-//!   submit(batch) ─▶ compare ─▶ revision N ─▶ writer thread ─▶ one fsync for all
+//!   submit(batch) ─▶ compare ─▶ revision N ─▶ writer thread ─▶ one sync for all
 //!        │                          │            that wait ─▶ durable = N
 //!        ▼ Conflict                 └─▶ change log (bounded) ─▶ changes_since(M)
 //! ```
@@ -11,8 +11,12 @@
 //! only after [`Store::durable`] for the revision that it rests on.
 
 pub mod embedded;
+mod journal;
+mod writer;
 
 pub use embedded::Embedded;
+
+use serde::{Deserialize, Serialize};
 
 /// Counts transactions; each commit has its own.
 pub type Revision = u64;
@@ -33,12 +37,19 @@ pub struct Compare {
 }
 
 /// A write: a value, or none to delete.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Write {
     /// The key.
     pub key: String,
     /// New value; none: deleted.
+    #[serde(with = "serde_bytes")]
     pub value: Option<Vec<u8>>,
+}
+
+impl Write {
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Vec::len)
+    }
 }
 
 /// A transaction: all of its writes if all of its comparisons hold.
@@ -53,9 +64,7 @@ pub struct Batch {
 impl Batch {
     /// Bytes as the limit counts them.
     pub fn bytes(&self) -> usize {
-        let write =
-            |write: &Write| write.key.len() + write.value.as_ref().map_or(0, std::vec::Vec::len);
-        self.writes.iter().map(write).sum::<usize>()
+        self.writes.iter().map(Write::bytes).sum::<usize>()
             + self
                 .compares
                 .iter()

@@ -171,9 +171,10 @@ fn status_of(code: &str) -> u16 {
 fn dump(dir: &Path) -> Vec<(String, String)> {
     // A copy: whoever opens a store holds it a moment longer.
     let copy = tempfile::tempdir().unwrap();
-    let path = copy.path().join("store.redb");
-    std::fs::copy(dir.join("state/store.redb"), &path).unwrap();
-    let store = Embedded::open(&path).unwrap();
+    for name in ["store.redb", "store.0.journal", "store.1.journal"] {
+        std::fs::copy(dir.join("state").join(name), copy.path().join(name)).unwrap();
+    }
+    let store = Embedded::open(&copy.path().join("store.redb")).unwrap();
     let show = |entry: Entry| (entry.key, String::from_utf8(entry.value).unwrap());
     let entries = store.range("", "\u{10ffff}").unwrap();
     entries.into_iter().map(show).collect()
