@@ -1,12 +1,13 @@
 //! What is desired of a node, from rows.
 
 use super::endpoints::{Changes, Horizon};
+use super::heard::Heard;
 use super::machine::instance;
 use super::networks;
 use crate::ec2::volume_types;
 use crate::rows::{
     self, ConnectEndpointId, GroupId, InstanceId, InterfaceId, NatGatewayId, Record as _, Scope,
-    SnapshotState, State, VolumeState, VpcId, parse_key,
+    SnapshotState, State, VolumeId, VolumeState, VpcId, parse_key,
 };
 use crate::store::Revision;
 use crate::view::View;
@@ -19,6 +20,8 @@ const MTU: u32 = 1500;
 /// What a node has been told of.
 #[derive(Debug, Default)]
 pub struct Told {
+    instances: Heard<InstanceId>,
+    volumes: Heard<VolumeId>,
     /// Generations of groups.
     groups: BTreeMap<GroupId, u64>,
     /// Networks of VPCs.
@@ -46,7 +49,9 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
             .all::<rows::Instance>(scope)
             .filter(|row| row.node == node && row.state != State::Terminated)
         {
-            snapshot.instances.extend(instance(view, scope, row));
+            let message = instance(view, scope, row);
+            let news = told.instances.news(row.id, message);
+            snapshot.instances.extend(news);
             let groups = &mut snapshot.security_groups;
             tell_groups(view, scope, &row.interfaces, told, groups);
             let networks = &mut snapshot.networks;
@@ -73,7 +78,8 @@ pub fn snapshot(view: &View, node: &str, told: &mut Told) -> api::Snapshot {
         let volumes = view
             .all::<rows::Volume>(scope)
             .filter(|row| row.node == node);
-        snapshot.volumes.extend(volumes.map(|row| volume(row)));
+        let news = volumes.filter_map(|row| told.volumes.news(row.id, Some(volume(row))));
+        snapshot.volumes.extend(news);
         let frozen = view
             .all::<rows::Snapshot>(scope)
             .filter(|row| row.node == node);
@@ -118,13 +124,10 @@ pub fn delta(
                 instances.extend(attached.map(|attachment| (scope.clone(), attachment.instance)));
             }
             rows::Volume::KIND => {
-                let row = id
-                    .parse()
-                    .ok()
-                    .and_then(|id| view.get::<rows::Volume>(&scope, &id));
-                delta
-                    .volumes
-                    .extend(row.filter(|row| row.node == node).map(|row| volume(row)));
+                let Ok(id) = id.parse() else { continue };
+                let row = view.get::<rows::Volume>(&scope, &id);
+                let message = row.filter(|row| row.node == node).map(|row| volume(row));
+                delta.volumes.extend(told.volumes.news(id, message));
             }
             rows::Snapshot::KIND => {
                 let row = id
@@ -157,8 +160,10 @@ pub fn delta(
         let interfaces = row.iter().flat_map(|row| &row.interfaces);
         let interfaces = interfaces.map(|interface| (scope.clone(), *interface));
         changes.interfaces.extend(interfaces);
-        if let Some(row) = row.filter(|row| row.node == node) {
-            delta.instances.extend(instance(view, &scope, row));
+        let row = row.filter(|row| row.node == node);
+        let message = row.and_then(|row| instance(view, &scope, row));
+        delta.instances.extend(told.instances.news(id, message));
+        if let Some(row) = row {
             let groups = &mut delta.security_groups;
             tell_groups(view, &scope, &row.interfaces, told, groups);
             tell_network(view, &scope, row.vpc, true, told, &mut delta.networks);

@@ -14,7 +14,6 @@ use base64::Engine as _;
 use ocs_node_api as api;
 use std::collections::HashMap;
 
-/// An instance as its node is told of it; nothing once it is gone.
 /// An instance as its node is to have it; nothing where nothing of it is left.
 pub fn instance(view: &View, scope: &Scope, row: &rows::Instance) -> Option<api::Instance> {
     let desired = match row.state {

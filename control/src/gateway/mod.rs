@@ -12,6 +12,7 @@
 pub mod desired;
 pub mod endpoints;
 pub mod fleet;
+mod heard;
 pub mod machine;
 pub mod networks;
 pub mod removal;
