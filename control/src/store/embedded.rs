@@ -1,13 +1,13 @@
 //! The embedded backend: a journal for durability, a redb file for order (`writer.rs`).
 
-use super::journal::{Group, Journal};
-use super::writer::{self, META, ROWS, Rows, Shared};
+use super::journal::{self, Journal};
+use super::writer::{self, META, ROWS, Rows, Shared, reached};
 use super::{Batch, Entry, MAX_BYTES, MAX_OPERATIONS, Revision, Store, StoreError, Write};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::ops::Bound::{Excluded, Included};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use tokio::sync::watch;
 
@@ -19,11 +19,12 @@ const LOG_KEYS: usize = 65_536;
 const QUEUE: usize = 4_096;
 /// Pages of the file that are kept in memory: reads are answered from the view, so these
 /// serve the writer's way down the tree alone.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 2 << 20;
 
 /// A store in three files: `NAME.redb`, and beside it `NAME.0.journal` and `NAME.1.journal`.
 pub struct Embedded {
     database: Arc<Database>,
+    journals: [PathBuf; 2],
     shared: Arc<Shared>,
     head: Mutex<Head>,
     queue: mpsc::SyncSender<(Revision, Vec<Write>)>,
@@ -53,14 +54,16 @@ impl Embedded {
         builder.set_cache_size(CACHE_BYTES);
         let database = Arc::new(builder.create(path).map_err(failed)?);
         migrate(&database)?;
-        let (first, one) = Journal::open(&path.with_extension("0.journal"))?;
-        let (second, two) = Journal::open(&path.with_extension("1.journal"))?;
+        let paths = ["0.journal", "1.journal"].map(|end| path.with_extension(end));
+        let held = read_all(&paths)?;
+        writer::commit(&database, &Rows::after(reached(&database)?, &held)?)?;
+        let [first, second] = paths.clone().map(Journal::open);
+        let journals = [first?, second?];
         // Their names survive a power cut, too.
         let folder = path.parent().unwrap_or(Path::new("."));
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(failed)?;
-        recover(&database, one, two)?;
         let (revision, revisions) = index(&database)?;
         let (queue, jobs) = mpsc::sync_channel(QUEUE);
         let (publish, durable) = watch::channel(revision);
@@ -77,7 +80,7 @@ impl Embedded {
         )?;
         spawn(
             "store",
-            Box::new(move || writer::write([first, second], &jobs, &publish, &of_writer)),
+            Box::new(move || writer::write(journals, &jobs, &publish, &of_writer)),
         )?;
         let head = Head {
             revision,
@@ -87,6 +90,7 @@ impl Embedded {
         };
         Ok(Self {
             database,
+            journals: paths,
             shared,
             head: Mutex::new(head),
             queue,
@@ -158,7 +162,9 @@ impl Store for Embedded {
     }
 
     fn range(&self, from: &str, to: &str) -> Result<Vec<Entry>, StoreError> {
-        let recent = self.shared.lock();
+        let _as_they_are = self.shared.lock();
+        let held = read_all(&self.journals)?;
+        let newer = Rows::after(reached(&self.database)?, &held)?;
         let transaction = self.database.begin_read().map_err(failed)?;
         let table = transaction.open_table(ROWS).map_err(failed)?;
         let mut rows = BTreeMap::new();
@@ -167,10 +173,11 @@ impl Store for Embedded {
             let (revision, bytes) = value.value();
             rows.insert(key.value().to_owned(), (revision, Some(bytes.to_vec())));
         }
-        for newer in recent.full.as_deref().into_iter().chain([&recent.written]) {
-            let newer = newer.writes.range::<str, _>((Included(from), Excluded(to)));
-            rows.extend(newer.map(|(key, row)| (key.clone(), row.clone())));
-        }
+        let newer = newer.writes.range::<str, _>((Included(from), Excluded(to)));
+        rows.extend(newer.map(|(key, (revision, value))| {
+            let value = value.map(<[u8]>::to_vec);
+            ((*key).to_owned(), (*revision, value))
+        }));
         let entry = |(key, (revision, value))| {
             let value = value?;
             Some(Entry {
@@ -220,40 +227,12 @@ fn migrate(database: &Database) -> Result<(), StoreError> {
     transaction.commit().map_err(failed)
 }
 
-/// Brings into the tree what the journals have beyond it.
-fn recover(database: &Database, one: Vec<Group>, two: Vec<Group>) -> Result<(), StoreError> {
-    let mut rows = Rows {
-        last: reached(database)?,
-        ..Rows::default()
-    };
-    let mut passes = [one, two];
-    let first = |groups: &Group| groups.first().map(|(revision, _)| *revision);
-    passes.sort_by_key(|pass| pass.first().and_then(first));
-    for group in passes.into_iter().flatten() {
-        let Some(first) = first(&group).filter(|first| *first > rows.last) else {
-            continue;
-        };
-        if first != rows.last + 1 {
-            return Err(StoreError::Failed(format!(
-                "its journals lack the revisions from {} to {}",
-                rows.last + 1,
-                first - 1
-            )));
-        }
-        rows.extend(group);
-    }
-    writer::commit(database, &rows)
+/// The bytes of both journals.
+fn read_all(paths: &[PathBuf; 2]) -> Result<Vec<Vec<u8>>, StoreError> {
+    paths.iter().map(|path| journal::read(path)).collect()
 }
 
-/// The revision that the tree has reached.
-fn reached(database: &Database) -> Result<Revision, StoreError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let meta = transaction.open_table(META).map_err(failed)?;
-    let revision = meta.get("revision").map_err(failed)?;
-    Ok(revision.map_or(0, |value| value.value()))
-}
-
-/// That, and the revision of each key.
+/// The revision that the tree has reached, and that of each key.
 fn index(database: &Database) -> Result<(Revision, HashMap<Box<str>, Revision>), StoreError> {
     let transaction = database.begin_read().map_err(failed)?;
     let rows = transaction.open_table(ROWS).map_err(failed)?;
@@ -364,31 +343,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn journals_continue_the_tree_without_a_gap() {
-        let group = |revision: Revision| {
+    /// What a file with these revisions holds.
+    fn journal_of(revisions: std::ops::RangeInclusive<Revision>) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path().join("journal")).unwrap();
+        for revision in revisions {
             let write = Write {
                 key: format!("k{revision}"),
                 value: Some(vec![]),
             };
-            vec![(revision, vec![write])]
+            journal.append(&vec![(revision, vec![write])]).unwrap();
+        }
+        journal::read(&journal.path).unwrap()
+    }
+
+    #[test]
+    fn journals_continue_the_tree_without_a_gap() {
+        let after = |reached, journals: &[Vec<u8>]| {
+            let rows = Rows::after(reached, journals)?;
+            let keys: Vec<String> = rows.writes.keys().map(|key| (*key).to_owned()).collect();
+            Ok::<_, StoreError>((rows.last, keys.join(" ")))
         };
-        let database = Builder::new()
-            .create_with_backend(redb::backends::InMemoryBackend::new())
-            .unwrap();
-        migrate(&database).unwrap();
-        let (older, newer) = (vec![group(1), group(2)], vec![group(3)]);
-        recover(&database, newer.clone(), older.clone()).unwrap();
-        assert_eq!(reached(&database).unwrap(), 3);
-        recover(&database, newer, vec![group(4)]).unwrap();
-        assert_eq!(reached(&database).unwrap(), 4);
-        let torn = recover(&database, older, vec![group(6)]).unwrap_err();
+        let (older, newer) = (journal_of(1..=2), journal_of(3..=4));
+        let both = [newer, older];
+        assert_eq!(after(0, &both).unwrap(), (4, "k1 k2 k3 k4".to_owned()));
+        assert_eq!(after(2, &both).unwrap(), (4, "k3 k4".to_owned()));
+        assert_eq!(after(4, &both).unwrap(), (4, String::new()));
+        let torn = after(0, &both[..1]).unwrap_err();
         assert!(
-            torn.to_string().ends_with("lack the revisions from 5 to 5"),
+            torn.to_string().ends_with("lack the revisions from 1 to 2"),
             "{torn}"
         );
-        let (_, revisions) = index(&database).unwrap();
-        assert_eq!(revisions.len(), 4);
     }
 
     #[tokio::test]

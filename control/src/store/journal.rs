@@ -12,23 +12,38 @@
 //! short ends the file; nobody was told of what it held.
 
 use super::{Revision, StoreError, Write};
+use serde::Deserialize;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Transactions that became durable together, in the order of their revisions.
 pub type Group = Vec<(Revision, Vec<Write>)>;
+/// The same, in the bytes of a file.
+pub type Held<'a> = Vec<(Revision, Vec<HeldWrite<'a>>)>;
 
-/// A file that has reached this is set aside.
-const FULL_BYTES: u64 = 1 << 20;
+/// A [`Write`], in the bytes of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct HeldWrite<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// New value; none: deleted.
+    #[serde(borrow, with = "serde_bytes")]
+    pub value: Option<&'a [u8]>,
+}
+
+/// A file that has reached this is set aside. What it holds goes into the tree by one
+/// transaction, whose pages are in memory until it is written: this bounds them.
+const FULL_BYTES: u64 = 256 << 10;
 /// The file grows by this much, written in advance: a sync of blocks that are there already
 /// has no change of the file system's own to wait for.
-const STEP_BYTES: u64 = 1 << 20;
+const STEP_BYTES: u64 = 128 << 10;
 const HEADER_BYTES: usize = 8;
 
 /// One of the two files.
 pub struct Journal {
+    /// Where it is.
+    pub path: PathBuf,
     file: File,
     pass: u64,
     at: u64,
@@ -41,25 +56,25 @@ fn failed(error: impl std::fmt::Display) -> StoreError {
 }
 
 impl Journal {
-    /// Opens a file, or makes it, and gives what its last pass holds. It is then written from
-    /// its start: what was given has to be elsewhere first.
+    /// Opens a file, or makes it. It is then written from its start: what it holds has to be
+    /// elsewhere first.
     ///
     /// # Errors
     /// [`StoreError::Failed`].
-    pub fn open(path: &Path) -> Result<(Self, Vec<Group>), StoreError> {
+    pub fn open(path: PathBuf) -> Result<Self, StoreError> {
         let mut options = File::options();
-        options.read(true).write(true).create(true).mode(0o600);
-        let mut file = options.open(path).map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(failed)?;
+        let ready = file.metadata().map_err(failed)?.len();
         let mut journal = Self {
+            path,
             file,
             pass: 0,
             at: 0,
-            ready: bytes.len() as u64,
+            ready,
         };
         journal.restart()?;
-        Ok((journal, groups(&bytes)))
+        Ok(journal)
     }
 
     /// Begins a new pass.
@@ -105,8 +120,19 @@ impl Journal {
     }
 }
 
+/// The bytes of a file; none where there is no file.
+///
+/// # Errors
+/// [`StoreError::Failed`].
+pub fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.map_err(failed),
+    }
+}
+
 /// The groups of a file's last pass.
-fn groups(mut bytes: &[u8]) -> Vec<Group> {
+pub fn groups(mut bytes: &[u8]) -> Vec<Held<'_>> {
     let mut groups = Vec::new();
     let mut of = None;
     while let Some((pass, group, rest)) = record(bytes) {
@@ -120,7 +146,7 @@ fn groups(mut bytes: &[u8]) -> Vec<Group> {
 }
 
 /// The record that some bytes begin with: its pass, what it holds, and what follows it.
-fn record(bytes: &[u8]) -> Option<(u64, Group, &[u8])> {
+fn record(bytes: &[u8]) -> Option<(u64, Held<'_>, &[u8])> {
     let (length, bytes) = bytes.split_first_chunk()?;
     let (sum, bytes) = bytes.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
@@ -144,57 +170,72 @@ mod tests {
         vec![(revision, vec![write])]
     }
 
+    /// The revisions that a file holds, and that their values are whole.
+    fn held(path: &Path, bytes: usize) -> Vec<Revision> {
+        let file = read(path).unwrap();
+        let groups = groups(&file);
+        let writes = groups.iter().flatten().flat_map(|(_, writes)| writes);
+        assert!(
+            writes
+                .clone()
+                .all(|write| write.value == Some(&vec![7; bytes][..]))
+        );
+        groups
+            .iter()
+            .flatten()
+            .map(|(revision, _)| *revision)
+            .collect()
+    }
+
     #[test]
     fn a_shorter_pass_does_not_continue_with_the_longer_one_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, before) = Journal::open(&path).unwrap();
-        assert!(before.is_empty());
+        assert!(held(&path, 0).is_empty());
+        let mut journal = Journal::open(path.clone()).unwrap();
         for revision in 1..=3 {
             journal.append(&group(revision, 10)).unwrap();
         }
+        assert_eq!(held(&path, 10), [1, 2, 3]);
         journal.restart().unwrap();
         journal.append(&group(4, 10)).unwrap();
-        let (_, held) = Journal::open(&path).unwrap();
-        assert_eq!(held, [group(4, 10)]);
+        assert_eq!(held(&path, 10), [4]);
     }
 
     #[test]
     fn a_record_that_was_cut_short_ends_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, _) = Journal::open(&path).unwrap();
+        let mut journal = Journal::open(path.clone()).unwrap();
         journal.append(&group(1, 100)).unwrap();
         let whole = journal.at;
         journal.append(&group(2, 100)).unwrap();
         let end = journal.at;
+        let kept = std::fs::read(&path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
         for cut in whole..end {
-            let file = File::options().write(true).open(&path).unwrap();
-            let kept = std::fs::read(&path).unwrap();
-            file.write_all_at(&vec![0; usize::try_from(end - cut).unwrap()], cut)
-                .unwrap();
-            let (_, held) = Journal::open(&path).unwrap();
-            assert_eq!(held, [group(1, 100)], "cut at {cut}");
+            let zeros = vec![0; usize::try_from(end - cut).unwrap()];
+            file.write_all_at(&zeros, cut).unwrap();
+            assert_eq!(held(&path, 100), [1], "cut at {cut}");
             file.write_all_at(&kept, 0).unwrap();
         }
-        let (_, held) = Journal::open(&path).unwrap();
-        assert_eq!(held, [group(1, 100), group(2, 100)]);
+        assert_eq!(held(&path, 100), [1, 2]);
     }
 
     #[test]
     fn it_grows_in_steps_and_is_full_at_last() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, _) = Journal::open(&path).unwrap();
-        let mut revision = 0;
+        let mut journal = Journal::open(path.clone()).unwrap();
+        let (bytes, mut revision) = (30_000, 0);
         while !journal.is_full() {
             revision += 1;
-            journal.append(&group(revision, 1 << 20)).unwrap();
-            let bytes = std::fs::metadata(&path).unwrap().len();
-            assert_eq!((bytes, bytes % STEP_BYTES), (journal.ready, 0));
+            journal.append(&group(revision, bytes)).unwrap();
+            let length = std::fs::metadata(&path).unwrap().len();
+            assert_eq!((length, length % STEP_BYTES), (journal.ready, 0));
+            assert!(length < journal.at + STEP_BYTES);
         }
-        assert_eq!(revision, 1);
-        let (_, held) = Journal::open(&path).unwrap();
-        assert_eq!(held.len(), 1);
+        assert_eq!(revision, FULL_BYTES.div_ceil(bytes as u64));
+        assert_eq!(held(&path, bytes).len() as u64, revision);
     }
 }
