@@ -2,7 +2,7 @@
 //! transactions, and what is configured.
 //!
 //! ```text
-//!   write(f):  lock view ─ f(tx) ─ compare & order (store) ─ apply to view ─ unlock
+//!   write(f):  lock view ─ f(tx) ─ compare & order (store) ─ apply to view ─ show ─ unlock
 //!                                       └─ wait for the fsync ─▶ answer
 //!   read(f):   lock view ─ f(view) ─ unlock ─ wait until what was seen is durable
 //! ```
@@ -125,7 +125,21 @@ impl Core {
         scope: &Scope,
         act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
     ) -> Result<R, ApiError> {
-        let (result, revision) = self.decide(scope, act)?;
+        self.write_and_show(scope, act, |_, result| result).await
+    }
+
+    /// Likewise; the answer is what `show` makes of the view as the transaction left it,
+    /// whatever others have done by the time that it is durable.
+    ///
+    /// # Errors
+    /// As [`Core::write`].
+    pub async fn write_and_show<R, S>(
+        &self,
+        scope: &Scope,
+        act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
+        show: impl FnOnce(&View, R) -> S,
+    ) -> Result<S, ApiError> {
+        let (result, revision) = self.decide(scope, act, show)?;
         self.durable(revision).await?;
         result
     }
@@ -145,7 +159,7 @@ impl Core {
     {
         let mut last = 0;
         for act in acts {
-            let (result, revision) = self.decide(scope, act)?;
+            let (result, revision) = self.decide(scope, act, |_, ()| ())?;
             result?;
             last = revision;
         }
@@ -157,13 +171,14 @@ impl Core {
         durable.map_err(|error| failure(&error))
     }
 
-    /// Runs a transaction; what it gave, and the revision that has to be durable before
-    /// anyone is told.
-    fn decide<R>(
+    /// Runs a transaction; what is shown of it, and the revision that has to be durable
+    /// before anyone is told.
+    fn decide<R, S>(
         &self,
         scope: &Scope,
         mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
-    ) -> Result<(Result<R, ApiError>, Revision), ApiError> {
+        show: impl FnOnce(&View, R) -> S,
+    ) -> Result<(Result<S, ApiError>, Revision), ApiError> {
         for _ in 0..TRIES {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             let mut tx = Tx {
@@ -175,7 +190,7 @@ impl Core {
             let pending = tx.pending;
             match result {
                 Ok(result) => match self.commit(pending, &mut view) {
-                    Ok(()) => return Ok((Ok(result), view.revision)),
+                    Ok(()) => return Ok((Ok(show(&view, result)), view.revision)),
                     Err(StoreError::Conflict(_)) => {}
                     Err(error) => return Err(failure(&error)),
                 },

@@ -182,21 +182,32 @@ impl Ctx {
     /// Those of `act`; `DryRunOperation`, with nothing written.
     pub async fn write<R: Serialize + DeserializeOwned>(
         &self,
-        mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
+        act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
     ) -> Result<R, ApiError> {
-        self.core
-            .write(&self.scope, |tx| {
-                let Some(token) = &self.token else {
-                    return act(tx).and_then(|result| self.unless_dry(result));
-                };
-                if let Some(result) = token.repeat(tx)? {
-                    return Ok(result);
-                }
-                let result = act(tx)?;
-                token.keep(tx, &result)?;
-                self.unless_dry(result)
-            })
-            .await
+        self.write_and_show(act, |_, result| result).await
+    }
+
+    /// Likewise; answers with what `show` makes of the view as the transaction left it.
+    ///
+    /// # Errors
+    /// As [`Ctx::write`].
+    pub async fn write_and_show<R: Serialize + DeserializeOwned, S>(
+        &self,
+        mut act: impl FnMut(&mut Tx<'_>) -> Result<R, ApiError>,
+        show: impl FnOnce(&View, R) -> S,
+    ) -> Result<S, ApiError> {
+        let decide = |tx: &mut Tx<'_>| {
+            let Some(token) = &self.token else {
+                return act(tx).and_then(|result| self.unless_dry(result));
+            };
+            if let Some(result) = token.repeat(tx)? {
+                return Ok(result);
+            }
+            let result = act(tx)?;
+            token.keep(tx, &result)?;
+            self.unless_dry(result)
+        };
+        self.core.write_and_show(&self.scope, decide, show).await
     }
 
     fn unless_dry<R>(&self, result: R) -> Result<R, ApiError> {

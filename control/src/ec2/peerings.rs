@@ -184,16 +184,16 @@ fn one(tx: &Tx<'_>, text: &str) -> Result<Peering, ApiError> {
         .ok_or_else(|| PeeringId::not_found(text))
 }
 
-/// Accept, reject or delete: from which states, to which.
+/// Accept, reject or delete: from which states, to which, and the answer.
 async fn change(
     ctx: &Ctx,
     action: &str,
     request: Value,
-    from: &[PeeringState],
-    to: PeeringState,
-) -> Result<Peering, ApiError> {
+    (from, to): (&[PeeringState], PeeringState),
+    answer: impl FnOnce(&View, Peering) -> Value,
+) -> Result<Value, ApiError> {
     let params: Named = ctx.params(action, request)?;
-    ctx.write(|tx| {
+    let act = |tx: &mut Tx<'_>| {
         let mut row = one(tx, &params.vpc_peering_connection_id)?;
         if row.state != to {
             if !from.contains(&row.state) {
@@ -207,8 +207,8 @@ async fn change(
             tx.put(row.clone())?;
         }
         Ok(row)
-    })
-    .await
+    };
+    ctx.write_and_show(act, answer).await
 }
 
 /// AcceptVpcPeeringConnection.
@@ -216,10 +216,9 @@ async fn change(
 /// # Errors
 /// `InvalidStateTransition`, and EC2's other codes.
 pub async fn accept(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let from = &[PeeringState::Pending];
-    let row = change(ctx, action, request, from, PeeringState::Active).await?;
-    ctx.read(|view| Ok(json!({"VpcPeeringConnection": show(view, &ctx.scope, &row)})))
-        .await
+    let step: (&[_], _) = (&[PeeringState::Pending], PeeringState::Active);
+    let answer = |view: &View, row| json!({"VpcPeeringConnection": show(view, &ctx.scope, &row)});
+    change(ctx, action, request, step, answer).await
 }
 
 /// RejectVpcPeeringConnection.
@@ -227,9 +226,8 @@ pub async fn accept(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 /// # Errors
 /// `InvalidStateTransition`, and EC2's other codes.
 pub async fn reject(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
-    let from = &[PeeringState::Pending];
-    change(ctx, action, request, from, PeeringState::Rejected).await?;
-    Ok(json!({"Return": true}))
+    let step: (&[_], _) = (&[PeeringState::Pending], PeeringState::Rejected);
+    change(ctx, action, request, step, |_, _| json!({"Return": true})).await
 }
 
 /// DeleteVpcPeeringConnection: routes to it become blackholes.
@@ -238,8 +236,8 @@ pub async fn reject(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
 /// `InvalidStateTransition`, and EC2's other codes.
 pub async fn delete(ctx: &Ctx, action: &str, request: Value) -> Result<Value, ApiError> {
     let from = &[PeeringState::Pending, PeeringState::Active];
-    change(ctx, action, request, from, PeeringState::Deleted).await?;
-    Ok(json!({"Return": true}))
+    let step: (&[_], _) = (from, PeeringState::Deleted);
+    change(ctx, action, request, step, |_, _| json!({"Return": true})).await
 }
 
 #[derive(Deserialize)]

@@ -327,7 +327,7 @@ pub fn interface(view: &View, scope: &Scope, row: &Interface) -> Value {
         });
     }
     item["TagSet"] = tag_set(&row.tags).into();
-    let left = row.left.as_ref();
+    let left = row.left.as_deref();
     let left = left.filter(|(_, at_s)| now_s() - at_s < DETACHED_S);
     if let (None, Some((attachment, _))) = (&row.attachment, left) {
         item["Attachment"] = interface_attachment(attachment, "detached").into();

@@ -116,26 +116,20 @@ pub async fn run(ctx: &Ctx, action: &str, request: Value) -> Result<Shown, ApiEr
     let params: Params = ctx.params(action, request)?;
     check_user_data(params.user_data.as_deref())?;
     let (min, max) = counts(&params)?;
-    let (reservation, ids) = ctx
-        .write(|tx| {
-            let mut plan = plan(ctx, tx, &params)?;
-            plan.instance_tags.extend(template_tags.clone());
-            quotas::room_for_vcpus(tx, plan.kind.vcpus.saturating_mul(min))?;
-            launch(ctx, tx, &plan, min, max)
-        })
-        .await?;
-    ctx.read(|view| {
+    let act = |tx: &mut Tx<'_>| {
+        let mut plan = plan(ctx, tx, &params)?;
+        plan.instance_tags.extend(template_tags.clone());
+        quotas::room_for_vcpus(tx, plan.kind.vcpus.saturating_mul(min))?;
+        launch(ctx, tx, &plan, min, max)
+    };
+    ctx.write_and_show(act, |view, (reservation, ids)| {
         let rows = ids
             .iter()
             .filter_map(|id| view.get::<Instance>(&ctx.scope, id));
         let shown = rows
             .map(|row| present::instance(view, &ctx.scope, row))
             .collect();
-        Ok(instances::reservation(
-            reservation.to_string(),
-            ctx.account(),
-            shown,
-        ))
+        instances::reservation(reservation.to_string(), ctx.account(), shown)
     })
     .await
 }

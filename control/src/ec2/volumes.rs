@@ -458,14 +458,14 @@ pub async fn modify(ctx: &Ctx, action: &str, request: Value) -> Result<Value, Ap
         row.volume_type = given.volume_type;
         (row.iops, row.throughput_mib_s) = (given.iops, given.throughput_mib_s);
         let target = modifications::of(&row);
-        row.modification = Some(Modification {
+        row.modification = Some(Box::new(Modification {
             generation: row.generation,
             done: false,
             original,
             target,
             started_at_s: now_s(),
             ended_at_s: None,
-        });
+        }));
         let shown = modifications::modification(&row);
         tx.put(row)?;
         Ok(json!({"VolumeModification": shown}))

@@ -318,7 +318,7 @@ pub struct Volume {
     pub boot: Option<BootFiles>,
     /// The last ModifyVolume.
     #[serde(default)]
-    pub modification: Option<Modification>,
+    pub modification: Option<Box<Modification>>,
     /// Its state.
     pub state: VolumeState,
     /// Grows with each change of what the node is to do.

@@ -145,7 +145,7 @@ pub struct Interface {
     pub connect_endpoint: Option<ConnectEndpointId>,
     /// The attachment that ended last, and when, Unix seconds.
     #[serde(default)]
-    pub left: Option<(InterfaceAttachment, i64)>,
+    pub left: Option<Box<(InterfaceAttachment, i64)>>,
     /// Gets a public address at each start.
     #[serde(default)]
     pub wants_public: bool,
@@ -170,7 +170,7 @@ impl Interface {
 
     /// Its attachment has ended.
     pub fn part(&mut self, now_s: i64) {
-        self.left = self.attachment.take().map(|held| (held, now_s));
+        self.left = self.attachment.take().map(|held| Box::new((held, now_s)));
     }
 }
 

@@ -34,10 +34,19 @@ pub struct Embedded {
 /// What is decided, though perhaps not yet durable.
 struct Head {
     revision: Revision,
-    revisions: HashMap<Box<str>, Revision>,
-    log: VecDeque<(Revision, Box<str>)>,
+    revisions: HashMap<Arc<str>, Revision>,
+    /// Shares the keys of `revisions`.
+    log: VecDeque<(Revision, Arc<str>)>,
     /// The log holds every change after this revision.
     log_after: Revision,
+}
+
+impl Head {
+    /// A key, the one that is kept where it is.
+    fn key(&self, text: &str) -> Arc<str> {
+        let kept = self.revisions.get_key_value(text);
+        kept.map_or_else(|| Arc::from(text), |(key, _)| Arc::clone(key))
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> StoreError {
@@ -127,10 +136,10 @@ impl Store for Embedded {
             }
         }
         let revision = head.revision + 1;
-        let keys: Vec<(Box<str>, bool)> = batch
+        let keys: Vec<(Arc<str>, bool)> = batch
             .writes
             .iter()
-            .map(|write| (Box::from(write.key.as_str()), write.value.is_some()))
+            .map(|write| (head.key(&write.key), write.value.is_some()))
             .collect();
         // The queue's order is the revisions' order, since the lock is held.
         self.queue
@@ -139,7 +148,7 @@ impl Store for Embedded {
         head.revision = revision;
         for (key, present) in keys {
             if present {
-                head.revisions.insert(key.clone(), revision);
+                head.revisions.insert(Arc::clone(&key), revision);
             } else {
                 head.revisions.remove(&key);
             }
@@ -233,13 +242,13 @@ fn read_all(paths: &[PathBuf; 2]) -> Result<Vec<Vec<u8>>, StoreError> {
 }
 
 /// The revision that the tree has reached, and that of each key.
-fn index(database: &Database) -> Result<(Revision, HashMap<Box<str>, Revision>), StoreError> {
+fn index(database: &Database) -> Result<(Revision, HashMap<Arc<str>, Revision>), StoreError> {
     let transaction = database.begin_read().map_err(failed)?;
     let rows = transaction.open_table(ROWS).map_err(failed)?;
     let mut revisions = HashMap::new();
     for row in rows.iter().map_err(failed)? {
         let (key, value) = row.map_err(failed)?;
-        revisions.insert(Box::from(key.value()), value.value().0);
+        revisions.insert(Arc::from(key.value()), value.value().0);
     }
     Ok((reached(database)?, revisions))
 }

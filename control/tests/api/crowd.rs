@@ -119,3 +119,44 @@ fn a_crowd_of_callers_leaves_the_books_balanced() {
         .control
         .refused("RunInstances", &params("1"), "InsufficientInstanceCapacity");
 }
+
+/// A token's repeats while its instance is being terminated: the answer is of the moment
+/// at which the token was looked up, not of a later one.
+#[test]
+fn a_repeated_launch_shows_an_instance_that_lives() {
+    const ROUNDS: usize = 40;
+    let world = world(VCPUS);
+    let image = ami(&world.control);
+    for round in 0..ROUNDS {
+        let token = round.to_string();
+        let params = [
+            ("ImageId", image.as_str()),
+            ("InstanceType", "t2.nano"),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("ClientToken", token.as_str()),
+        ];
+        let first = world.control.ok("RunInstances", &params);
+        let id = text(&first, "instanceId").remove(0);
+        world.await_state(&id, "running");
+        std::thread::scope(|scope| {
+            for _ in 0..CALLERS {
+                scope.spawn(|| {
+                    loop {
+                        let (status, body) = world.control.call("RunInstances", &params);
+                        if status != 200 {
+                            let code = text(&body, "Code");
+                            assert_eq!(code, ["IdempotentInstanceTerminated"], "{body}");
+                            break;
+                        }
+                        assert!(body.contains("<name>running</name>"), "{body}");
+                        assert!(body.contains("<networkInterfaceId>"), "{body}");
+                    }
+                });
+            }
+            world
+                .control
+                .ok("TerminateInstances", &[("InstanceId.1", &id)]);
+        });
+    }
+}
