@@ -49,6 +49,23 @@ pub fn all(profile: Profile) -> Result<PathBuf> {
     Ok(profile.folder())
 }
 
+/// Everything, and every test program. One selection of packages for all that tests run:
+/// each selection has features of its own, with which dependencies would be built once more.
+pub fn for_tests() -> Result<()> {
+    guest()?;
+    ebpf()?;
+    sh::step("build the host binaries and the tests", || {
+        sh::run(sh::cargo().args([
+            "build",
+            "--locked",
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--tests",
+        ]))
+    })
+}
+
 /// The probe guest.
 pub fn guest() -> Result<()> {
     setup::ensure(&[Need::CoreSources])?;

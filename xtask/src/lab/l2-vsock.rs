@@ -10,6 +10,10 @@ use std::os::fd::FromRawFd;
 
 const AF_VSOCK: i32 = 40;
 const SOCK_STREAM: i32 = 1;
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT`, a `struct timeval`.
+const CONNECT_TIMEOUT: i32 = 6;
+/// The emulated host may be busy for longer than the kernel's own two seconds.
+const PATIENCE: [i64; 2] = [60, 0];
 const CID_HOST: u32 = 2;
 const CID_ANY: u32 = u32::MAX;
 
@@ -25,6 +29,7 @@ struct Address {
 
 unsafe extern "C" {
     fn socket(family: i32, kind: i32, protocol: i32) -> i32;
+    fn setsockopt(fd: i32, level: i32, option: i32, value: *const i64, len: u32) -> i32;
     fn connect(fd: i32, address: *const Address, len: u32) -> i32;
     fn bind(fd: i32, address: *const Address, len: u32) -> i32;
     fn listen(fd: i32, backlog: i32) -> i32;
@@ -46,6 +51,7 @@ fn main() {
     // A stream of any family reads, writes and shuts down as TcpStream does it.
     let mut stream = unsafe {
         let fd = check(socket(AF_VSOCK, SOCK_STREAM, 0));
+        check(setsockopt(fd, AF_VSOCK, CONNECT_TIMEOUT, PATIENCE.as_ptr(), 16));
         let fd = if send {
             check(connect(fd, &address, 16));
             fd

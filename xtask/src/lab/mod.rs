@@ -76,9 +76,10 @@ pub fn run(action: Option<Action>) -> Result<u8> {
             session.run(&shell_line(&command), &mut std::io::stdout())
         }
         Some(Action::Vmm { long, arguments }) => {
-            vmm_tests(&arguments, long, &mut std::io::stdout())
+            TestedHost::prepare()?.run(&arguments, long, None, &mut std::io::stdout())
         }
         Some(Action::Judge) => {
+            sh::run(sh::cargo().args(["build", "--locked", "--package=ocs-storaged"]))?;
             print!("{}", judge()?);
             Ok(0)
         }
@@ -112,19 +113,49 @@ pub fn run(action: Option<Action>) -> Result<u8> {
     }
 }
 
-/// Runs `vmm/tests/stock.rs` in the emulated host, all of it if `long`; its lines go to `out`.
-/// Yields its exit code.
-pub fn vmm_tests(arguments: &[String], long: bool, out: &mut dyn std::io::Write) -> Result<u8> {
-    let program = test_program()?;
-    let (snapshot, work) = (prepare()?, Work::new()?);
-    stock::tested_guests(work.path())?;
-    let mut words = vec![program, "--test-threads=1".to_owned()];
-    words.extend_from_slice(arguments);
-    let long = if long { "OCS_LONG=1 " } else { "" };
-    let line = format!("OCS_STOCK_GUESTS=/lab {long}{}", shell_line(&words));
-    let code = Session::start(&snapshot, &work, &[])?.run(&line, out)?;
-    keep_figures(&work)?;
-    Ok(code)
+/// An emulated host for `vmm/tests/stock.rs`, with what those tests boot.
+pub struct TestedHost {
+    program: String,
+    snapshot: Snapshot,
+    work: Work,
+}
+
+impl TestedHost {
+    /// Builds the tests and their guests.
+    pub fn prepare() -> Result<Self> {
+        let program = test_program()?;
+        let (snapshot, work) = (prepare()?, Work::new()?);
+        stock::tested_guests(work.path())?;
+        Ok(Self {
+            program,
+            snapshot,
+            work,
+        })
+    }
+
+    /// Runs the tests, all of them if `long`, of which a share of so many can be meant; their
+    /// lines go to `out`. Yields their exit code.
+    pub fn run(
+        &self,
+        arguments: &[String],
+        long: bool,
+        share: Option<(usize, usize)>,
+        out: &mut dyn std::io::Write,
+    ) -> Result<u8> {
+        let mut words = vec![self.program.clone(), "--test-threads=1".to_owned()];
+        words.extend_from_slice(arguments);
+        let mut line = "OCS_STOCK_GUESTS=/lab ".to_owned();
+        if let Some((number, of)) = share {
+            line += &format!("OCS_STOCK_SHARE={number}/{of} ");
+        }
+        if long {
+            line += "OCS_LONG=1 ";
+        }
+        line += &shell_line(&words);
+        let code = Session::start(&self.snapshot, &self.work, &[])?.run(&line, out)?;
+        keep_figures(&self.work)?;
+        Ok(code)
+    }
 }
 
 /// What the tests measured stays where benches leave theirs.
@@ -138,10 +169,10 @@ fn keep_figures(work: &Work) -> Result<()> {
     Ok(())
 }
 
-/// Lets QEMU, Debian's kernel and fio judge storaged. Yields what the guest said.
+/// Lets QEMU, Debian's kernel and fio judge storaged, which has been built. Yields what the
+/// guest said.
 pub fn judge() -> Result<String> {
     setup::ensure(&[Need::Lab, Need::BlockPeers])?;
-    sh::run(sh::cargo().args(["build", "--locked", "--package=ocs-storaged"]))?;
     judge::run()
 }
 
@@ -150,7 +181,7 @@ fn test_program() -> Result<String> {
     let messages = sh::output(sh::cargo().args([
         "test",
         "--locked",
-        "--package=ocs-vmm",
+        "--workspace",
         "--test=stock",
         "--no-run",
         "--message-format=json",

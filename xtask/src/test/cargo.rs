@@ -99,12 +99,6 @@ fn stream(command: &mut Command) -> Result<Counts> {
 }
 
 impl Counts {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed.extend(other.failed);
-        self.skipped.extend(other.skipped);
-    }
-
     /// libtest's line about one test: `test NAME ... OUTCOME`. The outcome may stand
     /// on a later line when a test prints past the capture; the `test result:` line
     /// of its program is the one that counts passes.

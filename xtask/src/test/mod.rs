@@ -13,12 +13,13 @@
 
 mod cargo;
 mod demo;
+mod lab;
 mod long;
 mod system;
 
-use crate::build::{self, Profile};
+use crate::build;
 use crate::setup::{self, Need};
-use crate::{gates, lab, sh};
+use crate::{gates, sh};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use std::time::{Duration, Instant};
@@ -75,6 +76,12 @@ impl Counts {
             }
         }
     }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
 }
 
 /// What one layer did, and how long it took.
@@ -100,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
         Need::Clients,
     ])?;
     if layers != [Layer::Gates] {
-        build::all(Profile::Debug)?;
+        build::for_tests()?;
     }
     let outcomes: Vec<Outcome> = layers
         .into_iter()
@@ -122,7 +129,7 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
         Layer::Fuzz => cargo::fuzz(long),
         Layer::System => system::run(long),
         Layer::Demo => demo::run(),
-        Layer::Lab => lab(long),
+        Layer::Lab => lab::run(long),
     }
     .unwrap_or_else(|error| {
         let mut counts = Counts::default();
@@ -134,26 +141,6 @@ fn run_layer(layer: Layer, long: bool) -> Outcome {
         counts,
         took: start.elapsed(),
     }
-}
-
-/// The demo's claims about stock Linux, the VMM's tests with stock kernels, and QEMU's and
-/// fio's verdict on storaged; with `long`, the claims about a whole Debian, too.
-fn lab(long: bool) -> Result<Counts> {
-    let mut counts = demo::lab(long)?;
-    let mut lines = Vec::new();
-    let code = lab::vmm_tests(&[], long, &mut lines)?;
-    for line in String::from_utf8_lossy(&lines).lines() {
-        println!("{line}");
-        counts.read_line(line.trim_end());
-    }
-    if code != 0 && counts.failed.is_empty() {
-        counts
-            .failed
-            .push(format!("vmm/tests/stock.rs: exit code {code}"));
-    }
-    let judged = lab::judge().map(|said| print!("{said}"));
-    counts.record("fio_in_qemu_in_front_of_storaged", judged);
-    Ok(counts)
 }
 
 fn run_gates() -> Result<Counts> {
