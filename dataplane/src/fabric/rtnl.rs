@@ -90,10 +90,16 @@ pub(super) fn add_veth(name: &str, peer: &str) -> Result<(), FabricError> {
     })
 }
 
-/// Removes an interface.
+/// Removes an interface. One that is gone already is no error: half of a pair goes with the
+/// namespace that the other half is in, some time after that.
 pub(super) fn remove(index: u32) -> Result<(), FabricError> {
     run(&format!("remove interface {index}"), |handle| async move {
-        handle.link().del(index).execute().await
+        match handle.link().del(index).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {
+                Ok(())
+            }
+            result => result,
+        }
     })
 }
 
@@ -393,4 +399,13 @@ pub(super) fn add_link_route(ifindex: u32, prefix: IpNet) -> Result<(), FabricEr
         };
         handle.route().add(route).replace().execute().await
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_interface_that_is_gone_is_removed() {
+        let highest = u32::MAX >> 1;
+        super::remove(highest).expect("nothing to remove");
+    }
 }
