@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::ScopedJoinHandle;
 
 /// How the host binaries are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,17 +44,34 @@ const HOST_CRATES: &[&str] = &[
 
 /// Everything. Yields the folder that holds the binaries.
 pub fn all(profile: Profile) -> Result<PathBuf> {
-    guest()?;
-    ebpf()?;
+    embedded()?;
     host(profile)?;
     Ok(profile.folder())
+}
+
+/// What the host crates embed: the probe guest and the BPF programs, side by side, since the
+/// end of each is the linker's work on one CPU.
+pub fn embedded() -> Result<()> {
+    setup::ensure(&[Need::CoreSources, Need::BpfLinker])?;
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(guest);
+        ebpf()?;
+        joined(guest)
+    })
+}
+
+/// What a thread gave.
+pub fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
 }
 
 /// Everything, and every test program. One selection of packages for all that tests run:
 /// each selection has features of its own, with which dependencies would be built once more.
 pub fn for_tests() -> Result<()> {
-    guest()?;
-    ebpf()?;
+    embedded()?;
     sh::step("build the host binaries and the tests", || {
         sh::run(sh::cargo().args([
             "build",

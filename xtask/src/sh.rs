@@ -74,6 +74,14 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// From now on this thread, and what it starts, runs when nothing else wants to.
+pub fn when_idle() {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `priority` lives for the call, which changes the calling thread alone
+    // (sched_setscheduler(2)). Where it is refused, the work is done at once instead.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) };
+}
+
 /// The folder that the command was given in.
 pub fn folder() -> Result<std::path::PathBuf> {
     std::env::current_dir().context("the current folder is gone")

@@ -44,7 +44,9 @@ impl Compiler {
     /// `cargo build --release -Zbuild-std=STD --target TARGET` of the workspace in
     /// `folder`. Yields the folder that holds what was built.
     pub fn build(&self, folder: &Path, target: &str, std: &str, flags: &str) -> Result<PathBuf> {
-        let target_dir = places::target().join("no-std");
+        let name = Path::new(target).file_stem().unwrap_or_default();
+        // One for each, so that they are built side by side.
+        let target_dir = places::target().join("no-std").join(name);
         let mut cargo = sh::cargo();
         cargo
             .current_dir(folder)
@@ -59,7 +61,6 @@ impl Compiler {
             cargo.env("RUSTFLAGS", flags);
         }
         sh::run(&mut cargo)?;
-        let name = Path::new(target).file_stem().unwrap_or_default();
         Ok(target_dir.join(name).join("release"))
     }
 }

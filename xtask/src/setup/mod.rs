@@ -45,8 +45,8 @@ pub enum Need {
     BenchPeer,
 }
 
-/// Installs those needs that are not met.
-pub fn ensure(needs: &[Need]) -> Result<()> {
+/// Installs the packages that those needs lack, and nothing else.
+pub fn packages(needs: &[Need]) -> Result<()> {
     let missing = apt::missing(needs);
     if !missing.is_empty() {
         apt::install(&missing)?;
@@ -54,6 +54,12 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             Compiler::get()?;
         }
     }
+    Ok(())
+}
+
+/// Installs those needs that are not met.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    packages(needs)?;
     if needs.contains(&Need::BpfLinker) && !has_bpf_linker() {
         install_bpf_linker()?;
     }

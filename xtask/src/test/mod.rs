@@ -1,12 +1,12 @@
 //! `cargo xtask test`: every layer of tests, one table of what was executed.
 //!
 //! ```text
-//!  gates   formatting, lints, documentation, licences
 //!  unit    library and program tests, documentation examples
 //!  kernel  integration tests: BPF, KVM, vhost-user, namespaces in this kernel
-//!  fuzz    hostile-input tests again, with more cases; libFuzzer's targets
 //!  system  `ocs up` over its API, through boto3, with real probe guests
 //!  demo    the demo's claims, and that each sabotage is noticed
+//!  gates   formatting, lints, documentation, licences; beside the two before
+//!  fuzz    hostile-input tests again, with more cases; libFuzzer's targets
 //!  lab     stock Linux in the emulated host
 //! ```
 //! A layer that fails does not hide the next one.
@@ -19,7 +19,7 @@ mod system;
 
 use crate::build;
 use crate::setup::{self, Need};
-use crate::{gates, sh};
+use crate::{fuzz, gates, sh};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use std::time::{Duration, Instant};
@@ -91,32 +91,62 @@ struct Outcome {
     took: Duration,
 }
 
+/// What they need of the machine.
+const NEEDS: &[Need] = &[
+    Need::CoreSources,
+    Need::BpfLinker,
+    Need::NetworkTools,
+    Need::Dissector,
+    Need::Fuzzer,
+    Need::Lab,
+    Need::BlockPeers,
+    Need::Clients,
+];
+
 /// Runs the layers; an error if any test failed.
 pub fn run(options: &Options) -> Result<()> {
-    let layers: Vec<Layer> = Layer::value_variants()
-        .iter()
-        .copied()
-        .filter(|layer| options.only.is_none_or(|only| only == *layer))
-        .collect();
-    setup::ensure(&[
-        Need::CoreSources,
-        Need::BpfLinker,
-        Need::NetworkTools,
-        Need::Dissector,
-        Need::Lab,
-        Need::Clients,
-    ])?;
-    if layers != [Layer::Gates] {
-        build::for_tests()?;
-    }
-    let outcomes: Vec<Outcome> = layers
-        .into_iter()
-        .map(|layer| run_layer(layer, options.long))
-        .collect();
+    setup::packages(NEEDS)?;
+    std::thread::scope(|scope| {
+        // These are downloaded while the compiler works.
+        let clients = scope.spawn(|| setup::ensure(&[Need::Clients]));
+        if options.only == Some(Layer::Gates) {
+            build::embedded()?;
+        } else {
+            build::for_tests()?;
+        }
+        build::joined(clients)
+    })?;
+    let outcomes = match options.only {
+        Some(layer) => vec![run_layer(layer, options.long)],
+        None => run_all(options.long),
+    };
     if options.long {
         long::write(&outcomes)?;
     }
     report(&outcomes)
+}
+
+/// The layers one after another, but for the compiler's work: it is done in the time that the
+/// system's tests leave.
+fn run_all(long: bool) -> Vec<Outcome> {
+    let run = |layer| run_layer(layer, long);
+    let mut outcomes = vec![run(Layer::Unit), run(Layer::Kernel)];
+    std::thread::scope(|scope| {
+        let gates = scope.spawn(|| {
+            sh::when_idle();
+            let gates = run(Layer::Gates);
+            // The fuzz layer does it again, and says what is wrong.
+            let _ = fuzz::build();
+            gates
+        });
+        outcomes.extend([run(Layer::System), run(Layer::Demo)]);
+        match gates.join() {
+            Ok(gates) => outcomes.insert(0, gates),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    outcomes.extend([run(Layer::Fuzz), run(Layer::Lab)]);
+    outcomes
 }
 
 fn run_layer(layer: Layer, long: bool) -> Outcome {
